@@ -1,0 +1,102 @@
+"""The tensor types of a training step: GradedBatch → Advantages → TrainingBatch, each complete when made.
+
+Axes: B completions, T positions of the longest completion (right-padded). Prompts stay outside the rectangle, as ids, so
+that position t means the same thing in every field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from rlcore.types import Sampling
+
+
+@dataclass(frozen=True)
+class GradedBatch:
+    """The valid completions of a step with their rewards."""
+
+    # what was sampled
+    prompt_ids: Sequence[tuple[int, ...]]  # B prompts
+    tokens: Tensor  # (B, T) long; 0 where padded
+    present: Tensor  # (B, T) float; 1 where there is a token
+    loss_mask: Tensor  # (B, T) float; 1 where the policy sampled the token
+    rollout_logprobs: Tensor  # (B, T) under the distribution actually sampled
+    versions: Tensor  # (B, T) long; the weights that sampled the token
+    truncated: Tensor  # (B,) bool; cut by the token limit
+    sampling: Sampling
+    # what it is worth
+    group: Tensor  # (B,) long; equal for the completions of one problem
+    rewards: dict[str, Tensor]  # component → (B, T), weighted and gated
+    accuracy: Tensor  # (B,) the raw verifiable component, 0 or 1
+
+    def __post_init__(self) -> None:
+        shape = self.tokens.shape
+        for name in ("present", "loss_mask", "rollout_logprobs", "versions"):
+            if getattr(self, name).shape != shape:
+                raise ValueError(f"GradedBatch.{name} has shape {tuple(getattr(self, name).shape)}, not {tuple(shape)}")
+        for name, reward in self.rewards.items():
+            if reward.shape != shape:
+                raise ValueError(f"reward {name!r} has shape {tuple(reward.shape)}, not {tuple(shape)}")
+
+    @property
+    def lengths(self) -> Tensor:
+        """(B,) number of completion tokens."""
+        return self.present.sum(1)
+
+    @property
+    def returns(self) -> Tensor:
+        """(B,) each completion's summed reward over all components and tokens."""
+        return torch.stack([reward.sum(1) for reward in self.rewards.values()]).sum(0)
+
+
+@dataclass(frozen=True)
+class Advantages:
+    policy: Tensor  # (B, T) what each token's log-prob is pushed by
+    degenerate: Tensor  # (B,) bool; the group told the members nothing apart
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """What the learner sees: the graded batch, its advantages and, where a KL term asks for it, the reference's log-probs."""
+
+    graded: GradedBatch
+    advantages: Tensor  # (B, T)
+    reference_logprobs: Tensor | None  # (B, T)
+
+
+def rows(batch: GradedBatch, index: Sequence[int]) -> GradedBatch:
+    """The batch restricted to some completions, in the order of `index`; T is kept."""
+    picked: dict[str, object] = {}
+    for field in fields(batch):
+        value = getattr(batch, field.name)
+        if isinstance(value, Tensor):
+            picked[field.name] = value[torch.as_tensor(index)]
+        elif field.name == "rewards":
+            picked[field.name] = {name: reward[torch.as_tensor(index)] for name, reward in value.items()}
+        elif field.name == "prompt_ids":
+            picked[field.name] = [value[i] for i in index]
+        else:
+            picked[field.name] = value
+    return GradedBatch(**picked)  # type: ignore[arg-type]
+
+
+def pad(rows_: Sequence[Sequence[float]], dtype: torch.dtype) -> Tensor:
+    """(B, T) from rows of different lengths, right-padded with 0."""
+    width = max((len(row) for row in rows_), default=0)
+    return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows_], dtype=dtype).view(len(rows_), width)
+
+
+def checksum(tensor: Tensor) -> int:
+    """A 63-bit sum of the tensor's bit patterns, each weighted by an odd number of its position: any flipped bit, lost or
+    exchanged element changes it. Runs on the tensor's device, in pieces that bound the memory."""
+    total = 0
+    bits = tensor.detach().contiguous().view(-1).view(torch.uint8)
+    for start in range(0, len(bits), 1 << 20):
+        piece = bits[start : start + (1 << 20)].long()
+        weights = torch.arange(start, start + len(piece), device=piece.device) * 2654435761 % 2147483647 * 2 + 1
+        total += int((piece * weights).sum())
+    return total & ((1 << 63) - 1)

@@ -1,0 +1,60 @@
+"""How a name in a recipe becomes code: the folder is the registry.
+
+`find("trainers.advantages", "grpo")` imports `trainers/advantages/grpo.py` and returns the object in it that carries the
+file's name (`grpo`, or `Grpo` for a class). A name with a colon, `my_package.my_file:object`, is imported as it is, so
+a user's own file needs no registration.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rlcore.errors import UserError
+
+
+def names(package: str) -> dict[str, str]:
+    """Plugin name → module path, for every public module below `package`, sub-folders included. Imports none of them."""
+    root = importlib.import_module(package)
+    return {
+        info.name.rpartition(".")[2]: info.name
+        for info in pkgutil.walk_packages(root.__path__, package + ".")
+        if not info.ispkg
+    }
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """A hint for a mistyped name: ` (did you mean 'x'?)`, or the list of what there is."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"
+
+
+def find(package: str, name: str) -> Any:
+    """The object that `name` means in `package`. Raises UserError for a name that is not there."""
+    if ":" in name:
+        module_name, _, attribute = name.partition(":")
+        try:
+            return getattr(importlib.import_module(module_name), attribute)
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"cannot import {name!r}: {error}; is its folder on PYTHONPATH?") from error
+    known = names(package)
+    if name not in known:
+        raise UserError(f"there is no {name!r} in {package.replace('.', '/')}{nearest(name, list(known))}")
+    module = importlib.import_module(known[name])
+    wanted = name.replace("_", "").lower()
+    return next(value for key, value in vars(module).items() if key.replace("_", "").lower() == wanted)
+
+
+def bind(package: str, name: str, options: Mapping[str, Any]) -> Callable[..., Any]:
+    """`find`, with the recipe's options bound as keyword arguments. Raises UserError for an option it does not take."""
+    target = find(package, name)
+    taken = [p.name for p in inspect.signature(target).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    for option in options:
+        if option not in taken:
+            raise UserError(f"{name!r} has no option {option!r}{nearest(option, taken) if taken else '; it takes none'}")
+    return functools.partial(target, **options)

@@ -1,0 +1,103 @@
+"""The three protocols by which layers meet: Engine (rollout), Reward (rewards), Learner (trainers).
+
+A lower layer that needs a higher one takes one of these as an argument.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from rlcore.types import Completion, Group, Request, Score
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rlcore.batch import GradedBatch, TrainingBatch
+    from rlcore.run.metrics import Metrics
+
+
+@dataclass(frozen=True)
+class WeightUpdate:
+    """New weights for an engine, streamed in buckets of name → tensor.
+
+    `checksums` has one entry per tensor of the update (`rlcore.batch.checksum`); the engine takes nothing into use
+    until every one of them has arrived and matches.
+    """
+
+    version: int
+    buckets: Iterable[Mapping[str, Tensor]]
+    checksums: Mapping[str, int]
+    kind: Literal["full"] = "full"
+
+
+class Engine(Protocol):
+    """Where completions come from. Every token carries the log-prob and weight version it was sampled with."""
+
+    @property
+    def version(self) -> int: ...
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Queue requests. Raises UserError for one that does not fit into the model's context."""
+
+    def poll(self) -> list[Completion]:
+        """Work until at least one completion is finished and return all that are; empty when nothing is queued."""
+
+    def interrupt(self) -> list[Completion]:
+        """Stop everything; return what was sampled so far with finish reason `interrupted`. `Completion.as_prefix` goes on."""
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """Submit and poll until done; completions in the order of their requests."""
+
+    def logprobs(self, completions: Sequence[Completion]) -> list[list[float]]:
+        """Log-probs of the completions' tokens at temperature 1 without truncation, under the weights served now."""
+
+    def sync(self, update: WeightUpdate) -> None:
+        """Serve new weights. Raises SyncError, naming the tensor, when the update is partial, corrupted or stale."""
+
+    def close(self) -> None: ...
+
+
+class Reward(ABC):
+    """One component of what a completion is worth. Takes its settings as keyword arguments, as the recipe names them."""
+
+    verifiable: bool = False  # True: the raw value is accuracy (1 correct, 0 wrong), read by filters and statistics
+
+    @abstractmethod
+    def score(self, groups: Sequence[Group], state: Any) -> list[Score]:
+        """One score per completion, group after group. Sees the whole global batch before any filter; pure."""
+
+    def close(self) -> None:  # noqa: B027 (most rewards hold nothing)
+        """Release what the component holds (worker processes, models)."""
+
+
+class StatefulReward(Reward):
+    """A component that learns from the batches it scored. Its state is checkpointed; evaluation never updates it."""
+
+    @abstractmethod
+    def initial_state(self) -> Any:
+        """The state before the first step; a JSON value."""
+
+    @abstractmethod
+    def update(self, graded: GradedBatch, state: Any) -> tuple[Any, Metrics]:
+        """The next state, once a step, after scoring."""
+
+
+class Learner(Protocol):
+    """What turns batches into new weights. One class trains every model; they differ in head and loss only."""
+
+    def logprobs(self, batch: GradedBatch) -> Tensor:
+        """(B, T) log-probs of the batch's tokens at its sampling temperature, without gradient."""
+
+    def update(self, batch: TrainingBatch) -> Metrics:
+        """One pass over the batch: one or more optimiser steps."""
+
+    def weights(self, version: int) -> WeightUpdate:
+        """The current policy weights, adapters merged, under the names of the plain checkpoint."""
+
+    def save(self, folder: Path) -> None: ...
+
+    def load(self, folder: Path) -> None: ...

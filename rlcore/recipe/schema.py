@@ -1,0 +1,264 @@
+"""What a recipe may say. One pydantic model per section; every key is declared here once, with its default and meaning.
+
+Unknown keys are errors. `job` selects the recipe class, and with it the trainer.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+from rlcore.types import Sampling
+
+Share = Annotated[float, Field(ge=0, le=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Plugin(BaseModel):
+    """A plugin by name, with its options beside it: `grpo`, or `{name: grpo, epsilon: 1.0e-4}`."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _default(name: str) -> Any:
+    """The type of a plugin key whose options may be given without repeating the default's name."""
+
+    def complete(value: Any) -> Any:
+        value = _named(value)
+        return {"name": name, **value} if isinstance(value, dict) else value
+
+    return Annotated[Plugin, BeforeValidator(complete), Field(default=Plugin(name=name))]
+
+
+class Source(Plugin):
+    """A data source (`rlcore/data/sources`) and its options; sources are mixed by weight."""
+
+    weight: PositiveFloat = 1.0
+
+
+SourceSpec = Annotated[Source, BeforeValidator(_named)]
+Sources = Annotated[list[SourceSpec], Field(min_length=1), BeforeValidator(lambda v: v if isinstance(v, list) else [v])]
+
+
+class Example(Section):
+    prompt: str
+    answer: str
+
+
+class Prompt(Section):
+    template: str = "{problem}"  # what the user says; {problem} is the problem's text
+    system: str = ""
+    examples: list[Example] = []  # few-shot turns before the problem
+    chat: Literal["auto", "template", "plain"] = "auto"  # auto: the model's chat template where it has one
+    enable_thinking: bool | None = None  # passed through to the chat template
+    extract: list[Literal["boxed", "answer_tag", "hashes", "final_answer", "last_number"]] = [
+        "boxed",
+        "answer_tag",
+        "hashes",
+        "final_answer",
+        "last_number",
+    ]  # where an answer is looked for, in this order
+
+    @model_validator(mode="after")
+    def _has_problem(self) -> Prompt:
+        if "{problem}" not in self.template:
+            raise ValueError("the template must contain {problem}")
+        return self
+
+
+class Rollout(Section):
+    engine: _default("transformers")  # type: ignore[valid-type]
+    prompts_per_step: PositiveInt = 32
+    samples: PositiveInt = 8  # completions per prompt
+    temperature: NonNegativeFloat = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: NonNegativeInt = 0
+    min_p: Share = 0.0
+    max_new_tokens: PositiveInt = 512
+    stop: list[str] = []
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(self.temperature, self.top_p, self.top_k, self.min_p, self.max_new_tokens, tuple(self.stop))
+
+
+class Gate(Section):
+    """The component counts only where another component's raw value reaches a floor."""
+
+    component: str
+    at_least: float
+
+
+class Component(Plugin):
+    """A reward component (`rewards/`), its weight and gate. `label` tells two components of one name apart."""
+
+    weight: float = 1.0
+    gate: Gate | None = None
+    label: str = ""
+
+    @model_validator(mode="after")
+    def _labelled(self) -> Component:
+        if not self.label:
+            object.__setattr__(self, "label", self.name.rpartition(":")[2])
+        return self
+
+
+class KL(Section):
+    """A penalty that keeps the policy near the model it started from; see `trainers/losses/kl.py`."""
+
+    estimator: Literal["k1", "k2", "k3"] = "k3"
+    coefficient: NonNegativeFloat = 0.0
+
+
+class DynamicSampling(Section):
+    """DAPO: groups whose raw accuracy is all 0 or all 1 teach nothing; sample others in their place."""
+
+    max_rounds: PositiveInt = 4  # sampling rounds a step may take before it goes on with what it has
+
+
+class Algorithm(Section):
+    advantage: _default("grpo")  # type: ignore[valid-type]
+    loss: _default("ppo_clip")  # type: ignore[valid-type]
+    aggregate: Literal["token_mean", "sequence_mean", "constant"] = "token_mean"
+    kl: KL = KL()
+    importance_sampling_cap: PositiveFloat | None = None  # token-level truncated importance sampling (TIS); None: off
+    dynamic_sampling: DynamicSampling | None = None
+    mask_truncated: bool = False  # leave completions cut by the token limit out of the loss
+    max_invalid_fraction: Share = 0.2  # more completions than this without a verdict abort the run
+
+
+class Lora(Section):
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 32.0
+    dropout: Share = 0.0
+    targets: str | list[str] = "all-linear"
+
+
+class Optimizer(Section):
+    """AdamW, with linear warm-up and then a constant rate or a cosine to zero."""
+
+    learning_rate: PositiveFloat = 1e-6
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: NonNegativeFloat = 0.0
+    warmup_steps: NonNegativeInt = 0
+    schedule: Literal["constant", "cosine"] = "constant"
+    max_grad_norm: PositiveFloat = 1.0
+
+
+class Update(Section):
+    """How a step's batch is cut: into mini-batches (one optimiser step each), and those into micro-batches (memory only)."""
+
+    minibatches: PositiveInt = 1
+    epochs: PositiveInt = 1
+    tokens_per_microbatch: PositiveInt = 16384  # padded prompt + completion tokens
+    logits_chunk: PositiveInt = 4096  # positions whose logits exist at one time
+    gradient_checkpointing: bool = False
+
+
+class Evaluation(Section):
+    every: PositiveInt = 20  # steps
+    data: Sources
+    limit: PositiveInt | None = None  # problems
+    samples: PositiveInt = 1  # completions per problem at the rollout temperature; the eval seed fixes them
+    temperatures: list[NonNegativeFloat] = []  # besides, before and after training
+    seed: int = 0
+    max_new_tokens: PositiveInt | None = None  # default: the rollout's
+
+
+class Checkpoint(Section):
+    every: PositiveInt = 20  # steps; the last step is always kept
+    keep_last: PositiveInt = 2
+    keep_best: str | None = None  # a metric, e.g. eval/accuracy
+
+
+class Stop(Section):
+    """End before `steps`: when a metric has not risen for `patience` evaluations, or a budget is spent."""
+
+    metric: str = "eval/accuracy"
+    patience: PositiveInt | None = None
+    max_hours: PositiveFloat | None = None
+    max_tokens: PositiveInt | None = None
+
+
+class Job(Section):
+    """What every job has."""
+
+    name: str = "run"
+    output: str = ""  # the run folder; default: runs/NAME
+    seed: int = 0
+    model: str  # toy:NAME, smollm2-135m, a folder, or a hub id
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the forward passes; parameters and optimiser stay float32
+    device: str = "auto"
+    threads: PositiveInt | None = None  # CPU threads; default: all cores
+    lora: Lora | None = None
+    trust_remote_code: bool = False
+    optimizer: Optimizer = Optimizer()
+    log: list[Literal["tensorboard", "wandb", "trackio"]] = []
+
+    @property
+    def folder(self) -> str:
+        return self.output or f"runs/{self.name}"
+
+
+class RL(Job):
+    job: Literal["rl"] = "rl"
+    steps: PositiveInt
+    data: Sources
+    prompt: Prompt = Prompt()
+    rollout: Rollout = Rollout()
+    rewards: Annotated[list[Annotated[Component, BeforeValidator(_named)]], Field(min_length=1)] = [
+        Component(name="answer")
+    ]
+    algorithm: Algorithm = Algorithm()
+    update: Update = Update()
+    eval: Evaluation | None = None
+    checkpoint: Checkpoint = Checkpoint()
+    stop: Stop = Stop()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RL:
+        labels = [component.label for component in self.rewards]
+        for label in labels:
+            if labels.count(label) > 1:
+                raise ValueError(f"two reward components are called {label!r}; give one of them a `label`")
+        for component in self.rewards:
+            if component.gate and component.gate.component not in labels:
+                raise ValueError(f"the gate of {component.label!r} names {component.gate.component!r}, which is no component")
+        if self.rollout.sampling.truncates and self.algorithm.importance_sampling_cap is None:
+            raise ValueError(
+                "top_p, top_k and min_p bend the sampling distribution away from the policy: "
+                "set algorithm.importance_sampling_cap (2.0 is usual), or sample without them"
+            )
+        if self.rollout.temperature == 0:
+            raise ValueError("rollout.temperature 0 samples every completion of a group alike: nothing can be learned")
+        return self
+
+
+class Sft(Job):
+    """Supervised fine-tuning on the sources' solutions, through TRL."""
+
+    job: Literal["sft"] = "sft"
+    data: Sources
+    prompt: Prompt = Prompt()
+    epochs: PositiveInt = 1
+    batch_size: PositiveInt = 64
+    max_length: PositiveInt = 1024
+
+
+Recipe = RL | Sft
+JOBS: dict[str, type[Job]] = {"rl": RL, "sft": Sft}

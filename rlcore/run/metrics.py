@@ -1,0 +1,43 @@
+"""Metrics that add up right however a batch was split: they travel as numerator and denominator, or as a maximum."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    total: float
+    count: float
+
+    def __add__(self, other: Mean) -> Mean:
+        return Mean(self.total + other.total, self.count + other.count)
+
+    @property
+    def value(self) -> float:
+        return self.total / self.count if self.count else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Max:
+    value: float
+
+    def __add__(self, other: Max) -> Max:
+        return Max(max(self.value, other.value))
+
+
+Metrics = dict[str, Mean | Max]
+
+
+def merge(parts: Iterable[Metrics]) -> Metrics:
+    """Add up metrics by name."""
+    merged: Metrics = {}
+    for part in parts:
+        for name, metric in part.items():
+            merged[name] = merged[name] + metric if name in merged else metric  # type: ignore[operator]
+    return merged
+
+
+def values(metrics: Mapping[str, Mean | Max]) -> dict[str, float]:
+    return {name: metric.value for name, metric in metrics.items()}

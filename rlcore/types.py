@@ -1,0 +1,145 @@
+"""The types a sample passes through before it becomes tensors: Problem → Request → Completion → Group → Score.
+
+Each is complete when made and never changed afterwards. Nothing here imports torch. The tensor types that follow are in
+`rlcore.batch`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+FinishReason = Literal["stop", "length", "interrupted"]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One question with a known answer.
+
+    `grader` names the equality in `rlcore.grading.graders` that decides whether an answer is right, so that sources with
+    different notions of equality can be mixed in one run. `meta` carries what the source knows (solution, level, …).
+    """
+
+    id: str
+    prompt: str
+    answer: str
+    grader: str = "math"
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn: softmax(logits / temperature), truncated by top-k, then top-p, then min-p, renormalised.
+
+    `temperature` 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 switch the truncations off. `stop` strings end a completion.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    max_new_tokens: int = 256
+    stop: tuple[str, ...] = ()
+
+    @property
+    def truncates(self) -> bool:
+        return self.top_p < 1.0 or self.top_k > 0 or self.min_p > 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """Tokens that a completion must start with, with the log-probs and weight versions they were sampled under."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    versions: tuple[int, ...]
+    loss_mask: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One completion asked of an engine. `seed` alone decides its random numbers, whatever it is batched with."""
+
+    problem_id: str
+    sample: int
+    seed: int
+    prompt_ids: tuple[int, ...]
+    sampling: Sampling
+    prefix: Prefix | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What an engine sampled. The four per-token tuples have one length; tokens are never re-encoded.
+
+    `loss_mask` is 0 for tokens the policy did not sample. `logprobs` are natural logarithms under the distribution that was
+    actually sampled (temperature and truncation included; 0 when greedy). `versions` is the weight version of each token.
+    `text` is the decoded completion without special tokens, cut before a stop string.
+    """
+
+    problem_id: str
+    sample: int
+    seed: int
+    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    loss_mask: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    versions: tuple[int, ...]
+    sampling: Sampling
+    finish_reason: FinishReason
+    text: str
+
+    @property
+    def truncated(self) -> bool:
+        return self.finish_reason == "length"
+
+    def as_prefix(self) -> Prefix:
+        """The forced prefix with which an interrupted completion goes on."""
+        return Prefix(self.token_ids, self.logprobs, self.versions, self.loss_mask)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The completions of one problem."""
+
+    problem: Problem
+    completions: Sequence[Completion]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A grader's word on one answer. `invalid` means that the grader failed, never that the answer is wrong."""
+
+    kind: Literal["correct", "wrong", "invalid"]
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A reward component's value for one completion, with what it wants people to read about it.
+
+    `per_token`, where given, spreads the value over the completion's tokens (same length, sums to `value`); otherwise the
+    whole value stands at the last token.
+    """
+
+    value: float
+    reason: str = ""
+    per_token: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Invalid:
+    """The component could not judge this completion: it leaves the batch and is counted under `reason`."""
+
+    reason: str
+
+
+Score = Scored | Invalid
+
+
+def seed_from(*parts: object) -> int:
+    """A 63-bit seed that depends on every part and on nothing else (not on the process, unlike `hash`)."""
+    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
