@@ -39,7 +39,7 @@ class Loaded:
         lines = text.splitlines()
         for path, node in _scalars(yaml.compose(text)):
             line = node.end_mark.line if node.end_mark.column else node.end_mark.line - 1
-            lines[line] = f"{lines[line]:<56}# {_origin(self.origins, path) or 'default'}"
+            lines[line] = f"{lines[line]:<56}# {self.origins.get(path, 'default')}"
         return "\n".join(lines) + "\n"
 
 
@@ -84,7 +84,13 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[Path_, str]]:
         raise UserError(f"{where}: not readable as YAML: {getattr(error, 'problem', None) or error}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: a recipe is a mapping of keys to values, this is {type(values).__name__}")
-    return values, {p: f"{path}:{n.start_mark.line + 1}" for p, n in _nodes(node, ())}
+    return values, {p: f"{_readable(path)}:{n.start_mark.line + 1}" for p, n in _nodes(node, ())}
+
+
+def _readable(path: Path) -> str:
+    """A shipped recipe by its name below recipes/, any other file as it is."""
+    root = Path(str(resources.files("recipes")))
+    return str(path.relative_to(root.parent) if path.is_relative_to(root) else path)
 
 
 def _override(argument: str) -> tuple[dict[str, Any], dict[Path_, str]]:
@@ -97,7 +103,8 @@ def _override(argument: str) -> tuple[dict[str, Any], dict[Path_, str]]:
     layer: Any = value
     for key in reversed(keys):
         layer = {key: layer}
-    return layer, {tuple(keys[: i + 1]): f"override {argument}" for i in range(len(keys))}
+    given = [path for path, _ in _nodes(yaml.compose(text), tuple(keys))] if text.strip() else []
+    return layer, dict.fromkeys([tuple(keys[: i + 1]) for i in range(len(keys))] + given, f"override {argument}")
 
 
 def _nodes(node: yaml.Node, path: Path_) -> Iterator[tuple[Path_, yaml.Node]]:
