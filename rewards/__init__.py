@@ -1,0 +1,1 @@
+"""What a completion is worth. One component a file, below this folder; a recipe's `rewards` names the files."""

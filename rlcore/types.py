@@ -120,12 +120,14 @@ class Verdict:
 class Scored:
     """A reward component's value for one completion, with what it wants people to read about it.
 
-    `per_token`, where given, spreads the value over the completion's tokens (same length, sums to `value`); otherwise the
-    whole value stands at the last token.
+    `judged` is the part of the completion that the value is about, such as the answer that was extracted. `per_token`, where
+    given, spreads the value over the completion's tokens (same length, sums to `value`); otherwise the whole value stands at
+    the last token.
     """
 
     value: float
     reason: str = ""
+    judged: str = ""
     per_token: tuple[float, ...] | None = None
 
 

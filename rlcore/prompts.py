@@ -1,0 +1,80 @@
+"""From a problem to prompt tokens, and the ids that end a completion. The only place where text is encoded for the policy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rlcore.errors import UserError
+from rlcore.recipe.schema import Prompt
+from rlcore.types import Problem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Prompter:
+    """Renders problems with a recipe's prompt section: the model's own chat template, or plain text for base models."""
+
+    def __init__(self, spec: Prompt, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.spec, self.tokenizer = spec, tokenizer
+        has_template = bool(getattr(tokenizer, "chat_template", None))
+        if spec.chat == "template" and not has_template:
+            raise UserError("prompt.chat is `template`, and the model's tokenizer has no chat template: use `plain` or `auto`")
+        self.chat = has_template and spec.chat != "plain"
+
+    def text(self, problem: Problem) -> str:
+        """The prompt as the model reads it, special tokens spelt out."""
+        user = self.spec.template.replace("{problem}", problem.prompt)
+        if not self.chat:
+            shots = "".join(f"{self.spec.template.replace('{problem}', e.prompt)}\n{e.answer}\n\n" for e in self.spec.examples)
+            system = f"{self.spec.system}\n\n" if self.spec.system else ""
+            return f"{system}{shots}{user}\n"
+        return self._template([*self._opening(), {"role": "user", "content": user}], add_generation_prompt=True)
+
+    def render(self, problem: Problem) -> tuple[int, ...]:
+        """Prompt token ids. A template that spells out BOS is not given a second one."""
+        ids = self.tokenizer(self.text(problem), add_special_tokens=not self.chat).input_ids
+        return tuple(without_trailing_eos(ids, self.tokenizer.eos_token_id))
+
+    def complete(self, problem: Problem, solution: str) -> tuple[int, ...]:
+        """The token ids of a finished solution after this prompt, its end of turn included, for supervised training."""
+        return (*self.tokenizer(solution, add_special_tokens=False).input_ids, self.end_of_turn())
+
+    def end_of_turn(self) -> int:
+        """The token that ends an assistant's turn: the one the template writes after its text, else EOS."""
+        eos = self.tokenizer.eos_token_id
+        if self.chat:
+            turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+            ids = self.tokenizer(self._template(turn, add_generation_prompt=False), add_special_tokens=False).input_ids
+            special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.get_added_vocab().values())
+            trailing = [i for i in ids[-3:] if i in special]
+            eos = trailing[0] if trailing else eos
+        if eos is None:
+            raise UserError("the tokenizer knows no token that ends a completion: set its eos_token")
+        return int(eos)
+
+    def _opening(self) -> list[dict[str, str]]:
+        opening = [{"role": "system", "content": self.spec.system}] if self.spec.system else []
+        for example in self.spec.examples:
+            opening.append({"role": "user", "content": self.spec.template.replace("{problem}", example.prompt)})
+            opening.append({"role": "assistant", "content": example.answer})
+        return opening
+
+    def _template(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
+        thinking = {} if self.spec.enable_thinking is None else {"enable_thinking": self.spec.enable_thinking}
+        rendered = self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=add_generation_prompt, **thinking
+        )
+        return str(rendered)
+
+
+def stop_ids(model: PreTrainedModel, prompter: Prompter) -> list[int]:
+    """Every id that ends a completion: the generation config's EOS ids, the tokenizer's, and the template's end of turn."""
+    configured = model.generation_config.eos_token_id if model.generation_config else None
+    listed = configured if isinstance(configured, list) else [configured]
+    return sorted({i for i in (*listed, prompter.tokenizer.eos_token_id, prompter.end_of_turn()) if i is not None})
+
+
+def without_trailing_eos(ids: list[int], eos: int | None) -> list[int]:
+    """Some tokenizers close every text with EOS; a prompt must stay open."""
+    return ids[:-1] if ids and ids[-1] == eos else ids

@@ -1,0 +1,106 @@
+"""Which metric is drawn where: sections of panels, by name. What no section knows comes last, under "Other".
+
+Read by `rlcore.report.page`; the panels are drawn by `rlcore.report.figures`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from rlcore.report.read import Series
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One plot: a line for each metric; or, where a `whole` is named, the metrics stacked, and the whole as a line."""
+
+    title: str
+    names: Sequence[str]
+    whole: str = ""
+
+    @property
+    def parts(self) -> list[str]:
+        return [name for name in self.names if name != self.whole]
+
+
+@dataclass(frozen=True)
+class Section:
+    title: str
+    panels: Sequence[Panel]
+    columns: int  # on a wide screen
+
+
+@dataclass(frozen=True)
+class _Together:
+    """All metrics that match, in one panel."""
+
+    title: str
+    patterns: tuple[str, ...]
+    whole: str = ""
+
+    def panels(self, names: Sequence[str]) -> list[Panel]:
+        return [Panel(self.title, names, self.whole)]
+
+
+@dataclass(frozen=True)
+class _Each:
+    """A panel for each metric that matches."""
+
+    patterns: tuple[str, ...]
+
+    def panels(self, names: Sequence[str]) -> list[Panel]:
+        return [Panel(name, [name]) for name in names]
+
+
+SECTIONS: Mapping[str, Sequence[_Together | _Each]] = {
+    "Accuracy": [
+        _Together("evaluation", ("eval/accuracy", "eval/pass@*")),
+        _Together("training, as sampled", ("accuracy",)),
+    ],
+    "Rewards": [_Each(("reward", "reward/*"))],
+    "Completions": [
+        _Together("tokens per completion", ("length/mean", "eval/length")),
+        _Together("share of completions", ("length/truncated", "answers/missing", "invalid/fraction")),
+        _Each(("groups/*",)),
+    ],
+    "Entropy and KL": [_Together("entropy", ("entropy", "eval/entropy")), _Each(("kl/*",))],
+    "Update": [_Each(("loss", "clip_fraction", "grad_norm", "ratio/*", "learning_rate"))],
+    "Time": [_Together("seconds per step", ("time/*",), whole="time/step"), _Each(("tokens_per_second", "tokens"))],
+    "Other": [_Each(("*",))],
+}
+WIDE = {"Accuracy"}  # what a run is about
+
+
+def sections(metrics: Mapping[str, Series]) -> list[Section]:
+    """Every metric in exactly one panel; bounds are drawn as the band of the metric that they bound."""
+    left = [name for name in metrics if not _is_bound(name, metrics)]
+    found = []
+    for title, rules in SECTIONS.items():
+        panels: list[Panel] = []
+        for rule in rules:
+            names = _matching(left, rule.patterns)
+            left = [name for name in left if name not in names]
+            panels += rule.panels(names) if names else []
+        if panels:
+            found.append(Section(title, panels, columns=2 if title in WIDE else 3))
+    return found
+
+
+def bounds(name: str, metrics: Mapping[str, Series]) -> tuple[Series, Series] | None:
+    """The interval of a metric, where the run recorded one."""
+    low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
+    return (low, high) if low and high else None
+
+
+def _is_bound(name: str, metrics: Mapping[str, Series]) -> bool:
+    whole = name.removesuffix("_low").removesuffix("_high")
+    return whole != name and whole in metrics and bounds(whole, metrics) is not None
+
+
+def _matching(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
+    """In the order of the patterns; a name spelled out is not caught by a pattern before it."""
+    exact = {pattern for pattern in patterns if "*" not in pattern}
+    names = list(names)
+    return [n for p in patterns for n in names if (n == p if p in exact else n not in exact and fnmatchcase(n, p))]

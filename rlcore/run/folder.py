@@ -1,0 +1,223 @@
+"""A run's folder and everything that is written into it while it goes on; what a resumed run finds there again.
+
+    recipe.yaml  metrics.jsonl  ledger/step-000001.parquet  checkpoints/step-N/  summary.json  report.html
+
+A checkpoint records how far metrics.jsonl had come, so that a resumed run writes on exactly there: what a killed process wrote
+after its last checkpoint is written again, to the bit.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import yaml
+from filelock import FileLock, Timeout
+
+from rlcore.errors import UserError
+from rlcore.recipe.load import Loaded
+from rlcore.recipe.schema import Checkpoint, Stop
+from rlcore.run import checkpoint
+from rlcore.run.checkpoint import Saved
+from rlcore.run.console import Console
+from rlcore.run.trackers import open_trackers
+
+# What a resumed run may change: how long it goes on and what it tells.
+CHANGEABLE = ("steps", "stop", "checkpoint", "log", "output", "name")
+
+
+class Interrupted(Exception):
+    """Ctrl-C: the step was finished and checkpointed. The message says how to go on."""
+
+
+class Stateful(Protocol):
+    """Something with a small JSON state in a checkpoint: a data cursor, reward states."""
+
+    def state(self) -> Any: ...
+
+    def restore(self, state: Any) -> None: ...
+
+
+class Run:
+    """One run. `learners` and `cursors` are what its checkpoints hold; both are restored together."""
+
+    def __init__(self, loaded: Loaded, *, steps: int, keep: Checkpoint, stop: Stop) -> None:
+        self.folder = Path(loaded.recipe.folder)
+        self.steps, self.keep, self.rules = steps, keep, stop
+        self.console = Console(loaded.recipe.name, steps)
+        self.learners: dict[str, Saved] = {}
+        self.cursors: dict[str, Stateful] = {}
+        self.trackers = open_trackers(loaded.recipe.log, self.folder, loaded.recipe.name, loaded.recipe.model_dump(mode="json"))
+        self._times: dict[str, float] = {}
+        self._history: dict[str, Any] = {"elapsed": 0.0, "tokens": 0.0, "best": None, "best_step": None, "stale": 0}
+        self._since = time.monotonic()
+        self._interrupted = False
+
+    # -- from start to end -----------------------------------------------------------------------------------------------
+
+    def restore(self) -> int:
+        """Take up the newest checkpoint, if there is one; the step it was made at, else 0."""
+        step = checkpoint.latest(self.folder / "checkpoints") or 0
+        written = 0
+        if step:
+            state = checkpoint.load(self.folder / "checkpoints", step, self.learners)
+            for name, cursor in self.cursors.items():
+                cursor.restore(state["cursors"][name])
+            self._history, written = state["history"], state["written"]
+            self.console.say(f"resumed from step {step} in {self.folder}")
+        with (self.folder / "metrics.jsonl").open("ab") as file:
+            file.truncate(written)
+        for path in (self.folder / "ledger").glob("step-*.parquet"):
+            if int(path.stem.removeprefix("step-")) > step:
+                path.unlink()
+        self._since = time.monotonic()
+        self.console.start(step)
+        signal.signal(signal.SIGINT, self._on_interrupt)
+        return step
+
+    def goes_on(self, step: int) -> bool:
+        """Whether another step comes: neither the last was done nor a stop rule reached."""
+        rules, history = self.rules, self._history
+        reached = {
+            f"{rules.metric} has not risen for {rules.patience} evaluations": rules.patience
+            and history["stale"] >= rules.patience,
+            f"{rules.max_hours} hours are spent": rules.max_hours and self.elapsed >= rules.max_hours * 3600,
+            f"{rules.max_tokens} tokens are spent": rules.max_tokens and history["tokens"] >= rules.max_tokens,
+        }
+        for reason, stopped in reached.items():
+            if stopped and step < self.steps:
+                self.console.say(f"stopping after step {step}: {reason}")
+                return False
+        return step < self.steps
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of wall time over all resumes."""
+        return float(self._history["elapsed"]) + time.monotonic() - self._since
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        write_aside(self.folder / "summary.json", json.dumps(dict(summary), indent=2) + "\n")
+        self.console.stop()
+
+    # -- what a step leaves behind ---------------------------------------------------------------------------------------
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._times[f"time/{phase}"] = self._times.get(f"time/{phase}", 0.0) + time.perf_counter() - start
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append a row to metrics.jsonl, tell the console and the trackers. Nothing for no metrics."""
+        if not metrics:
+            return
+        row = {**metrics, **self._times}
+        if self._times:
+            row["time/step"] = sum(self._times.values())
+            row["tokens_per_second"] = metrics.get("tokens", 0.0) / row["time/step"]
+            self._times.clear()
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step, **row}) + "\n")
+        self._history["tokens"] += metrics.get("tokens", 0.0)
+        self._follow(step, metrics)
+        self._warn(metrics)
+        self.console.step(step, row)
+        for track in self.trackers:
+            track(step, row)
+
+    def ledger(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        folder = self.folder / "ledger"
+        folder.mkdir(exist_ok=True)
+        aside = folder / f".step-{step:06d}.parquet"
+        pq.write_table(pa.Table.from_pylist([{"step": step, **row} for row in rows]), aside, compression="zstd")
+        aside.rename(folder / f"step-{step:06d}.parquet")
+
+    def checkpoint(self, step: int) -> None:
+        """Keep the state where the recipe says so, at the end, and when Ctrl-C was pressed (then raises Interrupted)."""
+        best = self.keep.keep_best is not None and self._history["best_step"] == step
+        if step % self.keep.every == 0 or not self.goes_on(step) or best or self._interrupted:
+            state = {
+                "step": step,
+                "cursors": {name: cursor.state() for name, cursor in self.cursors.items()},
+                "history": {**self._history, "elapsed": self.elapsed},
+                "written": (self.folder / "metrics.jsonl").stat().st_size,
+            }
+            root = self.folder / "checkpoints"
+            checkpoint.save(root, step, self.learners, state)
+            recent = checkpoint.steps(root)[-self.keep.keep_last :]
+            checkpoint.prune(root, {*recent, self._history["best_step"]} if self.keep.keep_best else set(recent))
+        if self._interrupted:
+            self.console.stop()
+            raise Interrupted(f"stopped after step {step}; go on with: rlcore train {self.folder} --resume")
+
+    # -- helpers ---------------------------------------------------------------------------------------------------------
+
+    def _follow(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Keep the best value of the metric that `keep_best` or `stop` watches."""
+        watched = self.keep.keep_best or self.rules.metric
+        if watched not in metrics:
+            return
+        if self._history["best"] is None or metrics[watched] > self._history["best"]:
+            self._history |= {"best": metrics[watched], "best_step": step, "stale": 0}
+        else:
+            self._history["stale"] += 1
+
+    def _warn(self, metrics: Mapping[str, float]) -> None:
+        if metrics.get("length/truncated", 0) > 0.5:
+            self.console.warn("more than half of the completions are cut by rollout.max_new_tokens: raise it")
+        if metrics.get("answers/missing", 0) > 0.5:
+            self.console.warn("more than half of the completions have no answer to extract: look at the ledger and the prompt")
+
+    def _on_interrupt(self, signum: int, frame: FrameType | None) -> None:
+        if self._interrupted:
+            raise KeyboardInterrupt
+        self._interrupted = True
+        self.console.say("finishing this step, then checkpointing (Ctrl-C again to stop at once)")
+
+
+@contextmanager
+def claim(loaded: Loaded, resume: bool) -> Iterator[None]:
+    """Make the run folder and hold it against other processes; write the resolved recipe. Raises UserError where it cannot be."""
+    folder = Path(loaded.recipe.folder)
+    recipe_file = folder / "recipe.yaml"
+    if recipe_file.exists():
+        if not resume:
+            raise UserError(f"{folder} holds a run already: add --resume to go on with it, or choose another with name=NAME")
+        _refuse_changes(loaded, recipe_file)
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+        write_aside(recipe_file, loaded.to_yaml())
+    except Timeout:
+        raise UserError(f"another process is running in {folder}") from None
+    except OSError as error:
+        raise UserError(f"cannot write to the run folder {folder}: {error.strerror}; choose another with output=PATH") from error
+    with lock:
+        yield
+
+
+def write_aside(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    aside = path.with_name(f".{path.name}")
+    aside.write_text(text)
+    aside.rename(path)
+
+
+def _refuse_changes(loaded: Loaded, recipe_file: Path) -> None:
+    before, now = yaml.safe_load(recipe_file.read_text()), yaml.safe_load(loaded.to_yaml())
+    changed = [key for key in now if now[key] != before.get(key) and key not in CHANGEABLE]
+    if changed:
+        raise UserError(
+            f"{recipe_file.parent} was started with another {', '.join(changed)}: resume with the same recipe "
+            f"(rlcore train {recipe_file.parent} --resume), or start anew with name=NAME"
+        )

@@ -1,0 +1,95 @@
+"""A preallocated key–value cache of slots, one row of the batch each. Used by the transformers engine only.
+
+The rows in use are always slots 0…n−1: new rows are prefilled behind them, and when a row leaves, the last one moves into its
+slot (one row copied, whatever the batch). Each row writes at its own length, so rows of any age share a forward pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+@dataclass
+class Prefill:
+    """New rows: slot `start + i` gets the keys of forward row `source[i]` (rows of one prompt are computed once)."""
+
+    start: int
+    source: Tensor  # (rows,) long
+
+
+@dataclass
+class Decode:
+    """One more token for rows 0…n−1, written at each row's length; attention reads columns 0…width−1."""
+
+    lengths: Tensor  # (n,) long
+    width: int
+
+
+class SlotLayer(CacheLayerMixin):
+    is_sliding = False
+
+    def __init__(self, slots: int, heads: int, capacity: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self.keys = torch.zeros(slots, heads, capacity, width, dtype=dtype, device=device)
+        self.values = torch.zeros_like(self.keys)
+        self.is_initialized = True
+        self.phase: Prefill | Decode | None = None
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing: the storage is made at construction."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+        """Store (rows, heads, tokens, width) and return what attention reads."""
+        if isinstance(self.phase, Prefill):
+            rows = slice(self.phase.start, self.phase.start + len(self.phase.source))
+            columns = key_states.shape[2]
+            self.keys[rows, :, :columns] = key_states[self.phase.source]
+            self.values[rows, :, :columns] = value_states[self.phase.source]
+            return key_states, value_states
+        assert isinstance(self.phase, Decode)
+        count, width = len(self.phase.lengths), self.phase.width
+        index = torch.arange(count, device=key_states.device)
+        self.keys[index, :, self.phase.lengths] = key_states[:, :, 0]
+        self.values[index, :, self.phase.lengths] = value_states[:, :, 0]
+        return self.keys[:count, :, :width], self.values[:count, :, :width]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.keys.shape[2], 0
+
+    def get_seq_length(self) -> int:
+        return 0
+
+    def get_max_length(self) -> int:
+        return self.keys.shape[2]
+
+
+class SlotCache(Cache):
+    def __init__(self, config: PretrainedConfig, slots: int, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        super().__init__(
+            layers=[SlotLayer(slots, heads, capacity, width, dtype, device) for _ in range(config.num_hidden_layers)]
+        )
+        self.slots, self.capacity = slots, capacity
+
+    def enter(self, phase: Prefill | Decode) -> None:
+        """Say what the next forward pass is."""
+        for layer in self.layers:
+            layer.phase = phase
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` columns of a slot over another."""
+        for layer in self.layers:
+            layer.keys[target, :, :length] = layer.keys[source, :, :length]
+            layer.values[target, :, :length] = layer.values[source, :, :length]
+
+    def take(self, old: SlotCache, rows: int) -> None:
+        """Carry over the first `rows` slots of a smaller cache."""
+        for mine, theirs in zip(self.layers, old.layers, strict=True):
+            mine.keys[:rows, :, : old.capacity] = theirs.keys[:rows]
+            mine.values[:rows, :, : old.capacity] = theirs.values[:rows]

@@ -1,0 +1,60 @@
+"""A fake engine that says what it is told to, for tests of faults and of everything that only reads completions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from rlcore.protocols import WeightUpdate
+from rlcore.types import Completion, Request
+
+
+class Scripted:
+    """`script(request)` gives the text of each completion; its tokens are the tokenizer's, each with log-prob 0."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, script: Callable[[Request], str]) -> None:
+        self.tokenizer, self.script = tokenizer, script
+        self.version = 0
+        self._waiting: list[Request] = []
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        self._waiting.extend(requests)
+
+    def poll(self) -> list[Completion]:
+        return [self._speak(self._waiting.pop(0))] if self._waiting else []
+
+    def interrupt(self) -> list[Completion]:
+        self._waiting.clear()
+        return []
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        return [self._speak(request) for request in requests]
+
+    def logprobs(self, completions: Sequence[Completion]) -> list[list[float]]:
+        return [list(completion.logprobs) for completion in completions]
+
+    def sync(self, update: WeightUpdate) -> None:
+        self.version = update.version
+
+    def close(self) -> None:
+        pass
+
+    def _speak(self, request: Request) -> Completion:
+        text = self.script(request)
+        tokens = tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
+        limit = request.sampling.max_new_tokens
+        kept = tokens[:limit]
+        return Completion(
+            problem_id=request.problem_id,
+            sample=request.sample,
+            seed=request.seed,
+            prompt_ids=request.prompt_ids,
+            token_ids=kept,
+            loss_mask=(1,) * len(kept),
+            logprobs=(0.0,) * len(kept),
+            versions=(self.version,) * len(kept),
+            sampling=request.sampling,
+            finish_reason="stop" if len(tokens) <= limit else "length",
+            text=text if kept == tokens else self.tokenizer.decode(kept),
+        )

@@ -1,0 +1,295 @@
+"""The embedded engine: a transformers model in this process, on any device. Runs everywhere; vLLM is for speed.
+
+Continuous batching over a slot cache (`rollout.cache`): rows enter when a slot is free, identical prompts are prefilled once,
+finished rows leave at once. It keeps its own copy of the weights, which only `sync` changes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlcore.batch import pad
+from rlcore.errors import UserError
+from rlcore.protocols import WeightUpdate
+from rlcore.types import Completion, FinishReason, Prefix, Request
+from rollout.cache import Decode, Prefill, SlotCache
+from rollout.sampling import SamplingRows, sample, uniforms
+from rollout.sync import stage
+
+
+class Transformers:
+    """`batch_size` is the number of rows decoded together; memory grows with it times the longest request."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        stop_ids: Sequence[int],
+        *,
+        batch_size: int = 256,
+    ) -> None:
+        if "sliding_attention" in (getattr(model.config, "layer_types", None) or []):
+            raise UserError("the transformers engine's cache has no sliding-window attention: use another model or engine")
+        self.model, self.tokenizer = model.eval(), tokenizer
+        self.stop_ids = torch.tensor(sorted(stop_ids), device=model.device)
+        self.batch_size = batch_size
+        self.context = int(getattr(model.config, "max_position_embeddings", 0)) or 1 << 30
+        self._version = 0
+        self._waiting: deque[Request] = deque()
+        self._rows: list[Request] = []  # the request in each used slot
+        self._release()
+
+    @property
+    def version(self) -> int:
+        return self._version
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            need = len(request.prompt_ids) + request.sampling.max_new_tokens
+            if not request.prompt_ids:
+                raise UserError(f"the prompt of {request.problem_id} has no tokens")
+            if need > self.context:
+                raise UserError(
+                    f"the prompt of {request.problem_id} has {len(request.prompt_ids)} tokens; with max_new_tokens "
+                    f"{request.sampling.max_new_tokens} that is more than the model's context of {self.context}: "
+                    "shorten the prompt or lower rollout.max_new_tokens"
+                )
+        self._waiting.extend(requests)
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        self.submit(requests)
+        done: dict[tuple[str, int, int], Completion] = {}
+        while finished := self.poll():
+            done.update({(c.problem_id, c.sample, c.seed): c for c in finished})
+        return [done[r.problem_id, r.sample, r.seed] for r in requests]
+
+    @torch.inference_mode()
+    def poll(self) -> list[Completion]:
+        while self._rows or self._waiting:
+            self._admit()
+            if finished := self._leave():
+                return finished
+            self._decode()
+        return []
+
+    @torch.inference_mode()
+    def interrupt(self) -> list[Completion]:
+        stopped = [self._completion(slot, "interrupted") for slot in range(len(self._rows))]
+        stopped += [_unstarted(request) for request in self._waiting]
+        self._rows.clear()
+        self._waiting.clear()
+        return stopped
+
+    @torch.inference_mode()
+    def logprobs(self, completions: Sequence[Completion]) -> list[list[float]]:
+        result = []
+        for completion in completions:
+            ids = torch.tensor([[*completion.prompt_ids, *completion.token_ids]], device=self.model.device)
+            logits = self.model(ids, logits_to_keep=len(completion.token_ids) + 1).logits[0, :-1].float()
+            result.append(logits.log_softmax(-1).gather(1, ids[0, len(completion.prompt_ids) :, None])[:, 0].tolist())
+        return result
+
+    @torch.inference_mode()
+    def sync(self, update: WeightUpdate) -> None:
+        if self._rows or self._waiting:
+            raise RuntimeError("sync while completions are under way: interrupt() first, then submit them with their prefix")
+        served = dict(self.model.named_parameters())
+        for name, tensor in stage(update, served, self._version).items():
+            served[name].copy_(tensor)
+        self._version = update.version
+
+    def close(self) -> None:
+        self._release()
+
+    def _release(self) -> None:
+        self._cache = SlotCache(self.model.config, 0, 0, self.model.dtype, self.model.device)
+        self._state = RowState(0, 0, self.model.device)
+
+    # -- one round of the batch: admit, draw, leave -----------------------------------------------------------------------
+
+    def _admit(self) -> None:
+        """Prefill waiting requests into free slots and draw the token after each prompt."""
+        entering = [self._waiting.popleft() for _ in range(min(self.batch_size - len(self._rows), len(self._waiting)))]
+        if not entering:
+            return
+        self._reserve(entering)
+        start, device = len(self._rows), self.model.device
+        self._rows += entering
+        begun = [(*r.prompt_ids, *(r.prefix.token_ids if r.prefix else ())) for r in entering]
+        distinct = {ids: i for i, ids in enumerate(dict.fromkeys(begun))}
+        source = torch.tensor([distinct[ids] for ids in begun], device=device)
+        logits = self._prefill(list(distinct), Prefill(start, source))[source]
+        for slot, request in enumerate(entering, start):
+            self._state.enter(slot, request)
+        self._settings = SamplingRows.of([r.sampling for r in self._rows], logits.shape[-1], device)
+        self._draw(logits, slice(start, len(self._rows)))
+
+    def _prefill(self, prompts: list[tuple[int, ...]], phase: Prefill) -> Tensor:
+        """Logits (prompts, V) after each prompt. Right-padded: under causal attention no token sees the padding."""
+        device = self.model.device
+        lengths = torch.tensor([len(ids) for ids in prompts], device=device)
+        padded = pad(prompts, torch.long).to(device)
+        columns = torch.arange(padded.shape[1], device=device)
+        last, which = (lengths - 1).unique(return_inverse=True)
+        self._cache.enter(phase)
+        logits = self.model(
+            padded,
+            position_ids=columns.expand_as(padded),
+            attention_mask=(columns[None, :] <= columns[:, None]).expand(len(prompts), 1, -1, -1),
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=last,
+        ).logits
+        return logits[torch.arange(len(prompts), device=device), which]
+
+    def _decode(self) -> None:
+        """One more token for every row."""
+        rows = slice(0, len(self._rows))
+        lengths = self._state.lengths[rows]
+        width = int(lengths.max()) + 1
+        columns = torch.arange(width, device=lengths.device)
+        self._cache.enter(Decode(lengths, width))
+        logits = self.model(
+            self._state.last[rows, None],
+            position_ids=lengths[:, None],
+            attention_mask=(columns <= lengths[:, None])[:, None, None, :],
+            past_key_values=self._cache,
+            use_cache=True,
+        ).logits[:, 0]
+        lengths += 1
+        self._draw(logits, rows)
+
+    def _draw(self, logits: Tensor, rows: slice) -> None:
+        state = self._state
+        index = torch.arange(rows.start, rows.stop, device=logits.device)
+        position = state.drawn[rows]
+        tokens, logprobs = sample(logits, self._settings.rows(rows), state.uniforms[index, position])
+        state.tokens[index, position] = tokens
+        state.logprobs[index, position] = logprobs
+        state.last[rows] = tokens
+        position += 1
+
+    def _leave(self) -> list[Completion]:
+        """Take finished rows out of the batch; the last rows move into their slots."""
+        count, state = len(self._rows), self._state
+        stopped = torch.isin(state.last[:count], self.stop_ids)
+        full = state.drawn[:count] >= state.limit[:count]
+        reasons: dict[int, FinishReason] = dict.fromkeys(full.nonzero()[:, 0].tolist(), "length")
+        reasons |= dict.fromkeys(stopped.nonzero()[:, 0].tolist(), "stop")
+        reasons |= dict.fromkeys((i for i, r in enumerate(self._rows) if r.sampling.stop and self._at_stop_string(i)), "stop")
+        finished = [self._completion(slot, reason) for slot, reason in sorted(reasons.items())]
+        for slot in sorted(reasons, reverse=True):
+            last = len(self._rows) - 1
+            if slot != last:
+                self._cache.move(last, slot, int(state.lengths[last]))
+                state.move(last, slot)
+                self._settings.move(last, slot)
+                self._rows[slot] = self._rows[last]
+            self._rows.pop()
+        return finished
+
+    # -- what a row leaves behind ----------------------------------------------------------------------------------------
+
+    def _at_stop_string(self, slot: int) -> bool:
+        stop, drawn = self._rows[slot].sampling.stop, int(self._state.drawn[slot])
+        tail = self._state.tokens[slot, max(0, drawn - max(map(len, stop)) - 4) : drawn].tolist()  # a token may be part of a letter
+        return any(string in self.tokenizer.decode(tail) for string in stop)
+
+    def _completion(self, slot: int, reason: FinishReason) -> Completion:
+        request, state = self._rows[slot], self._state
+        drawn = int(state.drawn[slot])
+        prefix = request.prefix or Prefix((), (), (), ())
+        kept = len(prefix.token_ids)
+        tokens = tuple(state.tokens[slot, :drawn].tolist())
+        return Completion(
+            problem_id=request.problem_id,
+            sample=request.sample,
+            seed=request.seed,
+            prompt_ids=request.prompt_ids,
+            token_ids=tokens,
+            loss_mask=prefix.loss_mask + (1,) * (drawn - kept),
+            logprobs=prefix.logprobs + tuple(state.logprobs[slot, kept:drawn].tolist()),
+            versions=prefix.versions + (self._version,) * (drawn - kept),
+            sampling=request.sampling,
+            finish_reason=reason,
+            text=cut_at_stop(self.tokenizer.decode(tokens, skip_special_tokens=True), request.sampling.stop),
+        )
+
+    def _reserve(self, entering: Sequence[Request]) -> None:
+        """Make room for the rows there are and those to come; what is under way is carried over."""
+        coming = [*self._rows, *entering, *self._waiting]
+        slots = min(self.batch_size, len(coming))
+        capacity = max(len(r.prompt_ids) + r.sampling.max_new_tokens for r in coming)
+        if self._state.fits(slots, capacity):
+            return
+        slots, capacity = max(slots, self._state.slots), max(capacity, self._state.capacity)
+        cache = SlotCache(self.model.config, slots, capacity, self.model.dtype, self.model.device)
+        state = RowState(slots, capacity, self.model.device)
+        cache.take(self._cache, len(self._rows))
+        state.take(self._state, len(self._rows))
+        self._cache, self._state = cache, state
+
+
+class RowState:
+    """The per-slot tensors of the batch beside the cache."""
+
+    def __init__(self, slots: int, capacity: int, device: torch.device) -> None:
+        self.slots, self.capacity = slots, capacity
+        self.tokens = torch.zeros(slots, capacity, dtype=torch.long, device=device)
+        self.logprobs = torch.zeros(slots, capacity, device=device)
+        self.uniforms = torch.zeros(slots, capacity, device=device)
+        self.lengths = torch.zeros(slots, dtype=torch.long, device=device)  # columns of the cache that are filled
+        self.drawn = torch.zeros(slots, dtype=torch.long, device=device)  # completion tokens, forced prefix included
+        self.limit = torch.zeros(slots, dtype=torch.long, device=device)
+        self.last = torch.zeros(slots, dtype=torch.long, device=device)
+
+    def _fields(self) -> list[Tensor]:
+        return [value for value in vars(self).values() if isinstance(value, Tensor)]
+
+    def fits(self, slots: int, capacity: int) -> bool:
+        return slots <= self.slots and capacity <= self.capacity
+
+    def enter(self, slot: int, request: Request) -> None:
+        prefix = request.prefix.token_ids if request.prefix else ()
+        limit = request.sampling.max_new_tokens
+        self.tokens[slot, : len(prefix)] = torch.tensor(prefix, dtype=torch.long)
+        self.uniforms[slot, :limit] = torch.from_numpy(uniforms(request.seed, limit))
+        self.lengths[slot] = len(request.prompt_ids) + len(prefix)
+        self.drawn[slot] = len(prefix)
+        self.limit[slot] = limit
+
+    def move(self, source: int, target: int) -> None:
+        for field in self._fields():
+            field[target] = field[source]
+
+    def take(self, old: RowState, rows: int) -> None:
+        for mine, theirs in zip(self._fields(), old._fields(), strict=True):
+            mine[(slice(rows), *(slice(n) for n in theirs.shape[1:]))] = theirs[:rows]
+
+
+def cut_at_stop(text: str, stop: Sequence[str]) -> str:
+    """The text before the earliest stop string."""
+    return text[: min((text.find(s) for s in stop if s in text), default=len(text))]
+
+
+def _unstarted(request: Request) -> Completion:
+    """A request that was interrupted while it waited: its forced prefix and nothing more."""
+    prefix = request.prefix or Prefix((), (), (), ())
+    return Completion(
+        request.problem_id,
+        request.sample,
+        request.seed,
+        request.prompt_ids,
+        prefix.token_ids,
+        prefix.loss_mask,
+        prefix.logprobs,
+        prefix.versions,
+        request.sampling,
+        "interrupted",
+        "",
+    )

@@ -1,0 +1,83 @@
+"""Drawing one token per row from logits: one fused pass, one random number per row and position.
+
+A row's token is the inverse of its cumulative distribution at a uniform number u, and u depends only on the request's seed
+and the position, so that a completion does not depend on what it was batched with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlcore.types import Sampling
+
+
+@dataclass(frozen=True)
+class SamplingRows:
+    """The sampling parameters of R rows as tensors, made once when the rows enter the batch."""
+
+    temperature: Tensor  # (R,)
+    top_p: Tensor  # (R,)
+    top_k: Tensor  # (R,) long; vocabulary size where off
+    min_p: Tensor  # (R,)
+    greedy: Tensor  # (R,) bool
+    truncates: bool  # any row truncates
+
+    @classmethod
+    def of(cls, samplings: Sequence[Sampling], vocabulary: int, device: torch.device) -> SamplingRows:
+        def column(values: list[float], dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.tensor(values, dtype=dtype, device=device)
+
+        return cls(
+            temperature=column([s.temperature or 1.0 for s in samplings]),
+            top_p=column([s.top_p for s in samplings]),
+            top_k=column([min(s.top_k, vocabulary) or vocabulary for s in samplings], torch.long),
+            min_p=column([s.min_p for s in samplings]),
+            greedy=column([s.temperature == 0 for s in samplings], torch.bool),
+            truncates=any(s.truncates for s in samplings),
+        )
+
+    def rows(self, index: slice) -> SamplingRows:
+        picked = {name: value[index] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return SamplingRows(**picked, truncates=self.truncates)
+
+    def move(self, source: int, target: int) -> None:
+        for value in vars(self).values():
+            if isinstance(value, Tensor):
+                value[target] = value[source]
+
+
+def uniforms(seed: int, count: int) -> np.ndarray:
+    """The random numbers of a request, one per position: (count,) float32 in [0, 1). Philox is counter-based: same everywhere."""
+    numbers = np.random.Generator(np.random.Philox(key=seed)).random(count, dtype=np.float32)
+    return np.minimum(numbers, np.float32(1 - 2**-22))  # so that u · total cannot round up to total
+
+
+def sample(logits: Tensor, rows: SamplingRows, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens (R,) and their log-probs (R,) under the distribution sampled from, for logits (R, V) and uniforms (R,)."""
+    scaled = logits.float() / rows.temperature[:, None]
+    if rows.truncates:
+        scaled = truncate(scaled, rows)
+    logprobs = scaled.log_softmax(-1)
+    cumulative = logprobs.exp().cumsum(-1)
+    drawn = torch.searchsorted(cumulative, (u * cumulative[:, -1])[:, None], right=True)[:, 0]
+    tokens = torch.where(rows.greedy, scaled.argmax(-1), drawn)
+    chosen = logprobs.gather(1, tokens[:, None])[:, 0]
+    return tokens, torch.where(rows.greedy, 0.0, chosen)
+
+
+def truncate(scaled: Tensor, rows: SamplingRows) -> Tensor:
+    """Set everything outside top-k, then top-p, then min-p to −inf; the most likely token always stays."""
+    ordered, order = scaled.sort(-1, descending=True)
+    rank = torch.arange(ordered.shape[1], device=ordered.device)
+    ordered = ordered.masked_fill(rank >= rows.top_k[:, None], -torch.inf)
+    probabilities = ordered.softmax(-1)
+    before = probabilities.cumsum(-1) - probabilities  # mass of the more likely tokens
+    outside = (before >= rows.top_p[:, None]) & (rank > 0)
+    ordered = ordered.masked_fill(outside, -torch.inf)
+    ordered = ordered.masked_fill(ordered < ordered[:, :1] + rows.min_p.log()[:, None], -torch.inf)
+    return torch.empty_like(scaled).scatter_(1, order, ordered)

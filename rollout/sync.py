@@ -1,0 +1,82 @@
+"""How new weights reach an engine, and the proof that they arrived: push, then probe.
+
+`stage` is the engine's half (nothing is used before everything has arrived); `push` is the trainer's half.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from rlcore.batch import GradedBatch, checksum, rows
+from rlcore.protocols import Engine, Learner, WeightUpdate
+from rlcore.types import Completion, Sampling
+
+# The largest difference between the engine's and the learner's log-prob of one token, by the dtype of the forward passes:
+# an honest sync stays an order of magnitude below it, a lost one an order above.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.25}
+
+
+class SyncError(Exception):
+    """Weights did not reach the engine as they should. Says which tensor, and how it differs."""
+
+
+def stage(update: WeightUpdate, served: Mapping[str, Tensor], current: int) -> dict[str, Tensor]:
+    """Receive every bucket and check it against what is served now; the caller copies the result in only if this returns.
+
+    Raises SyncError for a stale version, and for a tensor that is unknown, missing, misshapen or corrupted.
+    """
+    if update.version < current:
+        raise SyncError(f"weight update {update.version} is stale: version {current} is served already")
+    arrived: dict[str, Tensor] = {}
+    for bucket in update.buckets:
+        for name, tensor in bucket.items():
+            if name not in served:
+                raise SyncError(f"weight update {update.version} brings {name!r}, which the engine's model does not have")
+            if tensor.shape != served[name].shape:
+                raise SyncError(f"{name!r} arrived with shape {tuple(tensor.shape)}, not {tuple(served[name].shape)}")
+            if update.checksums.get(name) != checksum(tensor):
+                raise SyncError(f"{name!r} arrived corrupted in weight update {update.version}: its checksum differs")
+            arrived[name] = tensor
+    if missing := [name for name in served if name not in arrived]:
+        raise SyncError(f"weight update {update.version} is partial: {len(missing)} tensors never came, first {missing[0]!r}")
+    return arrived
+
+
+def push(learner: Learner, engine: Engine, version: int, witnesses: GradedBatch | None, dtype: str) -> float:
+    """Sync the engine to the learner and probe parity on a few completions; returns the largest log-prob difference.
+
+    Raises SyncError where it is above TOLERANCE. `witnesses` None (nothing sampled yet) skips the probe and returns 0.
+    """
+    engine.sync(learner.weights(version))
+    if engine.version != version:
+        raise SyncError(f"the engine serves version {engine.version} after a sync to version {version}")
+    if witnesses is None or not len(witnesses.tokens):
+        return 0.0
+    chosen = replace(rows(witnesses, range(min(4, len(witnesses.tokens)))), sampling=Sampling())
+    ours = learner.logprobs(chosen).cpu()
+    theirs = engine.logprobs(completions_of(chosen))
+    difference = max(
+        (torch.tensor(row) - ours[i, : len(row)]).abs().max().item() for i, row in enumerate(theirs) if row
+    )
+    if not difference <= TOLERANCE[dtype]:
+        raise SyncError(
+            f"after the sync to version {version} the engine's log-probs differ from the learner's by {difference:.3g} "
+            f"(at most {TOLERANCE[dtype]} in {dtype}): the weights served are not the weights trained"
+        )
+    return difference
+
+
+def completions_of(batch: GradedBatch) -> Sequence[Completion]:
+    """The batch's rows as bare completions, for an engine to score."""
+    result = []
+    for i, prompt_ids in enumerate(batch.prompt_ids):
+        tokens = tuple(batch.tokens[i, : int(batch.lengths[i])].tolist())
+        zeros = (0,) * len(tokens)
+        result.append(
+            Completion("", i, 0, prompt_ids, tokens, zeros, tuple(map(float, zeros)), zeros, batch.sampling, "stop", "")
+        )
+    return result

@@ -1,0 +1,207 @@
+"""The learner on plain torch: one model, one optimiser, any objective. Keeps the contract of `rlcore.protocols.Learner`.
+
+A step's batch is cut into mini-batches (one optimiser step each) and those, sorted by length, into micro-batches under a token
+budget. Denominators are made from the whole mini-batch, so the cut into micro-batches changes memory and nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlcore.batch import GradedBatch, TrainingBatch, checksum
+from rlcore.protocols import WeightUpdate
+from rlcore.recipe.schema import Optimizer, Update
+from rlcore.run.metrics import Max, Mean, Metrics, merge
+from trainers.logprobs import token_logprobs
+from trainers.objective import Aggregation, LossInputs, Objective, token_weights
+
+
+class Learner:
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        objective: Objective,
+        *,
+        optimizer: Optimizer,
+        update: Update,
+        aggregate: Aggregation,
+        constant_length: int,
+        dtype: str,
+        total_steps: int,
+    ) -> None:
+        self.model, self.tokenizer, self.objective = model.train(), tokenizer, objective
+        self.settings, self.cut, self.aggregate, self.constant_length = optimizer, update, aggregate, constant_length
+        self.dtype = getattr(torch, dtype)
+        self.total_updates = total_steps * update.minibatches * update.epochs
+        self.updates = 0
+        if update.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(),
+            lr=optimizer.learning_rate,
+            betas=optimizer.betas,
+            weight_decay=optimizer.weight_decay,
+        )
+
+    # -- learning --------------------------------------------------------------------------------------------------------
+
+    def update(self, batch: TrainingBatch) -> Metrics:
+        """`epochs` passes over the batch. An empty batch teaches nothing and changes nothing."""
+        size = len(batch.advantages)
+        if not size:
+            return {}
+        once = self.cut.epochs == self.cut.minibatches == 1
+        old = None if once else self.logprobs(batch.graded)  # once: the old policy is the current one
+        parts = [
+            self._step(batch, old, index.tolist())
+            for _ in range(self.cut.epochs)
+            for index in torch.arange(size).chunk(self.cut.minibatches)
+        ]
+        return merge(parts)
+
+    def _step(self, batch: TrainingBatch, old: Tensor | None, index: Sequence[int]) -> Metrics:
+        """One optimiser step on the completions `index`."""
+        weights = torch.zeros_like(batch.advantages)
+        weights[index] = token_weights(batch.graded.loss_mask[index], self.aggregate, self.constant_length)
+        self.optimizer.zero_grad(set_to_none=True)
+        parts, total = [], 0.0
+        for rows in microbatches(batch.graded, index, self.cut.tokens_per_microbatch):
+            inputs = self._inputs(batch, old, rows)
+            loss = self.objective(inputs)
+            value = (loss.per_token * weights[rows][:, : inputs.loss_mask.shape[1]].to(loss.per_token.device)).sum()
+            value.backward()
+            total += value.item()
+            parts.append(loss.metrics)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm).item()
+        if not math.isfinite(norm):
+            raise FloatingPointError(f"the gradient's norm is {norm}: lower optimizer.learning_rate, or use dtype float32")
+        rate = learning_rate(self.settings, self.updates, self.total_updates)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.updates += 1
+        return merge([*parts, {"loss": Mean(total, 1), "grad_norm": Mean(norm, 1), "learning_rate": Max(rate)}])
+
+    def _inputs(self, batch: TrainingBatch, old: Tensor | None, rows: Sequence[int]) -> LossInputs:
+        graded, device = batch.graded, next(iter(self.parameters.values())).device
+        logprobs, entropy = self._forward(graded, rows)
+        width = logprobs.shape[1]
+
+        def cut(values: Tensor) -> Tensor:
+            return values[rows][:, :width].to(device)
+
+        return LossInputs(
+            logprobs=logprobs,
+            entropy=entropy,
+            old_logprobs=logprobs.detach() if old is None else cut(old),
+            rollout_logprobs=cut(graded.rollout_logprobs),
+            reference_logprobs=None if batch.reference_logprobs is None else cut(batch.reference_logprobs),
+            advantages=cut(batch.advantages),
+            loss_mask=cut(graded.loss_mask),
+        )
+
+    @torch.no_grad()
+    def logprobs(self, batch: GradedBatch) -> Tensor:
+        result = torch.zeros(batch.tokens.shape)
+        for rows in microbatches(batch, range(len(batch.tokens)), self.cut.tokens_per_microbatch):
+            values, _ = self._forward(batch, rows)
+            result[rows, : values.shape[1]] = values.cpu()
+        return result
+
+    def _forward(self, batch: GradedBatch, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        lengths = [int(n) for n in batch.lengths[rows]]
+        prompts = [batch.prompt_ids[i] for i in rows]
+        model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        temperature = batch.sampling.temperature or 1.0
+        with self._precision():
+            return token_logprobs(
+                model, prompts, batch.tokens[rows][:, : max(lengths)], lengths, temperature, self.cut.logits_chunk
+            )
+
+    def _precision(self) -> AbstractContextManager[object]:
+        device = next(iter(self.parameters.values())).device.type
+        return nullcontext() if self.dtype == torch.float32 else torch.autocast(device, dtype=self.dtype)
+
+    # -- weights ---------------------------------------------------------------------------------------------------------
+
+    def weights(self, version: int) -> WeightUpdate:
+        tensors = {name: tensor.to(self.dtype) for name, tensor in self._merged()}
+        return WeightUpdate(version, [tensors], {name: checksum(tensor) for name, tensor in tensors.items()})
+
+    @torch.no_grad()
+    def _merged(self) -> Iterator[tuple[str, Tensor]]:
+        """Name → tensor of the plain model, adapters added in."""
+        if not isinstance(self.model, PeftModel):
+            yield from ((name, p.detach()) for name, p in self.model.named_parameters())
+            return
+        base = self.model.get_base_model()
+        for name, parameter in base.named_parameters():
+            if ".lora_" in name:
+                continue
+            owner, _, leaf = name.rpartition(".base_layer.")
+            layer = base.get_submodule(owner) if owner else None
+            delta = layer.get_delta_weight("default") if isinstance(layer, BaseTunerLayer) and leaf == "weight" else 0
+            yield name.replace(".base_layer.", "."), parameter.detach() + delta
+
+    def save(self, folder: Path) -> None:
+        """`model/`: a plain checkpoint that `from_pretrained` loads, adapters merged; beside it what training goes on from."""
+        plain = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        plain.save_pretrained(folder / "model", state_dict={name: t.contiguous().cpu() for name, t in self._merged()})
+        self.tokenizer.save_pretrained(folder / "model")
+        if isinstance(self.model, PeftModel):
+            self.model.save_pretrained(folder / "adapter")
+        state = {
+            f"{name}/{key}": value
+            for name, parameter in self.parameters.items()
+            for key, value in self.optimizer.state[parameter].items()
+        }
+        state["updates"] = torch.tensor(self.updates)
+        state["rng"] = torch.get_rng_state()
+        state |= {f"parameter/{name}": p.detach() for name, p in self.parameters.items()}
+        save_file({key: value.contiguous() for key, value in state.items()}, folder / "learner.safetensors")
+
+    @torch.no_grad()
+    def load(self, folder: Path) -> None:
+        state = load_file(folder / "learner.safetensors")
+        self.updates = int(state.pop("updates"))
+        torch.set_rng_state(state.pop("rng"))
+        for name, parameter in self.parameters.items():
+            parameter.copy_(state[f"parameter/{name}"])
+            keys = ("step", "exp_avg", "exp_avg_sq")
+            if f"{name}/step" in state:
+                self.optimizer.state[parameter] = {key: state[f"{name}/{key}"].to(parameter.device) for key in keys}
+
+
+def microbatches(batch: GradedBatch, index: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Rows in order of length, cut so that no micro-batch is wider × longer than `budget` padded tokens (one row at least)."""
+    length = {i: len(batch.prompt_ids[i]) + int(batch.lengths[i]) for i in index}
+    rows: list[int] = []
+    for i in sorted(index, key=lambda i: (length[i], i)):
+        if rows and length[i] * (len(rows) + 1) > budget:
+            yield rows
+            rows = []
+        rows.append(i)
+    if rows:
+        yield rows
+
+
+def learning_rate(settings: Optimizer, update: int, total: int) -> float:
+    """The rate of optimiser step number `update` (from 0): linear warm-up, then constant or a cosine to zero at `total`."""
+    if update < settings.warmup_steps:
+        return settings.learning_rate * (update + 1) / settings.warmup_steps
+    if settings.schedule == "constant":
+        return settings.learning_rate
+    progress = (update - settings.warmup_steps) / max(1, total - settings.warmup_steps)
+    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))

@@ -1,0 +1,51 @@
+"""The loop. Sample, grade, learn, sync — and again. Everything a recipe can choose is behind one of these verbs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rlcore.batch import GradedBatch, TrainingBatch
+from rlcore.protocols import Engine
+from rlcore.run.folder import Run
+from rlcore.run.metrics import Metrics, merge, values
+from rewards.compose import Rewards
+from rollout.sync import push
+from trainers.learner import Learner
+from trainers.sampler import Sampler
+
+
+@dataclass(frozen=True)
+class Parts:
+    sampler: Sampler
+    engine: Engine
+    rewards: Rewards
+    prepare: Callable[[GradedBatch], tuple[TrainingBatch, Metrics]]
+    learner: Learner
+    evaluate: Callable[[int], dict[str, float]]  # {} where no evaluation is due at this step
+    dtype: str
+
+
+def train(parts: Parts, run: Run) -> int:
+    """Train until the recipe says stop; returns the last step. A resumed run takes up where its last checkpoint stands."""
+    step = run.restore()
+    push(parts.learner, parts.engine, step, None, parts.dtype)
+    if step == 0:
+        run.log(0, parts.evaluate(0))
+    while run.goes_on(step):
+        step += 1
+        with run.timed("generate"):
+            rollouts = parts.sampler.collect(step)
+        with run.timed("grade"):
+            graded = parts.rewards.grade(rollouts.groups, rollouts.verified)
+            changed = parts.rewards.update(graded.batch)
+        with run.timed("learn"):
+            batch, prepared = parts.prepare(graded.batch)
+            learned = parts.learner.update(batch)
+        with run.timed("sync"):
+            push(parts.learner, parts.engine, step, graded.batch, parts.dtype)
+        run.ledger(step, graded.ledger)
+        run.log(step, values(merge([graded.metrics, changed, prepared, learned])))
+        run.log(step, parts.evaluate(step))
+        run.checkpoint(step)
+    return step

@@ -1,0 +1,31 @@
+"""PPO's clipped surrogate (Schulman et al. 2017, arXiv 1707.06347, eq. 7), with DAPO's separate upper bound ("clip-higher",
+Yu et al. 2025, arXiv 2503.14476, eq. 10).
+
+    r = exp(log π − log π_old)
+    L = max(−A·r, −A·clip(r, 1−clip_low, 1+clip_high))        per token
+
+Where the clip is active the gradient is zero; on the first pass r = 1 and the gradient is −A·∇log π.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from rlcore.run.metrics import Max, Mean
+from trainers.objective import Loss, LossInputs
+
+
+def ppo_clip(inputs: LossInputs, *, clip_low: float = 0.2, clip_high: float = 0.2) -> Loss:
+    log_ratio = (inputs.logprobs - inputs.old_logprobs).clamp(-20, 20)
+    ratio = log_ratio.exp()
+    unclipped = -inputs.advantages * ratio
+    clipped = -inputs.advantages * ratio.clamp(1 - clip_low, 1 + clip_high)
+    mask = inputs.loss_mask
+    active = (clipped > unclipped) * mask
+    return Loss(
+        torch.maximum(unclipped, clipped),
+        {
+            "clip_fraction": Mean(active.sum().item(), mask.sum().item()),
+            "ratio/max": Max((ratio * mask).max().item()),
+        },
+    )

@@ -1,0 +1,47 @@
+"""From the graded batch to what the learner sees: choose groups, estimate advantages, ask the reference model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from rlcore.batch import GradedBatch, TrainingBatch
+from rlcore.run.metrics import Mean, Metrics
+from trainers.algorithm import Advantage
+
+
+class Scorer(Protocol):
+    """A frozen model that a KL term measures the distance to."""
+
+    def logprobs(self, batch: GradedBatch) -> Tensor: ...
+
+
+class Prepare:
+    """`select` restricts the batch to the groups worth training on; `mask_truncated` takes cut completions out of the loss."""
+
+    def __init__(
+        self,
+        select: Callable[[GradedBatch], GradedBatch],
+        advantage: Advantage,
+        reference: Scorer | None,
+        mask_truncated: bool,
+    ) -> None:
+        self.select, self.advantage, self.reference, self.mask_truncated = select, advantage, reference, mask_truncated
+
+    def __call__(self, graded: GradedBatch) -> tuple[TrainingBatch, Metrics]:
+        chosen = self.select(graded)
+        if self.mask_truncated:
+            chosen = replace(chosen, loss_mask=chosen.loss_mask * ~chosen.truncated[:, None])
+        advantages = self.advantage(chosen)
+        if not torch.isfinite(advantages.policy).all():
+            raise FloatingPointError("an advantage is not finite: the estimator met a batch that it cannot handle")
+        reference = self.reference.logprobs(chosen) if self.reference is not None and len(chosen.tokens) else None
+        metrics: Metrics = {
+            "groups/degenerate": Mean(advantages.degenerate.sum().item(), len(chosen.tokens)),
+            "groups/trained": Mean(len(chosen.group.unique()), 1),
+        }
+        return TrainingBatch(chosen, advantages.policy, reference), metrics

@@ -1,0 +1,73 @@
+"""From an RL recipe to the parts of the loop."""
+
+from __future__ import annotations
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+import torch
+from rlcore import plugins
+from rlcore.batch import GradedBatch
+from rlcore.models import load_model
+from rlcore.prompts import Prompter, stop_ids
+from rlcore.protocols import Engine
+from rlcore.recipe.schema import RL, Job
+from trainers import algorithm
+from trainers.learner import Learner
+from trainers.prepare import Scorer
+
+
+def build_engine(recipe: RL, location: str, tokenizer: PreTrainedTokenizerBase, prompter: Prompter) -> Engine:
+    """The engine with its own copy of the model, in the dtype it is served in."""
+    spec = recipe.rollout.engine
+    make = plugins.bind("rollout.engines", spec.name, spec.options)
+    model = load_model(location, recipe.dtype, recipe.device, recipe.trust_remote_code)
+    engine: Engine = make(model, tokenizer, stop_ids(model, prompter))
+    return engine
+
+
+def build_policy(recipe: Job, location: str) -> PreTrainedModel | PeftModel:
+    """The model to be trained, in float32, with fresh LoRA adapters if the recipe has them."""
+    model = load_model(location, "float32", recipe.device, recipe.trust_remote_code)
+    if recipe.lora is None:
+        return model
+    torch.manual_seed(recipe.seed)  # the adapters' first values
+    lora = recipe.lora
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets, task_type="CAUSAL_LM"
+    )
+    adapted: PeftModel = get_peft_model(model, config)
+    return adapted
+
+
+def build_learner(recipe: RL, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> Learner:
+    return Learner(
+        model,
+        tokenizer,
+        algorithm.objective(recipe),
+        optimizer=recipe.optimizer,
+        update=recipe.update,
+        aggregate=recipe.algorithm.aggregate,
+        constant_length=recipe.rollout.max_new_tokens,
+        dtype=recipe.dtype,
+        total_steps=recipe.steps,
+    )
+
+
+def build_reference(recipe: RL, location: str, tokenizer: PreTrainedTokenizerBase) -> Scorer | None:
+    """The starting model, frozen, where a KL term needs it."""
+    if not recipe.algorithm.kl.coefficient:
+        return None
+    model = load_model(location, "float32", recipe.device, recipe.trust_remote_code)
+    return Frozen(build_learner(recipe, model, tokenizer))
+
+
+class Frozen:
+    """A learner that never learns."""
+
+    def __init__(self, learner: Learner) -> None:
+        self._learner = learner
+
+    def logprobs(self, batch: GradedBatch) -> Tensor:
+        return self._learner.logprobs(batch)

@@ -1,0 +1,88 @@
+"""Which problems a step asks, and the groups it gets back. With dynamic sampling it asks on until enough groups teach something."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rlcore.batch import GradedBatch, rows
+from rlcore.data.mixture import Mixture
+from rlcore.prompts import Prompter
+from rlcore.protocols import Engine
+from rlcore.recipe.schema import RL
+from rlcore.types import Completion, Group, Problem, Request, Sampling, Score, Scored, seed_from
+from rewards.compose import Rewards
+from trainers.groups import uniform
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    groups: list[Group]
+    verified: list[Score] | None  # the verifiable component's scores, where sampling already needed them
+
+
+class Sampler:
+    def __init__(self, recipe: RL, problems: Mixture, prompter: Prompter, engine: Engine, rewards: Rewards) -> None:
+        self.problems, self.prompter, self.engine, self.rewards = problems, prompter, engine, rewards
+        self.spec, self.dynamic, self.seed = recipe.rollout, recipe.algorithm.dynamic_sampling, recipe.seed
+
+    def collect(self, step: int) -> Rollouts:
+        """The groups of a step: one round of `prompts_per_step`, or rounds until that many have mixed raw accuracy."""
+        wanted = self.spec.prompts_per_step
+        if self.dynamic is None:
+            return Rollouts(self._round(step, wanted), None)
+        groups: list[Group] = []
+        verified: list[Score] = []
+        for _ in range(self.dynamic.max_rounds):
+            fresh = self._round(step, wanted)
+            groups += fresh
+            verified += self.rewards.verify(fresh)
+            if sum(mixed(groups, verified)) >= wanted:
+                break
+        return Rollouts(groups, verified)
+
+    def select(self, batch: GradedBatch) -> GradedBatch:
+        """What of the graded batch goes into training: everything, or the first `prompts_per_step` groups of mixed accuracy."""
+        if self.dynamic is None:
+            return batch
+        informative = (~uniform(batch.accuracy, batch.group)).nonzero()[:, 0]
+        chosen = list(dict.fromkeys(batch.group[informative].tolist()))[: self.spec.prompts_per_step]
+        return rows(batch, torch.isin(batch.group, torch.tensor(chosen, dtype=torch.long)).nonzero()[:, 0].tolist())
+
+    def state(self) -> Any:
+        return self.problems.state()
+
+    def restore(self, state: Any) -> None:
+        self.problems.restore(state)
+
+    def _round(self, step: int, count: int) -> list[Group]:
+        problems = self.problems.next(count)
+        return sample_groups(self.engine, self.prompter, problems, self.spec.samples, self.spec.sampling, (self.seed, step))
+
+
+def sample_groups(
+    engine: Engine,
+    prompter: Prompter,
+    problems: Sequence[Problem],
+    samples: int,
+    sampling: Sampling,
+    seed: tuple[object, ...],
+) -> list[Group]:
+    """`samples` completions of each problem. A completion's random numbers depend on `seed`, its problem and its index only."""
+    requests = [
+        Request(problem.id, k, seed_from(*seed, problem.id, k), prompter.render(problem), sampling)
+        for problem in problems
+        for k in range(samples)
+    ]
+    completions: list[Completion] = engine.generate(requests)
+    return [Group(problem, completions[i * samples : (i + 1) * samples]) for i, problem in enumerate(problems)]
+
+
+def mixed(groups: Sequence[Group], verified: Sequence[Score]) -> list[bool]:
+    """Whether each group has both right and wrong completions among those that could be judged."""
+    scores = iter(verified)
+    values = [[next(scores) for _ in group.completions] for group in groups]
+    return [len({s.value for s in row if isinstance(s, Scored)}) > 1 for row in values]

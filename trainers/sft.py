@@ -1,0 +1,98 @@
+"""Supervised fine-tuning on solutions, through TRL's SFTTrainer: the warm start of reasoners, and `job: sft`.
+
+Prompts and solutions are encoded here, by the same prompter that RL uses, so that the model is later asked exactly what it was
+taught; the loss is on the solution and its end of turn only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+
+from rlcore.errors import UserError
+from rlcore.prompts import Prompter
+from rlcore.recipe.schema import Sft
+from rlcore.types import Problem
+
+IGNORED = -100  # the label of tokens outside the loss, by convention of transformers
+
+Log = Callable[[int, Mapping[str, float]], None]
+
+
+def train(
+    recipe: Sft,
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompter: Prompter,
+    problems: Sequence[Problem],
+    folder: Path,
+    log: Log,
+) -> dict[str, float]:
+    """Train, write the plain checkpoint to `folder`/model, and return the last loss and counts."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    rows = [_encode(problem, prompter, recipe.max_length) for problem in problems]
+    settings = recipe.optimizer
+    cpu = next(model.parameters()).device.type == "cpu"
+    arguments = SFTConfig(
+        output_dir=str(folder / "trainer"),
+        seed=recipe.seed,
+        num_train_epochs=recipe.epochs,
+        per_device_train_batch_size=recipe.batch_size,
+        max_length=recipe.max_length,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="constant_with_warmup" if settings.schedule == "constant" else "cosine",
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        adam_beta1=settings.betas[0],
+        adam_beta2=settings.betas[1],
+        max_grad_norm=settings.max_grad_norm,
+        bf16=recipe.dtype == "bfloat16",
+        use_cpu=cpu,
+        gradient_checkpointing=False,
+        logging_steps=10,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )
+    trainer = SFTTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        callbacks=[_Reporter(log)],
+    )
+    result = trainer.train()
+    plain = trainer.model.merge_and_unload() if isinstance(trainer.model, PeftModel) else trainer.model
+    plain.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    return {"loss": result.training_loss, "steps": result.global_step, "examples": len(rows)}
+
+
+def _encode(problem: Problem, prompter: Prompter, max_length: int) -> dict[str, list[int]]:
+    solution = problem.meta.get("solution")
+    if not solution:
+        raise UserError(f"problem {problem.id} has no solution to learn from: this data source cannot be used for job: sft")
+    prompt, completion = prompter.render(problem), prompter.complete(problem, str(solution))
+    if len(prompt) + len(completion) > max_length:
+        raise UserError(
+            f"problem {problem.id} has {len(prompt) + len(completion)} tokens with its solution, more than max_length {max_length}"
+        )
+    return {"input_ids": [*prompt, *completion], "labels": [IGNORED] * len(prompt) + [*completion]}
+
+
+class _Reporter(TrainerCallback):
+    """Passes the trainer's numbers on to the run."""
+
+    def __init__(self, log: Log) -> None:
+        self.log = log
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        if logs and "loss" in logs:
+            self.log(state.global_step, {key: float(value) for key, value in logs.items()})
