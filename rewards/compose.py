@@ -60,7 +60,7 @@ class Rewards:
         flat = [(g, group.problem, c) for g, group in enumerate(groups) for c in group.completions]
         weighted = [self._weighted({label: scores[label][i] for label in scores}) for i in range(len(flat))]
         ledger = [
-            _ledger_row(problem, completion, label, scores[label][i], (weighted[i] or {}).get(label))
+            self._ledger_row(problem, completion, label, scores[label][i], (weighted[i] or {}).get(label))
             for i, (_, problem, completion) in enumerate(flat)
             for label in scores
         ]
@@ -80,6 +80,12 @@ class Rewards:
                 self.states[label], reported = component.update(batch, self.states[label])
                 metrics |= {f"{label}/{name}": metric for name, metric in reported.items()}
         return metrics
+
+    def state(self) -> dict[str, Any]:
+        return self.states
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.states = state
 
     def close(self) -> None:
         for component in self.components.values():
@@ -112,6 +118,26 @@ class Rewards:
                 f"{invalid} of {total} completions could not be graded, more than algorithm.max_invalid_fraction "
                 f"{self.max_invalid_fraction}: {told}"
             )
+
+    def _ledger_row(
+        self, problem: Problem, completion: Completion, label: str, score: Score, weighted: float | None
+    ) -> dict[str, Any]:
+        return {
+            "problem_id": problem.id,
+            "sample": completion.sample,
+            "component": label,
+            "verifiable": label == self.verifiable,
+            "value": score.value if isinstance(score, Scored) else None,
+            "weighted": weighted,
+            "valid": isinstance(score, Scored),
+            "reason": score.reason,
+            "judged": score.judged if isinstance(score, Scored) else "",
+            "prompt": problem.prompt,
+            "completion": completion.text,
+            "answer": problem.answer,
+            "length": len(completion.token_ids),
+            "finish_reason": completion.finish_reason,
+        }
 
     def _batch(
         self,
@@ -174,21 +200,3 @@ def _spread(score: Score, weighted: float, length: int) -> tuple[float, ...]:
         return (0.0,) * (length - 1) + (weighted,)
     scale = weighted / score.value if score.value else 0.0
     return tuple(value * scale for value in score.per_token)
-
-
-def _ledger_row(problem: Problem, completion: Completion, label: str, score: Score, weighted: float | None) -> dict[str, Any]:
-    return {
-        "problem_id": problem.id,
-        "sample": completion.sample,
-        "component": label,
-        "value": score.value if isinstance(score, Scored) else None,
-        "weighted": weighted,
-        "valid": isinstance(score, Scored),
-        "reason": score.reason,
-        "judged": score.judged if isinstance(score, Scored) else "",
-        "prompt": problem.prompt,
-        "completion": completion.text,
-        "answer": problem.answer,
-        "length": len(completion.token_ids),
-        "finish_reason": completion.finish_reason,
-    }

@@ -47,7 +47,7 @@ def find(package: str, name: str) -> Any:
         raise UserError(f"there is no {name!r} in {package.replace('.', '/')}{nearest(name, list(known))}")
     module = importlib.import_module(known[name])
     wanted = name.replace("_", "").lower()
-    return next(value for key, value in vars(module).items() if key.replace("_", "").lower() == wanted)
+    return next(v for key, v in vars(module).items() if not key.startswith("__") and key.replace("_", "").lower() == wanted)
 
 
 def bind(package: str, name: str, options: Mapping[str, Any]) -> Callable[..., Any]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rlcore.batch import GradedBatch, checksum, rows
+from rlcore.errors import UserError
 from rlcore.protocols import Engine, Learner, WeightUpdate
 from rlcore.types import Completion, Sampling
 
@@ -20,7 +21,7 @@ from rlcore.types import Completion, Sampling
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.25}
 
 
-class SyncError(Exception):
+class SyncError(UserError):
     """Weights did not reach the engine as they should. Says which tensor, and how it differs."""
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlcore.batch import GradedBatch, TrainingBatch, checksum
+from rlcore.errors import UserError
 from rlcore.protocols import WeightUpdate
 from rlcore.recipe.schema import Optimizer, Update
 from rlcore.run.metrics import Max, Mean, Metrics, merge
@@ -86,7 +87,7 @@ class Learner:
             parts.append(loss.metrics)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm).item()
         if not math.isfinite(norm):
-            raise FloatingPointError(f"the gradient's norm is {norm}: lower optimizer.learning_rate, or use dtype float32")
+            raise UserError(f"the gradient's norm is {norm}: lower optimizer.learning_rate, or use dtype float32")
         rate = learning_rate(self.settings, self.updates, self.total_updates)
         for group in self.optimizer.param_groups:
             group["lr"] = rate

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rlcore.batch import GradedBatch, TrainingBatch
+from rlcore.errors import UserError
 from rlcore.run.metrics import Mean, Metrics
 from trainers.algorithm import Advantage
 
@@ -38,7 +39,7 @@ class Prepare:
             chosen = replace(chosen, loss_mask=chosen.loss_mask * ~chosen.truncated[:, None])
         advantages = self.advantage(chosen)
         if not torch.isfinite(advantages.policy).all():
-            raise FloatingPointError("an advantage is not finite: the estimator met a batch that it cannot handle")
+            raise UserError("an advantage is not finite: the estimator met a batch that it cannot handle")
         reference = self.reference.logprobs(chosen) if self.reference is not None and len(chosen.tokens) else None
         metrics: Metrics = {
             "groups/degenerate": Mean(advantages.degenerate.sum().item(), len(chosen.tokens)),

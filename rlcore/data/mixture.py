@@ -29,9 +29,12 @@ class Mixture:
         self._sources = sources
         self._seed = seed
         self._draws = 0
-        loaded = _load_each(sources)
-        self._dropped = [dropped for _, dropped in loaded]
-        self._streams = [_Stream(_once(problems, dropped), seed_from(seed, i)) for i, (problems, dropped) in enumerate(loaded)]
+        self._dropped: list[Counter[str]] = []
+        self._streams: list[_Stream] = []
+        for i, (problems, dropped) in enumerate(_load_each(sources)):
+            kept = _once(problems)
+            self._dropped.append(dropped + Counter({"repeats an earlier problem": len(problems) - len(kept)}))
+            self._streams.append(_Stream(kept, seed_from(seed, i)))
 
     @property
     def problems(self) -> list[Problem]:
@@ -80,7 +83,7 @@ def load(sources: Sequence[Source]) -> list[Problem]:
     loaded = _load_each(sources)
     for source, (_, dropped) in zip(sources, loaded, strict=True):
         for why, n in dropped.items():
-            logging.getLogger(__name__).warning("%s: %d problems dropped: %s", source.name, n, why)
+            logging.getLogger(__name__).warning("%s: %d dropped: %s", source.name, n, why)
     return [problem for problems, _ in loaded for problem in problems]
 
 
@@ -146,11 +149,9 @@ def _read(source: Source) -> list[Problem]:
     return problems
 
 
-def _once(problems: Sequence[Problem], dropped: Counter[str]) -> list[Problem]:
-    """The problems without repeats, which are added to the count."""
+def _once(problems: Sequence[Problem]) -> list[Problem]:
+    """Of the problems with one text, the first."""
     kept: dict[str, Problem] = {}
     for problem in problems:
         kept.setdefault(normalise(problem.prompt), problem)
-    if len(kept) < len(problems):
-        dropped["repeats an earlier problem"] = len(problems) - len(kept)
     return list(kept.values())

@@ -108,7 +108,7 @@ def _csv(path: Path) -> Iterator[Row]:
                     raise row.error("more cells than the header has columns")
                 yield row
         except (csv.Error, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: not CSV (line {reader.line_num}): {error}") from error
+            raise UserError(f"{path}: not CSV (line {reader.reader.line_num}): {error}") from error
 
 
 def _parquet(path: Path) -> Iterator[Row]:

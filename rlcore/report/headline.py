@@ -1,8 +1,8 @@
-"""What the run came to, as a small table: before → after, with intervals. Then the other numbers of `summary.json`.
+"""What the run came to: a table of what was estimated, with intervals, before → after. Then the summary's other numbers.
 
     accuracy_before  accuracy_before_low  accuracy_before_best_temperature  accuracy_after  …  wall_s
 
-`X_STAGE` stands in row X and in the column of its stage; `_low` and `_high` beside a number are its interval.
+`X_STAGE` stands in row X and in the column of its stage; `X_STAGE_low` and `X_STAGE_high` are its interval.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ def headline(run: Run) -> str:
     """HTML. A run that has not ended yet shows its first and latest evaluation instead."""
     summary = run.summary or _evaluations(run.metrics)
     plain = {key: value for key, value in summary.items() if not _is_bound(key, summary)}
-    numbers = [key for key, value in plain.items() if isinstance(value, int | float)]
-    staged = {key: match.group("quantity", "stage") for key in numbers if (match := STAGED.fullmatch(key))}
-    facts = {key: value for key, value in plain.items() if key not in staged}
-    return _table(summary, staged) + _facts(facts)
+    staged = {key: match.group("quantity", "stage") for key in plain if (match := STAGED.fullmatch(key))}
+    estimated = {quantity for key, (quantity, _) in staged.items() if f"{key}_low" in summary}
+    rows = {key: place for key, place in staged.items() if place[0] in estimated}
+    return _table(summary, rows) + _facts({key: value for key, value in plain.items() if key not in rows})
 
 
 def number(value: Any) -> str:
@@ -49,7 +49,7 @@ def duration(seconds: float) -> str:
 
 def _evaluations(metrics: Mapping[str, Series]) -> dict[str, float]:
     """The first evaluation as before, the latest, where there is another, as after."""
-    summary = {}
+    summary: dict[str, float] = {}
     for bound in ("", "_low", "_high"):
         if series := metrics.get(f"eval/accuracy{bound}"):
             summary |= {f"accuracy_{stage}{bound}": float(series.values[i]) for stage, i in _ends(series).items()}
@@ -82,7 +82,7 @@ def _cell(key: str, summary: Mapping[str, Any]) -> str:
     if key not in summary:
         return "—"
     low, high = summary.get(f"{key}_low"), summary.get(f"{key}_high")
-    interval = f" <small>{number(low)} – {number(high)}</small>" if low is not None and high is not None else ""
+    interval = f" <small>{escape(number(low))} – {escape(number(high))}</small>" if low is not None and high is not None else ""
     return f"<b>{escape(number(summary[key]))}</b>{interval}"
 
 
@@ -92,11 +92,22 @@ def _change(quantity: str, summary: Mapping[str, Any]) -> str:
 
 
 def _facts(facts: Mapping[str, Any]) -> str:
-    items = "".join(f"<div><dt>{_words(key.removesuffix('_s'))}<dd>{_fact(key, value)}</div>" for key, value in facts.items())
-    return f"<dl class=facts>{items}</dl>" if items else ""
+    """What has no interval: a line each, before and after together."""
+    items = []
+    for key, value in facts.items():
+        quantity, told = key.removesuffix("_before"), _fact(key, value)
+        if f"{quantity}_after" in facts and quantity != key:
+            after = _fact(key, facts[f"{quantity}_after"])
+            items.append((quantity, told if told == after else f"{told} → {after}"))
+        elif f"{key.removesuffix('_after')}_before" not in facts:
+            items.append((key.removesuffix("_s"), told))
+    lines = "".join(f"<div><dt>{_words(label)}<dd>{told}</div>" for label, told in items)
+    return f"<dl class=facts>{lines}</dl>" if lines else ""
 
 
 def _fact(key: str, value: Any) -> str:
+    if isinstance(value, Mapping):  # such as the accuracy at each temperature
+        return escape(" · ".join(f"{inner}: {number(held)}" for inner, held in value.items()))
     seconds = key.endswith("_s") and isinstance(value, int | float)
     return escape(duration(value) if seconds else number(value))
 

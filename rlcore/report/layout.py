@@ -56,13 +56,14 @@ class _Each:
 
 SECTIONS: Mapping[str, Sequence[_Together | _Each]] = {
     "Accuracy": [
-        _Together("evaluation", ("eval/accuracy", "eval/pass@*")),
+        _Together("evaluation", ("eval/accuracy", "eval/pass@*", "eval/maj@*")),
         _Together("training, as sampled", ("accuracy",)),
     ],
     "Rewards": [_Each(("reward", "reward/*"))],
     "Completions": [
         _Together("tokens per completion", ("length/mean", "eval/length")),
         _Together("share of completions", ("length/truncated", "answers/missing", "invalid/fraction")),
+        _Together("share of completions, evaluation", ("eval/truncated", "eval/no_answer", "eval/invalid")),
         _Each(("groups/*",)),
     ],
     "Entropy and KL": [_Together("entropy", ("entropy", "eval/entropy")), _Each(("kl/*",))],

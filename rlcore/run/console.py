@@ -32,8 +32,11 @@ class Console:
         self.progress.update(self.task, completed=done)
         self.progress.start()
 
-    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+    def follow(self, step: int) -> None:
         self.progress.update(self.task, completed=step)
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.follow(step)
         self.say(f"step {step}/{self.total}  {readable(metrics)}")
 
     def say(self, message: str) -> None:

@@ -209,7 +209,7 @@ def claim(loaded: Loaded, resume: bool) -> Iterator[None]:
 def write_aside(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     aside = path.with_name(f".{path.name}")
-    aside.write_text(text)
+    aside.write_text(text, encoding="utf-8")
     aside.rename(path)
 
 

@@ -100,6 +100,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
         rows += [step(number), evaluation(number, number / 40)] if number % 10 == 0 else [step(number)]
     summary = {"accuracy_before": 0.2, "accuracy_before_low": 0.15, "accuracy_before_high": 0.25, "accuracy_after": 0.75}
     summary |= {"accuracy_before_best_temperature": 0.31, "wall_s": 312.4, "steps": 30, "stopped": XSS}
+    summary |= {"length_before": 31.25, "length_after": 40.0, "problems_before": 200, "problems_after": 200}
+    summary["temperatures_before"] = {"0": 0.31, "1": 0.2}
     run = make_run(tmp_path_factory.mktemp("run"), rows, summary, name=XSS)
     for number in range(1, 13):
         make_ledger(run, number, groups=16, invalid=number == 6, text=XSS)
@@ -108,7 +110,18 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
 
 def test_says_what_the_run_came_to(page: Page) -> None:
     assert "toy:chain · rl · finished at step 30 of 30" in page.text
-    for said in ("before, best temperature", "0.200", "0.150 – 0.250", "0.310", "0.750", "+0.550", "5 min 12 s"):
+    for said in (
+        "before, best temperature",
+        "0.200",
+        "0.150 – 0.250",
+        "0.310",
+        "0.750",
+        "+0.550",
+        "5 min 12 s",
+        "length31.2 → 40.0",
+        "problems200",
+        "0: 0.310 · 1: 0.200",
+    ):
         assert said in page.text
 
 
@@ -223,7 +236,7 @@ def test_known_metrics_have_a_place(tmp_path: Path) -> None:
     names += (
         "entropy kl/reference kl/rollout ratio/max clip_fraction grad_norm learning_rate tokens time/step tokens_per_second "
     )
-    names += "eval/accuracy eval/pass@8 eval/length eval/entropy"
+    names += "eval/accuracy eval/pass@8 eval/maj@8 eval/length eval/entropy eval/truncated eval/no_answer eval/invalid"
     run = read_run(make_run(tmp_path, [{"step": 1, **dict.fromkeys(names.split(), 1.0)}]))
     found = sections(run.metrics)
     assert "Other" not in [section.title for section in found]

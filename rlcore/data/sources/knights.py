@@ -28,7 +28,9 @@ def _draws(people: tuple[int, int], seed: int, split: str) -> Iterator[Problem]:
 
 
 def _range(people: int | Sequence[int]) -> tuple[int, int]:
-    fewest, most = (people, people) if isinstance(people, int) else people
-    if not FEWEST <= fewest <= most <= MOST:
-        raise UserError(f"knights: people must be a number or [fewest, most] within {FEWEST} to {MOST}, not {people}")
-    return fewest, most
+    match people:
+        case int(n) if FEWEST <= n <= MOST:
+            return n, n
+        case [int(fewest), int(most)] if FEWEST <= fewest <= most <= MOST:
+            return fewest, most
+    raise UserError(f"knights: people must be a number or [fewest, most] within {FEWEST} to {MOST}, not {people!r}")

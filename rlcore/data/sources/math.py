@@ -5,6 +5,7 @@ from __future__ import annotations
 from rlcore.data.files import benchmark_rows
 from rlcore.data.rows import Row
 from rlcore.data.splits import known_split
+from rlcore.grading.extract import boxed
 from rlcore.types import Problem
 
 SUBJECTS = (
@@ -29,20 +30,7 @@ def math(*, split: str = "train", path: str | None = None, limit: int | None = N
 
 def _problem(row: Row, number: int) -> Problem:
     solved = {"solution": row.text("solution")} if "solution" in row.fields else {}
-    answer = _boxed(solved["solution"]) if solved else row.string("final_answer")
+    answer = (boxed(solved["solution"]) or "") if solved else row.string("final_answer")
     # Two of the 7500 rows are known to have no final answer, so an empty one is counted and not an error.
     unusable = {} if answer else {"unusable": "no final answer"}
     return Problem(f"math/train/{number}", row.text("problem"), answer, meta=solved | unusable)
-
-
-def _boxed(solution: str) -> str:
-    r"""What stands in the last \boxed{…}, or up to the closing $ after a bare \boxed; empty where there is none."""
-    _, found, rest = solution.rpartition("\\boxed")
-    if not rest.startswith("{"):
-        return rest.partition("$")[0].strip() if found else ""
-    depth = 0
-    for end, character in enumerate(rest):
-        depth += (character == "{") - (character == "}")
-        if depth == 0:
-            return rest[1:end].strip()
-    return ""

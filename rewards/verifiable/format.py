@@ -1,0 +1,49 @@
+"""Whether a completion keeps to the form that the prompt asked for: 1 if it does, 0 with the reason if not.
+
+`think_answer` is the form of DeepSeek-R1 (arXiv 2501.12948, table 1), `<think>…</think> <answer>…</answer>`; `boxed` asks for
+an answer in `\\boxed{}`. It says nothing about the answer being right: that is `answer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rlcore.errors import UserError
+from rlcore.grading.extract import extract
+from rlcore.plugins import nearest
+from rlcore.protocols import Reward
+from rlcore.types import Group, Score, Scored
+
+
+class Format(Reward):
+    """`style`: "think_answer", each of the four tags exactly once and in this order; or "boxed", at least one box that closes,
+    outside the thoughts. Raises UserError for another style."""
+
+    def __init__(self, *, style: str = "think_answer") -> None:
+        if style not in _FAULTS:
+            raise UserError(f"format: there is no style {style!r}{nearest(style, list(_FAULTS))}")
+        self._fault = _FAULTS[style]
+
+    def score(self, groups: Sequence[Group], state: Any) -> list[Score]:
+        """One score per completion, group after group."""
+        faults = [self._fault(completion.text) for group in groups for completion in group.completions]
+        return [Scored(float(not fault), fault) for fault in faults]
+
+
+_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+
+
+def _think_answer_fault(text: str) -> str:
+    for tag in _TAGS:
+        if (count := text.count(tag)) != 1:
+            return f"{count} times {tag}"
+    places = [text.index(tag) for tag in _TAGS]
+    return "" if places == sorted(places) else "tags out of order"
+
+
+def _boxed_fault(text: str) -> str:
+    return "" if extract(text, ["boxed"]) else "no box"
+
+
+_FAULTS = {"think_answer": _think_answer_fault, "boxed": _boxed_fault}

@@ -1,0 +1,95 @@
+"""The command line: `rlcore VERB`. A file per verb; each is imported only when it is called, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from rlcore.errors import UserError
+
+app = typer.Typer(
+    name="rlcore",
+    help="RL post-training of reasoning models in which a reward is a first-class, inspectable thing.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Json = Annotated[str, typer.Option("--json", metavar="FILE", help="Write the result as JSON ('-': standard output).")]
+Offline = Annotated[bool, typer.Option("--offline", help="Never touch the network: local files and caches only.")]
+
+
+@app.command()
+def train(
+    recipe: Annotated[list[str], typer.Argument(metavar="RECIPE... [KEY=VALUE...]", help="Merged left to right.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's last checkpoint.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, and train nothing.")] = False,
+    offline: Offline = False,
+    json: Json = "",
+) -> None:
+    """Run a recipe: a shipped one by name, a YAML file, or a run folder, with overrides such as steps=5."""
+    _quiet(offline)
+    from rlcore.cli.train import dry_run as show
+    from rlcore.cli.train import train as launch
+
+    show(recipe) if dry_run else launch(recipe, resume, json)
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[str, typer.Option(help="A folder, run checkpoint, hub id, smollm2-135m or toy:NAME.")],
+    data: Annotated[str, typer.Option(help="A data source, e.g. gsm8k, math500, '{name: chain, count: 200}'.")],
+    samples: Annotated[int, typer.Option(min=1, help="Completions per problem (pass@k, maj@k).")] = 1,
+    limit: Annotated[int, typer.Option(min=0, help="Only the first problems (0: all).")] = 0,
+    seed: Annotated[int, typer.Option(help="Decides every random number.")] = 0,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
+    template: Annotated[str, typer.Option(help="What the user says; {problem} is the problem's text.")] = "",
+    system: Annotated[str, typer.Option(help="System message.")] = "",
+    batch_size: Annotated[int, typer.Option(min=1, help="Completions decoded together.")] = 64,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    device: Annotated[str, typer.Option()] = "auto",
+    offline: Offline = False,
+    json: Json = "",
+) -> None:
+    """Measure a model: accuracy with its 95 % interval, pass@k, maj@k, lengths."""
+    _quiet(offline)
+    from rlcore.cli.eval import EvalOptions, run
+
+    run(EvalOptions(**{k: v for k, v in locals().items() if k in EvalOptions.__dataclass_fields__}), json)
+
+
+@app.command()
+def report(run: Annotated[str, typer.Argument(help="A run folder.")], json: Json = "") -> None:
+    """Write a run's report.html: curves, reward components, and a browser of its samples."""
+    from rlcore.cli.report import run as write
+
+    write(run, json)
+
+
+def _quiet(offline: bool) -> None:
+    """Settings that libraries read when they are imported."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("DS_LOG_LEVEL", "error")
+    if offline:
+        os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+
+
+def main() -> None:
+    """Entry point. Errors that are meant for the user become one line and exit status 1; Ctrl-C gives 130."""
+    try:
+        app()
+    except UserError as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        sys.exit(f"error: {error.strerror}: {error.filename or 'while writing'}; free space or choose another place, then --resume")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,115 @@
+"""Grades completions: extracts the answers, decides what is easy at once and has `workers` decide the rest.
+
+Serves the reward `answer` and evaluation. `wrong` is the policy's doing, `invalid` the grader's: no policy escapes a penalty by
+breaking the grader, and a broken grader never looks like a 0.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from importlib.metadata import version
+from typing import Self
+
+from rlcore.errors import UserError
+from rlcore.grading.extract import FINDERS, ORDER, extract
+from rlcore.grading.graders import at_once
+from rlcore.grading.workers import Workers
+from rlcore.plugins import nearest
+from rlcore.types import Problem, Verdict
+
+GRADER_VERSION = f"1+math-verify-{version('math-verify')}"  # the first number goes up whenever a verdict may change
+
+
+class Grader:
+    """Verdicts for completions, from any thread. Worker processes start with the first answer that needs one.
+
+    `deadline_s` (seconds) and `memory_mb` bound one answer. An answer that breaks a limit or raises is tried once more, on a
+    fresh process. If it fails again, the gold answer is graded against itself: where that works, the answer is
+    wrong(ungradable); where it does not, the verdict is invalid. `counts` counts the verdicts given, by reason.
+    """
+
+    def __init__(
+        self, *, workers: int = 2, deadline_s: float = 3.0, memory_mb: int = 2048, extract_order: Sequence[str] = ORDER
+    ) -> None:
+        for setting, value in {"workers": workers, "deadline_s": deadline_s, "memory_mb": memory_mb}.items():
+            if value <= 0:
+                raise UserError(f"grading: {setting} must be positive, not {value}")
+        for name in extract_order:
+            if name not in FINDERS:
+                raise UserError(f"grading: there is no {name!r} to extract answers from{nearest(name, list(FINDERS))}")
+        self.extract_order = tuple(extract_order)
+        self.counts: Counter[str] = Counter()
+        self._limits = workers, deadline_s, memory_mb
+        self._workers = Workers(*self._limits)
+        self._lock = threading.Lock()
+
+    def grade(self, completions: Sequence[tuple[Problem, str, bool]]) -> list[Verdict]:
+        """A verdict for each (problem, text, whether the token limit cut it off), in order.
+
+        Raises UserError for a grader that does not exist, or whose package is not installed.
+        """
+        verdicts: dict[int, Verdict] = {}
+        hard: dict[tuple[int, str], list[int]] = {}  # samples of a group often agree: one answer to one problem is one task
+        for place, (problem, text, truncated) in enumerate(completions):
+            answer = self._answer(text, truncated)
+            if answer is None:
+                verdicts[place] = Verdict("wrong", "truncated" if truncated else "no answer")
+            elif verdict := at_once(answer, problem):
+                verdicts[place] = verdict
+            else:
+                hard.setdefault((id(problem), answer), []).append(place)
+        tasks = [(answer, completions[places[0]][0]) for (_, answer), places in hard.items()]
+        for places, verdict in zip(hard.values(), self._judge(tasks), strict=True):
+            verdicts |= dict.fromkeys(places, verdict)
+        self._count(verdicts.values())
+        return [verdicts[place] for place in range(len(completions))]
+
+    def close(self) -> None:
+        """End the worker processes."""
+        self._workers.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _answer(self, text: str, truncated: bool) -> str | None:
+        """The last number of a text that was cut off is where the cut fell, and no answer."""
+        return extract(text, [name for name in self.extract_order if not (truncated and name == "last_number")])
+
+    def _judge(self, tasks: Sequence[tuple[str, Problem]]) -> list[Verdict]:
+        outcomes = self._workers.run(tasks) if tasks else []
+        failed = [task for task, outcome in zip(tasks, outcomes, strict=True) if not isinstance(outcome, Verdict)]
+        second = iter(self._second_opinions(failed) if failed else [])
+        return [outcome if isinstance(outcome, Verdict) else next(second) for outcome in outcomes]
+
+    def _second_opinions(self, tasks: Sequence[tuple[str, Problem]]) -> list[Verdict]:
+        golds = [(problem.answer, problem) for _, problem in tasks]
+        with closing(Workers(*self._limits, single_use=True)) as fresh:
+            outcomes = fresh.run([*tasks, *golds])
+        on_answer, on_gold = outcomes[: len(tasks)], outcomes[len(tasks) :]
+        return [
+            answer if isinstance(answer, Verdict) else _blame(problem, answer, gold)
+            for (_, problem), answer, gold in zip(tasks, on_answer, on_gold, strict=True)
+        ]
+
+    def _count(self, verdicts: Iterable[Verdict]) -> None:
+        with self._lock:
+            self.counts.update(verdict.reason.partition(":")[0] or verdict.kind for verdict in verdicts)
+
+
+def _blame(problem: Problem, failure: BaseException, on_gold: Verdict | BaseException) -> Verdict:
+    """Whose failure it is: the answer's if the grader still knows the gold answer, else the grader's.
+
+    Where a problem names no answer (some gym tasks), that the grader returns at all must do.
+    """
+    if isinstance(failure, UserError):
+        raise failure
+    alive = isinstance(on_gold, Verdict) and (on_gold.kind == "correct" or (on_gold.kind == "wrong" and not problem.answer))
+    if alive:
+        return Verdict("wrong", "ungradable")
+    return Verdict("invalid", f"grader broken: {type(failure).__name__}: {failure}")

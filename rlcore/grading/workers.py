@@ -1,0 +1,115 @@
+"""Processes that grade what may hang (`graders.at_length`), each answer under a time and a memory limit. Serves `pool`.
+
+They come from a fork server which has the imports done, so that replacing a killed one takes a moment, and they do not
+outlive their parent, whatever kills it: an idle worker sees the pipe close, a busy one is ended by its own alarm clock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import multiprocessing
+import resource
+import signal
+import threading
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from pebble import ProcessFuture, ProcessPool
+
+from rlcore.grading.graders import LIBRARIES, at_length
+from rlcore.types import Problem, Verdict
+
+ALARM_MARGIN_S = 1.0  # the alarm clock is for when nobody is left to enforce the deadline
+
+
+class Workers:
+    """`count` processes for each grader in use, started on demand; any thread may call.
+
+    `deadline_s` and `memory_mb` (beyond what the imports take) bound one answer. With `single_use`, every answer gets a process
+    of its own.
+    """
+
+    def __init__(self, count: int, deadline_s: float, memory_mb: int, *, single_use: bool = False) -> None:
+        self.count = count
+        self.deadline_s = deadline_s
+        self.memory_mb = memory_mb
+        self.single_use = single_use
+        self._pools: dict[str, ProcessPool] = {}
+        self._lock = threading.Lock()
+
+    def run(self, tasks: Sequence[tuple[str, Problem]]) -> list[Verdict | BaseException]:
+        """For each (answer, problem) the verdict, or what came instead: TimeoutError, MemoryError, ProcessExpired (the process
+        died), BrokenProcessPool (all of them did), or whatever the grader raised."""
+        pools = [self._pool(problem.grader) for _, problem in tasks]
+        try:
+            futures = [
+                pool.schedule(_grade, args=[*task, self.deadline_s + ALARM_MARGIN_S], timeout=self.deadline_s)
+                for pool, task in zip(pools, tasks, strict=True)
+            ]
+        except RuntimeError as error:  # pebble's word for a pool that broke a moment ago
+            return [BrokenProcessPool(str(error))] * len(tasks)
+        return [_outcome(pool, future) for pool, future in zip(pools, futures, strict=True)]
+
+    def close(self) -> None:
+        with self._lock:
+            for pool in self._pools.values():
+                pool.stop()
+                pool.join()
+            self._pools.clear()
+
+    def _pool(self, grader: str) -> ProcessPool:
+        """The running pool of a grader; a broken one is replaced."""
+        with self._lock:
+            pool = self._pools.get(grader)
+            if pool and not pool.active:
+                pool.stop()
+                pool.join()
+            if not pool or not pool.active:
+                context = multiprocessing.get_context("forkserver")
+                context.set_forkserver_preload(["__main__", __name__, LIBRARIES[grader]])
+                self._pools[grader] = pool = ProcessPool(
+                    max_workers=self.count,
+                    max_tasks=int(self.single_use),
+                    initializer=_prepare,
+                    initargs=[LIBRARIES[grader], self.memory_mb],
+                    context=context,
+                )
+            return pool
+
+
+def _outcome(pool: ProcessPool, future: ProcessFuture[Verdict]) -> Verdict | BaseException:
+    while pool.active and not future.done():  # a pool that breaks forgets the tasks it has not begun
+        wait([future], timeout=1.0)
+    if not future.done():
+        return BrokenProcessPool("the worker processes died")
+    return future.exception() or future.result()
+
+
+def _prepare(library: str, memory_mb: int) -> None:
+    """Make this process a worker."""
+    with (
+        contextlib.suppress(ImportError),
+        warnings.catch_warnings(action="ignore"),
+    ):  # a missing package is the grader's to report
+        importlib.import_module(library)
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own timeouts are off; ours are on
+    # At once, and not when the interpreter next gets a turn: sympy may be inside one C call for hours.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    statm = Path("/proc/self/statm")
+    if statm.exists():  # elsewhere the kernel does not enforce the limit either
+        used = int(statm.read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + memory_mb * 2**20, resource.RLIM_INFINITY))
+
+
+def _grade(answer: str, problem: Problem, alarm_s: float) -> Verdict:
+    signal.setitimer(signal.ITIMER_REAL, alarm_s)
+    try:
+        return at_length(answer, problem)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)

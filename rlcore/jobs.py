@@ -1,0 +1,98 @@
+"""A job from its recipe to its run folder: the one place where all parts are put together."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+
+from rlcore import models
+from rlcore.data.mixture import Mixture
+from rlcore.data.mixture import load as load_problems
+from rlcore.data.overlap import refuse_overlap
+from rlcore.evaluation.during import PeriodicEvaluation, compare
+from rlcore.prompts import Prompter
+from rlcore.recipe.load import Loaded
+from rlcore.recipe.schema import RL, Checkpoint, Sft, Stop
+from rlcore.report.page import write_report
+from rlcore.run.folder import Run, claim, write_aside
+from rlcore.toy import warmstart
+from rewards.compose import Rewards
+from trainers import algorithm, rl, sft
+from trainers.loop import Parts, train
+from trainers.prepare import Prepare
+from trainers.sampler import Sampler
+
+
+def run(loaded: Loaded, resume: bool) -> dict[str, Any]:
+    """Do the recipe's job in its run folder and return its summary."""
+    recipe = loaded.recipe
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
+    with claim(loaded, resume):
+        summary = _rl(loaded, recipe) if isinstance(recipe, RL) else _sft(loaded, recipe)
+    return summary
+
+
+def _rl(loaded: Loaded, recipe: RL) -> dict[str, Any]:
+    # everything that can be refused without a model
+    run = Run(loaded, steps=recipe.steps, keep=recipe.checkpoint, stop=recipe.stop)
+    advantage = algorithm.advantage(recipe)
+    rewards = Rewards(recipe.rewards, recipe.algorithm.max_invalid_fraction)
+    problems = Mixture(recipe.data, recipe.seed)
+    held_out = load_problems(recipe.eval.data)[: recipe.eval.limit] if recipe.eval else []
+    refuse_overlap(problems.problems, held_out)
+    for line in problems.describe():
+        run.console.say(line)
+    # the models
+    location = warmstart.resolve(recipe.model, recipe.seed)
+    tokenizer = models.load_tokenizer(location, recipe.trust_remote_code)
+    prompter = Prompter(recipe.prompt, tokenizer)
+    engine = rl.build_engine(recipe, location, tokenizer, prompter)
+    learner = rl.build_learner(recipe, rl.build_policy(recipe, location), tokenizer)
+    reference = rl.build_reference(recipe, location, tokenizer)
+    # the loop
+    sampler = Sampler(recipe, problems, prompter, engine, rewards)
+    prepare = Prepare(sampler.select, advantage, reference, recipe.algorithm.mask_truncated)
+    run.learners = {"policy": learner}
+    run.cursors = {"data": sampler, "rewards": rewards}
+    try:
+        if recipe.eval is None:
+            step = train(Parts(sampler, engine, rewards, prepare, learner, lambda _: {}, recipe.dtype), run)
+            summary: dict[str, Any] = {}
+        else:
+            evaluation = PeriodicEvaluation(recipe, held_out, engine, prompter, rewards.verify)
+            before = _once(run, "evaluation_before.json", evaluation.thorough)
+            step = train(Parts(sampler, engine, rewards, prepare, learner, evaluation, recipe.dtype), run)
+            summary = compare(before, evaluation.thorough(), recipe.rollout.temperature)
+    finally:
+        engine.close()
+        rewards.close()
+    return _finish(run, {**summary, "steps": step})
+
+
+def _sft(loaded: Loaded, recipe: Sft) -> dict[str, Any]:
+    problems = load_problems(recipe.data)
+    run = Run(loaded, steps=recipe.epochs * -(-len(problems) // recipe.batch_size), keep=Checkpoint(), stop=Stop())
+    location = warmstart.resolve(recipe.model, recipe.seed)
+    tokenizer = models.load_tokenizer(location, recipe.trust_remote_code)
+    policy = rl.build_policy(recipe, location)
+    run.restore()
+    result = sft.train(recipe, policy, tokenizer, Prompter(recipe.prompt, tokenizer), problems, run.folder, run.log)
+    return _finish(run, result)
+
+
+def _finish(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
+    summary = {**summary, "wall_s": round(run.elapsed, 1)}
+    run.finish(summary)
+    write_report(run.folder)
+    return summary
+
+
+def _once(run: Run, name: str, make: Any) -> Any:
+    """What `make` returned the first time, also after a resume."""
+    path = run.folder / name
+    if not path.exists():
+        write_aside(path, json.dumps(make()))
+    return json.loads(path.read_text())

@@ -1,0 +1,83 @@
+"""`toy:NAME`: the model that the shipped recipe `toy/NAME` makes, trained once and kept by the hash of all that it depends on.
+
+A toy recipe is an ordinary `job: sft`; its own `model` may be `scratch:SIZE` or another toy, so a toy's schooling is a chain of
+recipes: first it learns to write out steps, then the mix of strategies that reinforcement learning will find it with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from importlib.metadata import version
+from pathlib import Path
+
+from rlcore import models
+from rlcore.data.mixture import load as load_problems
+from rlcore.data.sources import chain
+from rlcore.errors import UserError
+from rlcore.plugins import nearest
+from rlcore.prompts import Prompter
+from rlcore.recipe.load import load, shipped
+from rlcore.recipe.schema import Job, Sft
+from rlcore.run.console import Console, readable
+from rlcore.toy import model, world
+from trainers import rl, sft
+
+PREFIX = "toy:"
+
+
+def resolve(name: str, seed: int) -> str:
+    """A model name as a folder or hub id, training the toy first if that has not been done on this machine."""
+    if not name.startswith(PREFIX):
+        return models.locate(name, seed)
+    recipe = _recipe(name.removeprefix(PREFIX))
+    parent = resolve(recipe.model, recipe.seed)
+    key = f"toy-{name.removeprefix(PREFIX)}-{_digest(recipe, parent)}"
+    return str(models.cached(key, lambda folder: _train(recipe, parent, folder)) / "model")
+
+
+def architecture(name: str, seed: int) -> str:
+    """Where the configuration and tokenizer of a model are, without training anything: a toy has those of its scratch model."""
+    while name.startswith(PREFIX):
+        recipe = _recipe(name.removeprefix(PREFIX))
+        name, seed = recipe.model, recipe.seed
+    return models.locate(name, seed)
+
+
+def _recipe(name: str) -> Sft:
+    toys = [path.removeprefix("toy/") for path in shipped() if path.startswith("toy/")]
+    if name not in toys:
+        raise UserError(f"there is no toy:{name}{nearest(name, toys)}")
+    recipe = load([f"toy/{name}"]).recipe
+    assert isinstance(recipe, Sft)
+    return recipe
+
+
+def _digest(recipe: Job, parent: str) -> str:
+    """Changes with the recipe, the parent, the code that makes problems and trains on them, and the libraries' versions."""
+    code = [inspect.getsource(module) for module in (world, chain, model, sft)]
+    libraries = [version(package) for package in ("torch", "transformers", "trl")]
+    dependencies = json.dumps([recipe.model_dump(mode="json"), Path(parent).parent.name, code, libraries])
+    return hashlib.sha256(dependencies.encode()).hexdigest()[:12]
+
+
+def _train(recipe: Sft, parent: str, folder: Path) -> None:
+    problems = load_problems(recipe.data)
+    console = Console(f"warm start {recipe.name}", recipe.epochs * -(-len(problems) // recipe.batch_size))
+    console.start(0)
+    tokenizer = models.load_tokenizer(parent)
+    policy = rl.build_policy(recipe, parent)
+    try:
+        result = sft.train(
+            recipe,
+            policy,
+            tokenizer,
+            Prompter(recipe.prompt, tokenizer),
+            problems,
+            folder,
+            lambda step, metrics: console.follow(step),
+        )
+    finally:
+        console.stop()
+    console.say(f"warm start {recipe.name}: {readable(result)}")

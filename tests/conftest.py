@@ -1,0 +1,70 @@
+"""What every test shares: one thread count, a cache of its own, and tiny models made once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test touches the network
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A randomly initialised toy of 0.1 M parameters, with its tokenizer."""
+    from rlcore.toy.model import build
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    build("llama-100k", seed=0, folder=folder)
+    return folder
+
+
+@pytest.fixture
+def load_tiny(tiny: Path) -> Callable[[], tuple]:
+    """A fresh (model, tokenizer) of the tiny toy."""
+    from rlcore.models import load_model, load_tokenizer
+
+    return lambda: (load_model(str(tiny), "float32", "cpu"), load_tokenizer(str(tiny)))
+
+
+@pytest.fixture
+def make_batch() -> Callable:
+    """A GradedBatch from outcome rewards and lengths; tokens and log-probs are drawn with a seed."""
+    import torch
+
+    from rlcore.batch import GradedBatch, pad
+    from rlcore.types import Sampling
+
+    def make(rewards: Sequence[float], group: Sequence[int], lengths: Sequence[int], seed: int = 0) -> GradedBatch:
+        generator = torch.Generator().manual_seed(seed)
+        present = pad([(1,) * n for n in lengths], torch.float32)
+        shape = present.shape
+        outcome = pad([(0.0,) * (n - 1) + (r,) for n, r in zip(lengths, rewards, strict=True)], torch.float32)
+        return GradedBatch(
+            prompt_ids=[(10 + i % 5, 11, 12) for i in range(len(lengths))],
+            tokens=(torch.randint(3, 50, shape, generator=generator) * present.long()),
+            present=present,
+            loss_mask=present.clone(),
+            rollout_logprobs=-torch.rand(shape, generator=generator) * present,
+            versions=torch.zeros(shape, dtype=torch.long),
+            truncated=torch.zeros(len(lengths), dtype=torch.bool),
+            sampling=Sampling(),
+            group=torch.tensor(group),
+            rewards={"answer": outcome},
+            accuracy=torch.tensor(rewards).clamp(0, 1),
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of real GSM8K, MATH500, … files; tests that need it are skipped where it is absent."""
+    folder = Path(os.environ.get("RLCORE_DATA_DIR") or REPOSITORY.parent / "shared" / "data")
+    if not (folder / "gsm8k_train.jsonl").exists():
+        pytest.skip(f"no data files in {folder}; set RLCORE_DATA_DIR to the folder that has gsm8k_train.jsonl")
+    return folder

@@ -1,0 +1,116 @@
+"""Recipes: merging, origins, and what is refused, always in one line with its place and the nearest key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rlcore.errors import UserError
+from rlcore.recipe.load import load, shipped
+from rlcore.recipe.schema import RL, Sft
+
+MINIMAL = "job: rl\nmodel: some/model\nsteps: 3\ndata: gsm8k\n"
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.yaml"
+    path.write_text(MINIMAL)
+    return path
+
+
+def test_arguments_merge_left_to_right(recipe: Path, tmp_path: Path) -> None:
+    second = tmp_path / "second.yaml"
+    second.write_text("steps: 7\nrollout: {samples: 2}\n")
+    loaded = load([str(recipe), str(second), "rollout.temperature=0.5", "steps=9"]).recipe
+    assert isinstance(loaded, RL)
+    assert (loaded.steps, loaded.rollout.samples, loaded.rollout.temperature) == (9, 2, 0.5)
+
+
+def test_every_shipped_recipe_is_valid() -> None:
+    for name in shipped():
+        assert load([name]).recipe.job in ("rl", "sft")
+
+
+def test_origins_name_file_and_line_override_or_default(recipe: Path) -> None:
+    text = load([str(recipe), "rollout.samples=4"]).to_yaml(with_origins=True)
+    lines = {line.split(":")[0].strip(): line for line in text.splitlines()}
+    assert lines["steps"].endswith(f"# {recipe}:3")
+    assert lines["samples"].endswith("# override rollout.samples=4")
+    assert lines["prompts_per_step"].endswith("# default")
+
+
+def test_a_resolved_recipe_loads_to_the_same_recipe(recipe: Path, tmp_path: Path) -> None:
+    loaded = load([str(recipe), "algorithm.advantage={name: grpo, epsilon: 1.0e-4}"])
+    (tmp_path / "recipe.yaml").write_text(loaded.to_yaml())
+    assert load([str(tmp_path)]).recipe == loaded.recipe
+
+
+@pytest.mark.parametrize(
+    ("override", "path", "name", "options"),
+    [
+        ("algorithm.loss.clip_high=0.3", "loss", "ppo_clip", {"clip_high": 0.3}),
+        ("algorithm.advantage=rloo", "advantage", "rloo", {}),
+        ("algorithm.advantage={name: grpo, epsilon: 0.1}", "advantage", "grpo", {"epsilon": 0.1}),
+    ],
+)
+def test_a_plugin_is_a_name_or_a_mapping(recipe: Path, override: str, path: str, name: str, options: dict) -> None:
+    loaded = load([str(recipe), override]).recipe
+    assert isinstance(loaded, RL)
+    plugin = getattr(loaded.algorithm, path)
+    assert (plugin.name, plugin.options) == (name, options)
+
+
+def test_job_selects_the_recipe_class(recipe: Path) -> None:
+    sft = recipe.with_name("sft.yaml")
+    sft.write_text("job: sft\nmodel: a\ndata: gsm8k\n")
+    assert isinstance(load([str(sft)]).recipe, Sft)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rollout: {sampels: 4}\n", r"mine.yaml:5: unknown key 'rollout.sampels'; did you mean 'samples'\?"),
+        ("algorithm: {kl: {estimator: k4}}\n", r"mine.yaml:5: 'algorithm.kl.estimator': .*'k1', 'k2' or 'k3'"),
+        ("seed: [1\n", r"mine.yaml:\d: not readable as YAML"),
+        ("job: dance\n", r"job 'dance' is none of rl, sft"),
+        ("rollout: {top_p: 0.9}\n", r"importance_sampling_cap"),
+        ("rollout: {temperature: 0}\n", r"samples every completion of a group alike"),
+        ("rewards: [answer, answer]\n", r"two reward components are called 'answer'"),
+        ("rewards: [{name: format, gate: {component: answer, at_least: 1}}]\n", r"which is no component"),
+        ("prompt: {template: hello}\n", r"must contain \{problem\}"),
+        ("steps: 0\n", r"mine.yaml:5: 'steps': input should be greater than 0"),
+    ],
+)
+def test_what_is_refused(recipe: Path, text: str, message: str) -> None:
+    recipe.write_text(MINIMAL + text)
+    with pytest.raises(UserError, match=message):
+        load([str(recipe)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "no recipe given; shipped recipes: .*quickstart"),
+        (["quickstrat"], "did you mean 'quickstart'"),
+        (["quickstart", "rollout.sampels=4"], "override rollout.sampels=4: unknown key"),
+    ],
+)
+def test_arguments_that_are_refused(arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load(arguments)
+
+
+def test_a_missing_key_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "bare.yaml"
+    path.write_text("job: rl\ndata: gsm8k\n")
+    with pytest.raises(UserError, match=r"'model' is missing.*'steps' is missing"):
+        load([str(path)])
+
+
+def test_a_recipe_that_is_no_mapping(tmp_path: Path) -> None:
+    path = tmp_path / "list.yaml"
+    path.write_text("- a\n- b\n")
+    with pytest.raises(UserError, match="a recipe is a mapping"):
+        load([str(path)])

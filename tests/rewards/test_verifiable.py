@@ -1,0 +1,106 @@
+"""The verifiable rewards `answer` and `format`: their values, their reasons, and one score per completion in order.
+
+Graders and their failures are tests/grading's; here they only become scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from rewards.verifiable.answer import Answer
+from rewards.verifiable.format import Format
+from rlcore.errors import UserError
+from rlcore.plugins import bind, find
+from rlcore.types import Completion, Group, Invalid, Problem, Sampling, Scored
+
+
+def group(gold: str, *texts: str, grader: str = "math", cut: bool = False) -> Group:
+    completions = [
+        Completion("p", n, 0, (1,), (2,), (1,), (0.0,), (0,), Sampling(), "length" if cut else "stop", text)
+        for n, text in enumerate(texts)
+    ]
+    return Group(Problem("p", "", gold, grader), completions)
+
+
+@pytest.fixture(scope="module")
+def answer() -> Iterator[Answer]:
+    reward = Answer()
+    yield reward
+    reward.close()
+
+
+def test_answer_scores_every_completion_in_order(answer: Answer) -> None:
+    """Groups one after the other, completions in their order; right is 1, wrong is 0 and says why."""
+    groups = [group("5", r"\boxed{5}", r"\boxed{6}", "hm"), group("(x+1)^2", "#### 5", r"\boxed{x^2+2x+1}")]
+    assert answer.score(groups, None) == [
+        Scored(1.0),
+        Scored(0.0, "wrong answer: 6"),
+        Scored(0.0, "no answer"),
+        Scored(0.0, "wrong answer: 5"),
+        Scored(1.0),
+    ]
+    assert answer.verifiable
+
+
+def test_a_cut_completion_is_not_an_answer(answer: Answer) -> None:
+    """A closed answer counts even if babble ran into the limit after it; otherwise the reason is the cut."""
+    scores = answer.score([group("5", r"\boxed{5} and so o", "5 is the", cut=True)], None)
+    assert scores == [Scored(1.0), Scored(0.0, "truncated")]
+
+
+def test_a_failed_grader_is_invalid(answer: Answer) -> None:
+    """An unreadable reference answer is no verdict on the completion: never a 0."""
+    scores = answer.score([group("{{{", r"\boxed{5}"), group("5", r"\boxed{5}")], None)
+    assert scores == [Invalid("gold answer unparsable: {{{"), Scored(1.0)]
+
+
+def test_answer_looks_where_it_is_told() -> None:
+    reward = Answer(extract=["answer_tag"])
+    assert reward.score([group("5", "<answer>5</answer>", r"\boxed{5}")], None) == [Scored(1.0), Scored(0.0, "no answer")]
+    reward.close()
+
+
+def test_bad_settings_of_answer() -> None:
+    with pytest.raises(UserError, match="did you mean 'boxed'"):
+        Answer(extract=["boxd"])
+
+
+@pytest.mark.parametrize(
+    ("style", "text", "fault"),
+    [
+        ("think_answer", "<think>a</think><answer>b</answer>", ""),
+        ("think_answer", "<think>a</think>\n<answer>b</answer>\n", ""),
+        ("think_answer", "<answer>b</answer>", "0 times <think>"),
+        ("think_answer", "<think>a</think> b", "0 times <answer>"),
+        ("think_answer", "<think>a</think><answer>b</answer><answer>c</answer>", "2 times <answer>"),
+        ("think_answer", "<think>a</think></think><answer>b</answer>", "2 times </think>"),
+        ("think_answer", "<answer>b</answer><think>a</think>", "tags out of order"),
+        ("think_answer", "<think><answer>b</answer></think>", "tags out of order"),
+        ("think_answer", "", "0 times <think>"),
+        ("boxed", r"so \boxed{\frac{1}{2}}", ""),
+        ("boxed", r"\boxed{1} or \boxed{2}", ""),
+        ("boxed", r"\boxed{1", "no box"),
+        ("boxed", r"<think>\boxed{1}</think> 1", "no box"),
+        ("boxed", "1", "no box"),
+    ],
+)
+def test_format(style: str, text: str, fault: str) -> None:
+    """1 for the exact form, 0 for anything else, with what is wrong with it."""
+    assert Format(style=style).score([group("1", text)], None) == [Scored(float(not fault), fault)]
+
+
+def test_an_unknown_style_names_the_nearest() -> None:
+    with pytest.raises(UserError, match="did you mean 'boxed'"):
+        Format(style="box")
+
+
+@pytest.mark.parametrize(
+    ("name", "cls", "options"),
+    [("answer", Answer, {"extract": ["boxed"], "workers": 1, "deadline_s": 1.0}), ("format", Format, {"style": "boxed"})],
+)
+def test_recipes_find_them_by_name(name: str, cls: type, options: dict[str, Any]) -> None:
+    assert find("rewards", name) is cls
+    assert isinstance(bind("rewards", name, options)(), cls)
