@@ -70,13 +70,14 @@ class TrainingBatch:
 
 def rows(batch: GradedBatch, index: Sequence[int]) -> GradedBatch:
     """The batch restricted to some completions, in the order of `index`; T is kept."""
+    which = torch.as_tensor(index, dtype=torch.long)
     picked: dict[str, object] = {}
     for field in fields(batch):
         value = getattr(batch, field.name)
         if isinstance(value, Tensor):
-            picked[field.name] = value[torch.as_tensor(index)]
+            picked[field.name] = value[which]
         elif field.name == "rewards":
-            picked[field.name] = {name: reward[torch.as_tensor(index)] for name, reward in value.items()}
+            picked[field.name] = {name: reward[which] for name, reward in value.items()}
         elif field.name == "prompt_ids":
             picked[field.name] = [value[i] for i in index]
         else:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 
 from rlcore.errors import UserError
 from rlcore.prompts import Prompter
@@ -68,6 +68,7 @@ def train(
         processing_class=tokenizer,
         callbacks=[_Reporter(log)],
     )
+    trainer.remove_callback(PrinterCallback)  # the run's own log says it all
     result = trainer.train()
     plain = trainer.model.merge_and_unload() if isinstance(trainer.model, PeftModel) else trainer.model
     plain.save_pretrained(folder / "model")

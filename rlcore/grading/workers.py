@@ -58,28 +58,30 @@ class Workers:
     def close(self) -> None:
         with self._lock:
             for pool in self._pools.values():
-                pool.stop()
-                pool.join()
+                _end(pool)
             self._pools.clear()
 
     def _pool(self, grader: str) -> ProcessPool:
         """The running pool of a grader; a broken one is replaced."""
         with self._lock:
             pool = self._pools.get(grader)
-            if pool and not pool.active:
-                pool.stop()
-                pool.join()
-            if not pool or not pool.active:
-                context = multiprocessing.get_context("forkserver")
-                context.set_forkserver_preload(["__main__", __name__, LIBRARIES[grader]])
-                self._pools[grader] = pool = ProcessPool(
-                    max_workers=self.count,
-                    max_tasks=int(self.single_use),
-                    initializer=_prepare,
-                    initargs=[LIBRARIES[grader], self.memory_mb],
-                    context=context,
-                )
+            if pool is not None and not pool.active:
+                _end(pool)
+                pool = None
+            if pool is None:
+                pool = self._pools[grader] = self._start(LIBRARIES[grader])
             return pool
+
+    def _start(self, library: str) -> ProcessPool:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["__main__", __name__, library])  # heeded when the fork server starts, once
+        return ProcessPool(
+            max_workers=self.count,
+            max_tasks=int(self.single_use),
+            initializer=_prepare,
+            initargs=[library, self.memory_mb],
+            context=context,
+        )
 
 
 def _outcome(pool: ProcessPool, future: ProcessFuture[Verdict]) -> Verdict | BaseException:
@@ -90,21 +92,24 @@ def _outcome(pool: ProcessPool, future: ProcessFuture[Verdict]) -> Verdict | Bas
     return future.exception() or future.result()
 
 
+def _end(pool: ProcessPool) -> None:
+    pool.stop()
+    pool.join()
+
+
 def _prepare(library: str, memory_mb: int) -> None:
     """Make this process a worker."""
-    with (
-        contextlib.suppress(ImportError),
-        warnings.catch_warnings(action="ignore"),
-    ):  # a missing package is the grader's to report
-        importlib.import_module(library)
+    with contextlib.suppress(ImportError), warnings.catch_warnings(action="ignore"):
+        importlib.import_module(library)  # where the package is missing, the grader says so
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own timeouts are off; ours are on
-    # At once, and not when the interpreter next gets a turn: sympy may be inside one C call for hours.
+    # At once, and not when the interpreter next gets a turn: a worker may be inside one C call for hours.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     statm = Path("/proc/self/statm")
     if statm.exists():  # elsewhere the kernel does not enforce the limit either
-        used = int(statm.read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + memory_mb * 2**20, resource.RLIM_INFINITY))
+        limit = int(statm.read_text().split()[0]) * resource.getpagesize() + memory_mb * 2**20
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
 def _grade(answer: str, problem: Problem, alarm_s: float) -> Verdict:

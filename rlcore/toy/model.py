@@ -15,8 +15,9 @@ from rlcore.plugins import nearest
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-SIZES: dict[str, dict[str, int]] = {  # parameters: 0.1 M, 0.8 M, 3.2 M
+SIZES: dict[str, dict[str, int]] = {  # named by their parameters
     "llama-100k": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "llama-500k": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 2, "num_attention_heads": 4},
     "llama-1m": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4},
     "llama-3m": {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 8},
 }
@@ -59,7 +60,7 @@ def build(size: str, seed: int, folder: Path) -> None:
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,  # tied, a toy takes several times as long to learn to add
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -120,6 +120,8 @@ def test_different_by_spelling(gold: str, answer: str) -> None:
         ("(3,4]", "[3,4]", False),
         ("x=5", "5", True),
         ("5", "x=5", True),
+        ("x>3", r"(3,\infty)", True),
+        (r"(3,\infty)", "x>3", False),  # math-verify turns the gold's relation into a set, not the answer's
         ("5", "6,5", False),
         ("5", "5 or 7", False),
         ("5", "5x", False),

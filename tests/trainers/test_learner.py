@@ -1,0 +1,241 @@
+"""The learner: exact log-probs, gradients that do not depend on how a batch is cut, checkpoints, LoRA."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from rlcore.batch import GradedBatch, TrainingBatch
+from rlcore.errors import UserError
+from rlcore.recipe.schema import Optimizer, Update
+from rollout.engines.transformers import Transformers
+from rollout.sync import SyncError, push
+from trainers.learner import Learner, learning_rate, microbatches
+from trainers.losses.ppo_clip import ppo_clip
+from trainers.objective import Objective
+
+LENGTHS = [5, 1, 9, 3, 7, 2]
+
+
+@pytest.fixture
+def make_learner(load_tiny: Callable) -> Callable[..., Learner]:
+    def make(lora: bool = False, optimizer: Optimizer | None = None, aggregate: str = "token_mean", **update) -> Learner:
+        model, tokenizer = load_tiny()
+        if lora:
+            torch.manual_seed(0)
+            config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+            model = get_peft_model(model, config)
+        return Learner(
+            model,
+            tokenizer,
+            Objective(ppo_clip),
+            optimizer=optimizer or Optimizer(learning_rate=1e-3),
+            update=Update(**update),
+            aggregate=aggregate,  # type: ignore[arg-type]
+            constant_length=16,
+            dtype="float32",
+            total_steps=10,
+        )
+
+    return make
+
+
+@pytest.fixture
+def training(make_batch: Callable) -> TrainingBatch:
+    graded = make_batch([1, 0, 1, 0, 0, 1], [0, 0, 0, 1, 1, 1], LENGTHS)
+    advantages = torch.randn(graded.tokens.shape, generator=torch.Generator().manual_seed(5))
+    return TrainingBatch(graded, advantages, None)
+
+
+def plain_logprobs(model, batch: GradedBatch) -> torch.Tensor:
+    """One unpadded forward pass per completion."""
+    result = torch.zeros(batch.tokens.shape)
+    for i, prompt in enumerate(batch.prompt_ids):
+        n = int(batch.lengths[i])
+        ids = torch.tensor([[*prompt, *batch.tokens[i, :n].tolist()]])
+        logits = model(ids).logits[0, len(prompt) - 1 : -1] / batch.sampling.temperature
+        result[i, :n] = logits.log_softmax(-1).gather(1, ids[0, len(prompt) :, None])[:, 0].detach()
+    return result
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0])
+@pytest.mark.parametrize("chunk", [1, 7, 4096])
+def test_logprobs_are_those_of_a_plain_forward_pass(
+    make_learner: Callable, training: TrainingBatch, temperature: float, chunk: int
+) -> None:
+    learner = make_learner(logits_chunk=chunk, tokens_per_microbatch=20)
+    batch = replace(training.graded, sampling=replace(training.graded.sampling, temperature=temperature))
+    torch.testing.assert_close(learner.logprobs(batch), plain_logprobs(learner.model, batch), atol=1e-5, rtol=0)
+
+
+def gradients(learner: Learner, batch: TrainingBatch) -> dict[str, torch.Tensor]:
+    learner.update(batch)
+    return {name: p.grad.clone() for name, p in learner.parameters.items()}
+
+
+@pytest.mark.parametrize("aggregate", ["token_mean", "sequence_mean", "constant"])
+def test_the_cut_into_microbatches_changes_nothing(
+    make_learner: Callable, training: TrainingBatch, aggregate: str
+) -> None:
+    """Gradients of one micro-batch, of several, of one completion each, and of the rows in another order are the same to 1e-6.
+    A local denominator would change them by the ratio of micro-batch to batch."""
+    whole = gradients(make_learner(aggregate=aggregate), training)
+    for budget in (25, 1):
+        cut = gradients(make_learner(aggregate=aggregate, tokens_per_microbatch=budget), training)
+        for name, gradient in whole.items():
+            torch.testing.assert_close(cut[name], gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_the_gradient_is_that_of_the_written_loss(make_learner: Callable, training: TrainingBatch) -> None:
+    """On-policy, PPO's gradient is that of −Σ A·log π / Σ mask."""
+    learner = make_learner(optimizer=Optimizer(learning_rate=1e-3, max_grad_norm=1e9))
+    ours = gradients(learner, training)
+    reference = make_learner()
+    graded = training.graded
+    total = torch.zeros(())
+    for i, prompt in enumerate(graded.prompt_ids):
+        n = int(graded.lengths[i])
+        ids = torch.tensor([[*prompt, *graded.tokens[i, :n].tolist()]])
+        logprobs = reference.model(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        total = total - (training.advantages[i, :n] * logprobs.gather(1, ids[0, len(prompt) :, None])[:, 0]).sum()
+    (total / graded.loss_mask.sum()).backward()
+    for name, p in reference.parameters.items():
+        torch.testing.assert_close(ours[name], p.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_tokens_outside_the_loss_mask_teach_nothing(make_learner: Callable, training: TrainingBatch) -> None:
+    mask = training.graded.loss_mask.clone()
+    mask[2, 4:] = 0
+    masked = replace(training.graded, loss_mask=mask)
+    changed = training.advantages.clone()
+    changed[2, 4:] = 100.0
+    first = gradients(make_learner(), TrainingBatch(masked, training.advantages, None))
+    second = gradients(make_learner(), TrainingBatch(masked, changed, None))
+    for name in first:
+        assert torch.equal(first[name], second[name])
+
+
+def test_several_minibatches_measure_the_ratio_to_the_policy_before_the_step(
+    make_learner: Callable, training: TrainingBatch
+) -> None:
+    learner = make_learner(minibatches=2, epochs=2)
+    metrics = learner.update(training)
+    assert learner.updates == 4
+    assert metrics["ratio/max"].value > 1.0
+
+
+def test_an_update_follows_the_advantage(make_learner: Callable, training: TrainingBatch) -> None:
+    """Tokens with A > 0 become likelier, those with A < 0 less likely, on average."""
+    learner = make_learner()
+    before = learner.logprobs(training.graded)
+    for _ in range(5):
+        learner.update(training)
+    moved = (learner.logprobs(training.graded) - before) * training.graded.loss_mask
+    assert (moved * training.advantages).sum() > 0
+
+
+def test_a_gradient_that_is_not_finite_is_refused_and_changes_nothing(
+    make_learner: Callable, training: TrainingBatch
+) -> None:
+    learner = make_learner()
+    before = {name: p.clone() for name, p in learner.parameters.items()}
+    with pytest.raises(UserError, match="gradient's norm is nan"):
+        learner.update(replace(training, advantages=training.advantages * torch.nan))
+    for name, p in learner.parameters.items():
+        assert torch.equal(p, before[name])
+
+
+def test_an_empty_batch_changes_nothing(make_learner: Callable, training: TrainingBatch) -> None:
+    from rlcore.batch import rows
+
+    learner = make_learner()
+    assert learner.update(TrainingBatch(rows(training.graded, []), training.advantages[:0], None)) == {}
+    assert learner.updates == 0
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_saved_learner_goes_on_to_the_bit(
+    make_learner: Callable, training: TrainingBatch, tmp_path: Path, lora: bool
+) -> None:
+    unbroken = make_learner(lora=lora)
+    unbroken.update(training)
+    unbroken.save(tmp_path)
+    unbroken.update(training)
+    resumed = make_learner(lora=lora)
+    resumed.load(tmp_path)
+    resumed.update(training)
+    assert resumed.updates == 2
+    for name, p in unbroken.parameters.items():
+        assert torch.equal(resumed.parameters[name], p)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_checkpoint_is_a_plain_model(make_learner: Callable, training: TrainingBatch, tmp_path: Path, lora: bool) -> None:
+    """`from_pretrained` gives the learner's log-probs: adapters are merged in."""
+    from transformers import AutoModelForCausalLM
+
+    learner = make_learner(lora=lora)
+    learner.update(training)
+    learner.save(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    torch.testing.assert_close(plain_logprobs(model, training.graded), learner.logprobs(training.graded), atol=1e-5, rtol=0)
+
+
+def test_lora_trains_the_adapters_only(make_learner: Callable, training: TrainingBatch) -> None:
+    learner = make_learner(lora=True)
+    assert all("lora_" in name for name in learner.parameters)
+    base = {name: p.clone() for name, p in learner.model.named_parameters() if "lora_" not in name}
+    learner.update(training)
+    for name, p in learner.model.named_parameters():
+        if name in base:
+            assert torch.equal(p, base[name])
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_pushed_weights_are_served_and_proved(
+    load_tiny: Callable, make_learner: Callable, training: TrainingBatch, lora: bool
+) -> None:
+    engine = Transformers(*load_tiny(), [1])
+    learner = make_learner(lora=lora)
+    learner.update(training)
+    assert push(learner, engine, 1, training.graded, "float32") < 1e-5
+
+
+def test_a_sync_that_changes_nothing_is_found_by_the_probe(
+    load_tiny: Callable, make_learner: Callable, training: TrainingBatch
+) -> None:
+    class Deaf(Transformers):
+        def sync(self, update) -> None:
+            self._version = update.version
+
+    learner = make_learner(optimizer=Optimizer(learning_rate=1e-2))
+    learner.update(training)
+    with pytest.raises(SyncError, match="the weights served are not the weights trained"):
+        push(learner, Deaf(*load_tiny(), [1]), 1, training.graded, "float32")
+
+
+@pytest.mark.parametrize(
+    ("settings", "rates"),
+    [
+        ({"warmup_steps": 2}, {0: 0.5, 1: 1.0, 2: 1.0, 9: 1.0}),
+        ({"schedule": "cosine"}, {0: 1.0, 5: 0.5, 10: 0.0}),
+        ({"warmup_steps": 2, "schedule": "cosine"}, {0: 0.5, 2: 1.0, 6: 0.5, 10: 0.0}),
+    ],
+)
+def test_learning_rate(settings: dict, rates: dict[int, float]) -> None:
+    for update, rate in rates.items():
+        assert learning_rate(Optimizer(learning_rate=1.0, **settings), update, 10) == pytest.approx(rate)
+
+
+def test_microbatches_keep_the_budget_and_every_row(training: TrainingBatch) -> None:
+    for budget in (1, 20, 30, 1000):
+        cut = list(microbatches(training.graded, range(6), budget))
+        assert sorted(i for rows in cut for i in rows) == list(range(6))
+        for rows in cut:
+            longest = max(3 + LENGTHS[i] for i in rows)
+            assert len(rows) == 1 or longest * len(rows) <= budget

@@ -1,0 +1,113 @@
+"""Losses, KL estimators, importance weights and aggregation, values and gradients against closed forms."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from trainers import kl
+from trainers.losses.ppo_clip import ppo_clip
+from trainers.objective import LossInputs, Objective, token_weights, truncated_importance_weights
+
+
+def inputs_of(logprobs: torch.Tensor, advantages: torch.Tensor, old: torch.Tensor | None = None) -> LossInputs:
+    zeros = torch.zeros_like(logprobs)
+    old = logprobs.detach() if old is None else old
+    return LossInputs(logprobs, zeros, old, old, None, advantages, torch.ones_like(logprobs))
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "value", "gradient"),
+    [
+        (1.0, 2.0, -2.0, -2.0),  # on-policy: −A
+        (1.1, 2.0, -2.2, -2.2),  # inside the clip range: −A·r
+        (1.5, 2.0, -2.4, 0.0),  # above it, A > 0: clipped, no gradient
+        (1.5, -2.0, 3.0, 3.0),  # above it, A < 0: the pessimistic branch keeps its gradient
+        (0.5, 2.0, -1.0, -1.0),  # below it, A > 0: unclipped
+        (0.5, -2.0, 1.6, 0.0),  # below it, A < 0: clipped
+    ],
+)
+def test_ppo_clip_value_and_gradient(ratio: float, advantage: float, value: float, gradient: float) -> None:
+    """d/d log π of −A·r is −A·r; zero where the clip is active."""
+    logprobs = torch.tensor([[ratio]]).log().requires_grad_()
+    loss = ppo_clip(inputs_of(logprobs, torch.tensor([[advantage]]), old=torch.zeros(1, 1)), clip_low=0.2, clip_high=0.2)
+    loss.per_token.sum().backward()
+    assert loss.per_token.item() == pytest.approx(value, abs=1e-5)
+    assert logprobs.grad.item() == pytest.approx(gradient, abs=1e-5)
+
+
+def test_clip_higher_moves_the_upper_bound_only() -> None:
+    logprobs = torch.tensor([[1.25, 0.7]]).log()
+    advantages = torch.tensor([[1.0, -1.0]])
+    loss = ppo_clip(inputs_of(logprobs, advantages, old=torch.zeros(1, 2)), clip_low=0.2, clip_high=0.28)
+    assert loss.per_token[0].tolist() == pytest.approx([-1.25, 0.8], abs=1e-6)
+    assert loss.metrics["clip_fraction"].value == 0.5
+
+
+@pytest.mark.parametrize(
+    ("estimator", "value", "gradient"),
+    [(kl.k1, 0.5, 1.0), (kl.k2, 0.125, 0.5), (kl.k3, 0.106531, 0.393469)],
+)
+def test_kl_estimators(estimator, value: float, gradient: float) -> None:
+    """At d = log π − log π_ref = 0.5: d, d²/2, e^−d + d − 1 and their derivatives 1, d, 1 − e^−d."""
+    logprobs = torch.tensor([-1.0], requires_grad=True)
+    penalty = estimator(logprobs, torch.tensor([-1.5]))
+    penalty.backward()
+    assert penalty.item() == pytest.approx(value, abs=1e-6)
+    assert logprobs.grad.item() == pytest.approx(gradient, abs=1e-6)
+
+
+@pytest.mark.parametrize("estimator", [kl.k1, kl.k3])
+def test_unbiased_kl_estimators_average_to_the_divergence(estimator) -> None:
+    """Exact expectation over a five-token distribution."""
+    p, q = torch.tensor([0.5, 0.2, 0.1, 0.1, 0.1]), torch.tensor([0.2, 0.2, 0.2, 0.2, 0.2])
+    expected = (p * (p / q).log()).sum()
+    torch.testing.assert_close((p * estimator(p.log(), q.log())).sum(), expected)
+
+
+def test_truncated_importance_weights_cap_and_carry_no_gradient() -> None:
+    logprobs = torch.zeros(1, 3, requires_grad=True)
+    inputs = replace(
+        inputs_of(logprobs, torch.ones(1, 3)),
+        old_logprobs=torch.tensor([[1.0, 1.0, 1.0]]).log(),
+        rollout_logprobs=torch.tensor([[0.2, 0.8, 2.0]]).log(),
+    )
+    weights = truncated_importance_weights(inputs, cap=2.0)
+    torch.testing.assert_close(weights, torch.tensor([[2.0, 1.25, 0.5]]))
+    loss = Objective(ppo_clip, importance_sampling_cap=2.0)(inputs)
+    loss.per_token.sum().backward()
+    torch.testing.assert_close(logprobs.grad, -weights)
+    assert loss.metrics["importance/capped"].value == pytest.approx(1 / 3)
+
+
+def test_objective_adds_the_kl_penalty_to_the_policy_loss() -> None:
+    logprobs = torch.tensor([[-1.0]], requires_grad=True)
+    inputs = replace(inputs_of(logprobs, torch.tensor([[2.0]])), reference_logprobs=torch.tensor([[-1.5]]))
+    loss = Objective(ppo_clip, kl_estimator="k2", kl_coefficient=0.1)(inputs)
+    loss.per_token.sum().backward()
+    assert loss.per_token.item() == pytest.approx(-2.0 + 0.1 * 0.125)
+    assert logprobs.grad.item() == pytest.approx(-2.0 + 0.1 * 0.5)
+
+
+@pytest.mark.parametrize(
+    ("aggregate", "expected"),
+    [
+        ("token_mean", [[1 / 4, 1 / 4, 1 / 4], [1 / 4, 0, 0]]),
+        ("sequence_mean", [[1 / 6, 1 / 6, 1 / 6], [1 / 2, 0, 0]]),
+        ("constant", [[1 / 20, 1 / 20, 1 / 20], [1 / 20, 0, 0]]),
+    ],
+)
+def test_token_weights(aggregate: str, expected: list[list[float]]) -> None:
+    """Two completions of 3 and 1 tokens; the constant length is 10."""
+    mask = torch.tensor([[1.0, 1, 1], [1, 0, 0]])
+    torch.testing.assert_close(token_weights(mask, aggregate, 10), torch.tensor(expected))  # type: ignore[arg-type]
+
+
+def test_completions_outside_the_loss_do_not_count_in_the_denominators() -> None:
+    """What mask_truncated does to sequence_mean: the mean is over the completions that are left."""
+    mask = torch.tensor([[1.0, 1], [0, 0], [1, 1]])
+    weights = token_weights(mask, "sequence_mean", 10)
+    assert weights.sum(1).tolist() == pytest.approx([0.5, 0, 0.5])
+    assert torch.isfinite(token_weights(torch.zeros(2, 3), "token_mean", 10)).all()
