@@ -35,9 +35,7 @@ class Rewards:
 
     def __init__(self, specs: Sequence[Component], max_invalid_fraction: float) -> None:
         self.specs = {spec.label: spec for spec in specs}
-        self.components: dict[str, Reward] = {
-            spec.label: plugins.bind("rewards", spec.name, spec.options)() for spec in specs
-        }
+        self.components: dict[str, Reward] = {spec.label: plugins.bind("rewards", spec.name, spec.options)() for spec in specs}
         self.states = {k: c.initial_state() for k, c in self.components.items() if isinstance(c, StatefulReward)}
         self.verifiable = next((label for label, c in self.components.items() if c.verifiable), None)
         self.max_invalid_fraction = max_invalid_fraction
@@ -97,9 +95,12 @@ class Rewards:
         wanted = sum(len(group.completions) for group in groups)
         scores = self.components[label].score(groups, self.states.get(label))
         if len(scores) != wanted:
-            raise UserError(f"reward {label!r} returned {len(scores)} scores for {wanted} completions: it must return one for each")
+            raise UserError(
+                f"reward {label!r} returned {len(scores)} scores for {wanted} completions: it must return one for each"
+            )
         return [
-            Invalid(f"{label}: value is {s.value}") if isinstance(s, Scored) and not math.isfinite(s.value) else s for s in scores
+            Invalid(f"{label}: value is {s.value}") if isinstance(s, Scored) and not math.isfinite(s.value) else s
+            for s in scores
         ]
 
     def _weighted(self, scores: dict[str, Score]) -> dict[str, float] | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from rewards.compose import Rewards
 from rlcore import models
 from rlcore.data.mixture import Mixture
 from rlcore.data.mixture import load as load_problems
@@ -18,7 +19,6 @@ from rlcore.recipe.schema import RL, Checkpoint, Sft, Stop
 from rlcore.report.page import write_report
 from rlcore.run.folder import Run, claim, write_aside
 from rlcore.toy import warmstart
-from rewards.compose import Rewards
 from trainers import algorithm, rl, sft
 from trainers.loop import Parts, train
 from trainers.prepare import Prepare
@@ -31,8 +31,7 @@ def run(loaded: Loaded, resume: bool) -> dict[str, Any]:
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     with claim(loaded, resume):
-        summary = _rl(loaded, recipe) if isinstance(recipe, RL) else _sft(loaded, recipe)
-    return summary
+        return _rl(loaded, recipe) if isinstance(recipe, RL) else _sft(loaded, recipe)
 
 
 def _rl(loaded: Loaded, recipe: RL) -> dict[str, Any]:

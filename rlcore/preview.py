@@ -1,9 +1,10 @@
-"""What `rlcore train --dry-run` says of a recipe without training: sources, the first prompt as tokens, memory, token budget."""
+"""What `rlcore train --dry-run` says of a recipe: its data, the first prompt as tokens, memory and the token budget."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from rewards.compose import Rewards
 from rlcore import models
 from rlcore.data.mixture import Mixture
 from rlcore.data.mixture import load as load_problems
@@ -13,7 +14,6 @@ from rlcore.recipe.estimate import Shape, memory, token_budget
 from rlcore.recipe.schema import RL, Recipe
 from rlcore.toy import warmstart
 from rlcore.types import Problem
-from rewards.compose import Rewards
 from trainers import algorithm
 
 

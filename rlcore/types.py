@@ -110,10 +110,14 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A grader's word on one answer. `invalid` means that the grader failed, never that the answer is wrong."""
+    """A grader's word on one answer. `invalid` means that the grader failed, never that the answer is wrong.
+
+    `answer` is what was extracted and judged; empty where there was none.
+    """
 
     kind: Literal["correct", "wrong", "invalid"]
     reason: str = ""
+    answer: str = ""
 
 
 @dataclass(frozen=True, slots=True)

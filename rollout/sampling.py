@@ -52,7 +52,7 @@ class SamplingRows:
 
 
 def uniforms(seed: int, count: int) -> np.ndarray:
-    """The random numbers of a request, one per position: (count,) float32 in [0, 1). Philox is counter-based: same everywhere."""
+    """The random numbers of a request, one per position: (count,) float32 in [0, 1). Philox gives the same ones everywhere."""
     numbers = np.random.Generator(np.random.Philox(key=seed)).random(count, dtype=np.float32)
     return np.minimum(numbers, np.float32(1 - 2**-22))  # so that u · total cannot round up to total
 

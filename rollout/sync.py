@@ -60,9 +60,7 @@ def push(learner: Learner, engine: Engine, version: int, witnesses: GradedBatch 
     chosen = replace(rows(witnesses, range(min(4, len(witnesses.tokens)))), sampling=Sampling())
     ours = learner.logprobs(chosen).cpu()
     theirs = engine.logprobs(completions_of(chosen))
-    difference = max(
-        (torch.tensor(row) - ours[i, : len(row)]).abs().max().item() for i, row in enumerate(theirs) if row
-    )
+    difference = max((torch.tensor(row) - ours[i, : len(row)]).abs().max().item() for i, row in enumerate(theirs) if row)
     if not difference <= TOLERANCE[dtype]:
         raise SyncError(
             f"after the sync to version {version} the engine's log-probs differ from the learner's by {difference:.3g} "

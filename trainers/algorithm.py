@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Literal
-
-import torch
 
 from rlcore import plugins
 from rlcore.batch import Advantages, GradedBatch
 from rlcore.errors import UserError
 from rlcore.recipe.schema import RL
+from trainers.objective import Objective
 
 Need = Literal["groups"]
 Advantage = Callable[[GradedBatch], Advantages]
@@ -35,9 +33,7 @@ def advantage(recipe: RL) -> Advantage:
     return bound
 
 
-def objective(recipe: RL) -> Callable:
-    from trainers.objective import Objective
-
+def objective(recipe: RL) -> Objective:
     algorithm = recipe.algorithm
     return Objective(
         policy_loss=plugins.bind("trainers.losses", algorithm.loss.name, algorithm.loss.options),

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from rewards.compose import Rewards
 from rlcore.batch import GradedBatch, TrainingBatch
 from rlcore.protocols import Engine
 from rlcore.run.folder import Run
 from rlcore.run.metrics import Metrics, merge, values
-from rewards.compose import Rewards
 from rollout.sync import push
 from trainers.learner import Learner
 from trainers.sampler import Sampler

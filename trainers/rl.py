@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-import torch
 from rlcore import plugins
 from rlcore.batch import GradedBatch
 from rlcore.models import load_model

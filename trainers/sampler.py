@@ -1,4 +1,4 @@
-"""Which problems a step asks, and the groups it gets back. With dynamic sampling it asks on until enough groups teach something."""
+"""Which problems a step asks, and the groups it gets back; with dynamic sampling, until enough groups teach something."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
+from rewards.compose import Rewards
 from rlcore.batch import GradedBatch, rows
 from rlcore.data.mixture import Mixture
 from rlcore.prompts import Prompter
 from rlcore.protocols import Engine
 from rlcore.recipe.schema import RL
 from rlcore.types import Completion, Group, Problem, Request, Sampling, Score, Scored, seed_from
-from rewards.compose import Rewards
 from trainers.groups import uniform
 
 

@@ -82,9 +82,8 @@ def _encode(problem: Problem, prompter: Prompter, max_length: int) -> dict[str, 
         raise UserError(f"problem {problem.id} has no solution to learn from: this data source cannot be used for job: sft")
     prompt, completion = prompter.render(problem), prompter.complete(problem, str(solution))
     if len(prompt) + len(completion) > max_length:
-        raise UserError(
-            f"problem {problem.id} has {len(prompt) + len(completion)} tokens with its solution, more than max_length {max_length}"
-        )
+        count = len(prompt) + len(completion)
+        raise UserError(f"problem {problem.id} has {count} tokens with its solution, more than max_length {max_length}")
     return {"input_ids": [*prompt, *completion], "labels": [IGNORED] * len(prompt) + [*completion]}
 
 

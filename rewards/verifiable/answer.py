@@ -39,4 +39,4 @@ class Answer(Reward):
 def _score(verdict: Verdict) -> Score:
     if verdict.kind == "invalid":
         return Invalid(verdict.reason)
-    return Scored(float(verdict.kind == "correct"), verdict.reason)
+    return Scored(float(verdict.kind == "correct"), verdict.reason, judged=verdict.answer)

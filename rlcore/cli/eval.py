@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from rewards.verifiable.answer import Answer
 from rlcore import models, plugins
 from rlcore.cli.output import write_json
 from rlcore.data.mixture import load as load_problems
@@ -21,7 +22,6 @@ from rlcore.prompts import Prompter, stop_ids
 from rlcore.recipe.schema import Prompt, Source
 from rlcore.toy import warmstart
 from rlcore.types import Sampling
-from rewards.verifiable.answer import Answer
 from rollout.engines.transformers import Transformers
 
 CHAT_TEMPLATE = "{problem}\n\nReason step by step, and put your final answer within \\boxed{}."
@@ -82,7 +82,7 @@ def _source(text: str) -> Source:
         spec = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"--data {text!r} is neither a name nor a YAML mapping") from error
-    fields = {"name": spec} if isinstance(spec, str) else spec
+    fields: Any = {"name": spec} if isinstance(spec, str) else spec
     if not isinstance(fields, dict) or "name" not in fields:
         raise UserError(f"--data {text!r} names no source; for example: gsm8k, or '{{name: chain, count: 200}}'")
     source = plugins.find("rlcore.data.sources", str(fields["name"]))
@@ -95,5 +95,7 @@ def _readable(result: dict[str, Any], options: EvalOptions) -> str:
     for name, value in result.items():
         if "@" in name and not name.endswith(("_low", "_high")):
             lines.append(f"  {name:<9} {value:.1%}  ({result[name + '_low']:.1%} to {result[name + '_high']:.1%})")
-    lines.append(f"  length {result['length']:.0f} tokens, truncated {result['truncated']:.1%}, invalid {result['invalid']:.1%}")
+    lines.append(
+        f"  length {result['length']:.0f} tokens, truncated {result['truncated']:.1%}, invalid {result['invalid']:.1%}"
+    )
     return "\n".join(lines)

@@ -90,6 +90,8 @@ def main() -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise
-        sys.exit(f"error: {error.strerror}: {error.filename or 'while writing'}; free space or choose another place, then --resume")
+        sys.exit(
+            f"error: {error.strerror}: {error.filename or 'while writing'}; free space or choose another place, then --resume"
+        )
     except KeyboardInterrupt:
         sys.exit(130)

@@ -38,9 +38,7 @@ class PeriodicEvaluation:
         key = (self.engine.version, temperature)
         if key not in self._known:
             sampling = replace(self.sampling, temperature=temperature)
-            done = evaluate(
-                self.engine, self.prompter, self.problems, self.verify, self.spec.samples, sampling, self.spec.seed
-            )
+            done = evaluate(self.engine, self.prompter, self.problems, self.verify, self.spec.samples, sampling, self.spec.seed)
             self._known[key] = done.summary()
         return self._known[key]
 

@@ -20,7 +20,7 @@ class Estimate:
 def accuracy(correct: Sequence[Sequence[float]]) -> Estimate:
     """Mean over problems of the share of right samples, with Wilson's interval (Wilson 1927) at the effective sample size
 
-        n_eff = p(1 − p) / Var(mean over problems),   between the number of problems and of samples.
+    n_eff = p(1 − p) / Var(mean over problems),   between the number of problems and of samples.
     """
     means = [sum(row) / len(row) for row in correct]
     problems, samples = len(means), sum(map(len, correct))
@@ -38,7 +38,7 @@ def wilson(p: float, n: float) -> Estimate:
 def pass_at_k(correct: Sequence[Sequence[float]], k: int) -> Estimate:
     """The chance that one of k samples is right, unbiased (Chen et al. 2021, arXiv 2107.03374, eq. 1), mean over problems:
 
-        1 − C(n − c, k) / C(n, k)        for c right samples of n
+    1 − C(n − c, k) / C(n, k)        for c right samples of n
     """
     chances = [1 - math.comb(len(row) - sum(v > 0 for v in row), k) / math.comb(len(row), k) for row in correct]
     return wilson(sum(chances) / len(chances), len(chances))

@@ -6,6 +6,8 @@ can be killed (`workers`). "math" does both: most answers show by their spelling
 
 from __future__ import annotations
 
+import functools
+import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -70,15 +72,22 @@ def gym(answer: str, problem: Problem) -> Verdict:
     Many checks turn their own failures into a low score, so one that gives the gold answer a low score too is not believed.
     Raises UserError where the package is missing.
     """
-    try:
-        from reasoning_gym import get_score_answer_fn
-    except ImportError as error:
-        raise UserError("the grader 'gym' needs the package reasoning-gym: pip install 'rlcore[cpu]'") from error
-    score: Callable[[str, Mapping[str, Any]], float] = get_score_answer_fn(problem.meta["task"])
+    score = _gym_check(problem.meta["task"], json.dumps(problem.meta.get("config", {}), sort_keys=True))
     passes = [score(text, problem.meta["entry"]) >= 0.999 for text in (answer, problem.answer)]
     if problem.answer and not any(passes):
         return Verdict("invalid", f"gold answer refused by the check of {problem.meta['task']}")
     return _verdict(passes[0], answer)
+
+
+@functools.cache
+def _gym_check(task: str, config: str) -> Callable[[str, Mapping[str, Any]], float]:
+    """The task's check under the configuration its problems were made with: some checks read it."""
+    try:
+        from reasoning_gym import create_dataset
+    except ImportError as error:
+        raise UserError("the grader 'gym' needs the package reasoning-gym: pip install 'rlcore[cpu]'") from error
+    score: Callable[[str, Mapping[str, Any]], float] = create_dataset(task, **json.loads(config)).score_answer
+    return score
 
 
 AT_ONCE: dict[str, Callable[[str, Problem], Verdict | None]] = {"math": math_by_spelling, "exact": exact, "roles": roles}

@@ -10,10 +10,12 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import closing
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Self
 
 from rlcore.errors import UserError
+from rlcore.grading.equal import normalise
 from rlcore.grading.extract import FINDERS, ORDER, extract
 from rlcore.grading.graders import at_once
 from rlcore.grading.workers import Workers
@@ -52,9 +54,9 @@ class Grader:
         Raises UserError for a grader that does not exist, or whose package is not installed.
         """
         verdicts: dict[int, Verdict] = {}
+        answers = [self._answer(text, truncated) for _, text, truncated in completions]
         hard: dict[tuple[int, str], list[int]] = {}  # samples of a group often agree: one answer to one problem is one task
-        for place, (problem, text, truncated) in enumerate(completions):
-            answer = self._answer(text, truncated)
+        for place, ((problem, _, truncated), answer) in enumerate(zip(completions, answers, strict=True)):
             if answer is None:
                 verdicts[place] = Verdict("wrong", "truncated" if truncated else "no answer")
             elif verdict := at_once(answer, problem):
@@ -65,7 +67,7 @@ class Grader:
         for places, verdict in zip(hard.values(), self._judge(tasks), strict=True):
             verdicts |= dict.fromkeys(places, verdict)
         self._count(verdicts.values())
-        return [verdicts[place] for place in range(len(completions))]
+        return [replace(verdicts[place], answer=normalise(answer or "")) for place, answer in enumerate(answers)]
 
     def close(self) -> None:
         """End the worker processes."""

@@ -107,7 +107,7 @@ def _override(argument: str) -> tuple[dict[str, Any], dict[Path_, str]]:
     return layer, dict.fromkeys([tuple(keys[: i + 1]) for i in range(len(keys))] + given, f"override {argument}")
 
 
-def _nodes(node: yaml.Node, path: Path_) -> Iterator[tuple[Path_, yaml.Node]]:
+def _nodes(node: yaml.Node | None, path: Path_) -> Iterator[tuple[Path_, yaml.Node]]:
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             yield (*path, key.value), key
@@ -118,7 +118,7 @@ def _nodes(node: yaml.Node, path: Path_) -> Iterator[tuple[Path_, yaml.Node]]:
             yield from _nodes(value, (*path, i))
 
 
-def _scalars(node: yaml.Node, path: Path_ = ()) -> Iterator[tuple[Path_, yaml.Node]]:
+def _scalars(node: yaml.Node | None, path: Path_ = ()) -> Iterator[tuple[Path_, yaml.Node]]:
     if isinstance(node, yaml.MappingNode) and node.value:
         for key, value in node.value:
             yield from _scalars(value, (*path, key.value))

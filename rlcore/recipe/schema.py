@@ -35,14 +35,14 @@ def _named(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
-def _default(name: str) -> Any:
-    """The type of a plugin key whose options may be given without repeating the default's name."""
+def _unless_named(default: str) -> BeforeValidator:
+    """Options may be given without repeating the default's name: `loss: {clip_high: 0.28}`."""
 
     def complete(value: Any) -> Any:
         value = _named(value)
-        return {"name": name, **value} if isinstance(value, dict) else value
+        return {"name": default, **value} if isinstance(value, dict) else value
 
-    return Annotated[Plugin, BeforeValidator(complete), Field(default=Plugin(name=name))]
+    return BeforeValidator(complete)
 
 
 class Source(Plugin):
@@ -75,7 +75,7 @@ class Prompt(Section):
 
 
 class Rollout(Section):
-    engine: _default("transformers")  # type: ignore[valid-type]
+    engine: Annotated[Plugin, _unless_named("transformers")] = Plugin(name="transformers")
     prompts_per_step: PositiveInt = 32
     samples: PositiveInt = 8  # completions per prompt
     temperature: NonNegativeFloat = 1.0
@@ -125,8 +125,8 @@ class DynamicSampling(Section):
 
 
 class Algorithm(Section):
-    advantage: _default("grpo")  # type: ignore[valid-type]
-    loss: _default("ppo_clip")  # type: ignore[valid-type]
+    advantage: Annotated[Plugin, _unless_named("grpo")] = Plugin(name="grpo")
+    loss: Annotated[Plugin, _unless_named("ppo_clip")] = Plugin(name="ppo_clip")
     aggregate: Literal["token_mean", "sequence_mean", "constant"] = "token_mean"
     kl: KL = KL()
     importance_sampling_cap: PositiveFloat | None = None  # token-level truncated importance sampling (TIS); None: off
@@ -214,9 +214,7 @@ class RL(Job):
     data: Sources
     prompt: Prompt = Prompt()
     rollout: Rollout = Rollout()
-    rewards: Annotated[list[Annotated[Component, BeforeValidator(_named)]], Field(min_length=1)] = [
-        Component(name="answer")
-    ]
+    rewards: Annotated[list[Annotated[Component, BeforeValidator(_named)]], Field(min_length=1)] = [Component(name="answer")]
     algorithm: Algorithm = Algorithm()
     update: Update = Update()
     eval: Evaluation | None = None

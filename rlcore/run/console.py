@@ -54,7 +54,7 @@ def readable(metrics: Mapping[str, float]) -> str:
     shown = []
     for name, value in metrics.items():
         rare = name in ("length/truncated", "invalid/fraction", "answers/missing", "groups/degenerate", "clip_fraction")
-        if name.startswith(HIDDEN) and name != "tokens_per_second" or (rare and value == 0):
+        if (name.startswith(HIDDEN) and name != "tokens_per_second") or (rare and value == 0):
             continue
         digits = f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
         shown.append(f"{NAMES.get(name, name)} {digits}")

@@ -186,7 +186,7 @@ class Run:
 
 @contextmanager
 def claim(loaded: Loaded, resume: bool) -> Iterator[None]:
-    """Make the run folder and hold it against other processes; write the resolved recipe. Raises UserError where it cannot be."""
+    """Make the run folder, hold it against other processes, write the resolved recipe. Raises UserError where it cannot be."""
     folder = Path(loaded.recipe.folder)
     recipe_file = folder / "recipe.yaml"
     if recipe_file.exists():
@@ -201,7 +201,9 @@ def claim(loaded: Loaded, resume: bool) -> Iterator[None]:
     except Timeout:
         raise UserError(f"another process is running in {folder}") from None
     except OSError as error:
-        raise UserError(f"cannot write to the run folder {folder}: {error.strerror}; choose another with output=PATH") from error
+        raise UserError(
+            f"cannot write to the run folder {folder}: {error.strerror}; choose another with output=PATH"
+        ) from error
     with lock:
         yield
 

@@ -20,7 +20,9 @@ def _import(package: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise UserError(f"log: {package.split('.')[0]!r} is not installed: pip install it, or drop it from the recipe") from error
+        raise UserError(
+            f"log: {package.split('.')[0]!r} is not installed: pip install it, or drop it from the recipe"
+        ) from error
 
 
 def _tensorboard(folder: Path, run_name: str, config: Mapping[str, Any]) -> Tracker:

@@ -197,7 +197,9 @@ class Transformers:
 
     def _at_stop_string(self, slot: int) -> bool:
         stop, drawn = self._rows[slot].sampling.stop, int(self._state.drawn[slot])
-        tail = self._state.tokens[slot, max(0, drawn - max(map(len, stop)) - 4) : drawn].tolist()  # a token may be part of a letter
+        tail = self._state.tokens[
+            slot, max(0, drawn - max(map(len, stop)) - 4) : drawn
+        ].tolist()  # a token may be part of a letter
         return any(string in self.tokenizer.decode(tail) for string in stop)
 
     def _completion(self, slot: int, reason: FinishReason) -> Completion:

@@ -111,9 +111,7 @@ def test_interrupted_completions_go_on_as_if_nothing_had_happened(load_tiny: Cal
     partial = engine.interrupt()
     assert partial
     assert len(done) + len(partial) == len(asked)
-    rest = engine.generate(
-        [Request(c.problem_id, c.sample, c.seed, c.prompt_ids, c.sampling, c.as_prefix()) for c in partial]
-    )
+    rest = engine.generate([Request(c.problem_id, c.sample, c.seed, c.prompt_ids, c.sampling, c.as_prefix()) for c in partial])
     by_seed = {c.seed: c for c in (*done, *rest)}
     for expected in unbroken:
         assert by_seed[expected.seed].token_ids == expected.token_ids

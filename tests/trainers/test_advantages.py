@@ -74,7 +74,7 @@ def test_advantages_of_a_group_are_finite_and_sum_to_zero(rewards: list[float]) 
 
 def test_a_group_of_one_is_refused_before_anything_loads() -> None:
     recipe = load(["quickstart", "rollout.samples=1"]).recipe
-    with pytest.raises(UserError, match="set rollout.samples >= 2"):
+    with pytest.raises(UserError, match=r"set rollout\.samples >= 2"):
         algorithm.advantage(recipe)
 
 

@@ -79,9 +79,7 @@ def gradients(learner: Learner, batch: TrainingBatch) -> dict[str, torch.Tensor]
 
 
 @pytest.mark.parametrize("aggregate", ["token_mean", "sequence_mean", "constant"])
-def test_the_cut_into_microbatches_changes_nothing(
-    make_learner: Callable, training: TrainingBatch, aggregate: str
-) -> None:
+def test_the_cut_into_microbatches_changes_nothing(make_learner: Callable, training: TrainingBatch, aggregate: str) -> None:
     """Gradients of one micro-batch, of several, of one completion each, and of the rows in another order are the same to 1e-6.
     A local denominator would change them by the ratio of micro-batch to batch."""
     whole = gradients(make_learner(aggregate=aggregate), training)
@@ -139,9 +137,7 @@ def test_an_update_follows_the_advantage(make_learner: Callable, training: Train
     assert (moved * training.advantages).sum() > 0
 
 
-def test_a_gradient_that_is_not_finite_is_refused_and_changes_nothing(
-    make_learner: Callable, training: TrainingBatch
-) -> None:
+def test_a_gradient_that_is_not_finite_is_refused_and_changes_nothing(make_learner: Callable, training: TrainingBatch) -> None:
     learner = make_learner()
     before = {name: p.clone() for name, p in learner.parameters.items()}
     with pytest.raises(UserError, match="gradient's norm is nan"):

@@ -10,8 +10,6 @@ removes. A group of equal rewards gives 0 for all, and is counted as degenerate.
 
 from __future__ import annotations
 
-import torch
-
 from rlcore.batch import Advantages, GradedBatch
 from trainers.advantages.dr_grpo import dr_grpo
 from trainers.algorithm import needs

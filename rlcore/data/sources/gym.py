@@ -32,7 +32,7 @@ def _draws(task: str, split: str, seed: int, config: Mapping[str, Any]) -> Itera
         # The n-th problem is drawn with seed + n, so neighbouring seeds would give nearly the same problems.
         dataset = _dataset(task, config, seed_from("gym", task, split, seed, chunk) % 2**31)
         for n in range(CHUNK):
-            yield _problem(dataset, dataset[n], task, f"gym/{task}/{split}/{chunk * CHUNK + n}")
+            yield _problem(dataset, dataset[n], task, config, f"gym/{task}/{split}/{chunk * CHUNK + n}")
 
 
 def _dataset(task: str, config: Mapping[str, Any], seed: int) -> Any:
@@ -53,11 +53,17 @@ def _dataset(task: str, config: Mapping[str, Any], seed: int) -> Any:
         raise UserError(f"gym: task {task!r} refuses its config: {error or 'out of range'}") from error
 
 
-def _problem(dataset: Any, drawn: Mapping[str, Any], task: str, id_: str) -> Problem:
+def _problem(dataset: Any, drawn: Mapping[str, Any], task: str, config: Mapping[str, Any], id_: str) -> Problem:
     """Grading will see the entry after JSON; where the task's check then refuses the task's own answer, it would call
     every answer wrong."""
     entry = json.loads(json.dumps(drawn, default=str))
     answer = entry["answer"]
     refused = answer is not None and dataset.score_answer(answer, entry) < 1
     unusable = {"unusable": "the task's check refuses the task's own answer"} if refused else {}
-    return Problem(id_, drawn["question"], answer or "", grader="gym", meta={"task": task, "entry": entry} | unusable)
+    return Problem(
+        id_,
+        drawn["question"],
+        answer or "",
+        grader="gym",
+        meta={"task": task, "config": dict(config), "entry": entry} | unusable,
+    )

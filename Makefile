@@ -1,0 +1,29 @@
+# `make demo` and `make test` work on a bare machine: Linux x86-64 (both), macOS arm64 and WSL (demo). See scripts/install.sh.
+.PHONY: demo test test-slow check lock clean
+
+RUN = .venv/bin/rlcore
+
+demo: ## the light core, and the main job on it
+	@bash scripts/install.sh core
+	$(RUN) train quickstart --resume
+
+test: ## the full CPU stack, and the whole suite
+	@bash scripts/install.sh cpu
+	@$(MAKE) --no-print-directory check
+	.venv/bin/python -m pytest -m "not slow"
+
+test-slow: ## what takes minutes: kills and resumes, the real small model
+	@bash scripts/install.sh cpu
+	.venv/bin/python -m pytest -m slow
+
+check: ## style and types
+	.venv/bin/ruff check --quiet .
+	.venv/bin/ruff format --check --quiet .
+	.venv/bin/mypy
+
+lock: ## renew locks/
+	@bash scripts/install.sh uv
+	bash scripts/lock.sh
+
+clean:
+	rm -rf .venv runs dist .pytest_cache .mypy_cache .ruff_cache
