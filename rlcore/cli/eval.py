@@ -86,7 +86,8 @@ def _source(text: str) -> Source:
     if not isinstance(fields, dict) or "name" not in fields:
         raise UserError(f"--data {text!r} names no source; for example: gsm8k, or '{{name: chain, count: 200}}'")
     source = plugins.find("rlcore.data.sources", str(fields["name"]))
-    return Source(**({"split": "test"} if "split" in inspect.signature(source).parameters else {}) | fields)
+    split = {"split": "test"} if "split" in inspect.signature(source).parameters else {}
+    return Source.model_validate(split | fields)
 
 
 def _readable(result: dict[str, Any], options: EvalOptions) -> str:

@@ -38,6 +38,7 @@ class Loaded:
             return text
         lines = text.splitlines()
         for path, node in _scalars(yaml.compose(text)):
+            assert node is not None
             line = node.end_mark.line if node.end_mark.column else node.end_mark.line - 1
             lines[line] = f"{lines[line]:<56}# {self.origins.get(path, 'default')}"
         return "\n".join(lines) + "\n"
@@ -118,7 +119,7 @@ def _nodes(node: yaml.Node | None, path: Path_) -> Iterator[tuple[Path_, yaml.No
             yield from _nodes(value, (*path, i))
 
 
-def _scalars(node: yaml.Node | None, path: Path_ = ()) -> Iterator[tuple[Path_, yaml.Node]]:
+def _scalars(node: yaml.Node | None, path: Path_ = ()) -> Iterator[tuple[Path_, yaml.Node | None]]:
     if isinstance(node, yaml.MappingNode) and node.value:
         for key, value in node.value:
             yield from _scalars(value, (*path, key.value))

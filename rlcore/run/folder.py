@@ -76,7 +76,6 @@ class Run:
         for path in (self.folder / "ledger").glob("step-*.parquet"):
             if int(path.stem.removeprefix("step-")) > step:
                 path.unlink()
-        self._since = time.monotonic()
         self.console.start(step)
         signal.signal(signal.SIGINT, self._on_interrupt)
         return step
