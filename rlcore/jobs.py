@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from rlcore.prompts import Prompter
 from rlcore.recipe.load import Loaded
 from rlcore.recipe.schema import RL, Checkpoint, Sft, Stop
 from rlcore.report.page import write_report
-from rlcore.run.folder import Run, claim, write_aside
+from rlcore.run.folder import Run, claim
 from rlcore.toy import warmstart
 from trainers import algorithm, rl, sft
 from trainers.loop import Parts, train
@@ -37,7 +36,7 @@ def run(loaded: Loaded, resume: bool) -> dict[str, Any]:
 def _rl(loaded: Loaded, recipe: RL) -> dict[str, Any]:
     # everything that can be refused without a model
     run = Run(loaded, steps=recipe.steps, keep=recipe.checkpoint, stop=recipe.stop)
-    advantage = algorithm.advantage(recipe)
+    advantage, objective = algorithm.advantage(recipe), algorithm.objective(recipe)
     rewards = Rewards(recipe.rewards, recipe.algorithm.max_invalid_fraction)
     problems = Mixture(recipe.data, recipe.seed)
     held_out = load_problems(recipe.eval.data)[: recipe.eval.limit] if recipe.eval else []
@@ -49,8 +48,8 @@ def _rl(loaded: Loaded, recipe: RL) -> dict[str, Any]:
     tokenizer = models.load_tokenizer(location, recipe.trust_remote_code)
     prompter = Prompter(recipe.prompt, tokenizer)
     engine = rl.build_engine(recipe, location, tokenizer, prompter)
-    learner = rl.build_learner(recipe, rl.build_policy(recipe, location), tokenizer)
-    reference = rl.build_reference(recipe, location, tokenizer)
+    learner = rl.build_learner(recipe, rl.build_policy(recipe, location), tokenizer, objective)
+    reference = rl.build_reference(recipe, location, tokenizer, objective)
     # the loop
     sampler = Sampler(recipe, problems, prompter, engine, rewards)
     prepare = Prepare(sampler.select, advantage, reference, recipe.algorithm.mask_truncated)
@@ -62,7 +61,7 @@ def _rl(loaded: Loaded, recipe: RL) -> dict[str, Any]:
             summary: dict[str, Any] = {}
         else:
             evaluation = PeriodicEvaluation(recipe, held_out, engine, prompter, rewards.verify)
-            before = _once(run, "evaluation_before.json", evaluation.thorough)
+            before = run.once("evaluation_before.json", evaluation.thorough)
             step = train(Parts(sampler, engine, rewards, prepare, learner, evaluation, recipe.dtype), run)
             summary = compare(before, evaluation.thorough(), recipe.rollout.temperature)
     finally:
@@ -87,11 +86,3 @@ def _finish(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
     run.finish(summary)
     write_report(run.folder)
     return summary
-
-
-def _once(run: Run, name: str, make: Any) -> Any:
-    """What `make` returned the first time, also after a resume."""
-    path = run.folder / name
-    if not path.exists():
-        write_aside(path, json.dumps(make()))
-    return json.loads(path.read_text())

@@ -6,7 +6,7 @@ A lower layer that needs a higher one takes one of these as an argument.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 
     from rlcore.batch import GradedBatch, TrainingBatch
     from rlcore.run.metrics import Metrics
+
+
+Progress = Callable[[int], None]  # told how much more is done
+
+
+def no_progress(done: int) -> None:
+    """For callers that nobody watches."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +56,8 @@ class Engine(Protocol):
     def interrupt(self) -> list[Completion]:
         """Stop everything; return what was sampled so far with finish reason `interrupted`. `Completion.as_prefix` goes on."""
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """Submit and poll until done; completions in the order of their requests."""
+    def generate(self, requests: Sequence[Request], progress: Progress = no_progress) -> list[Completion]:
+        """Submit and poll until done; completions in the order of their requests. `progress` hears how many are done."""
 
     def logprobs(self, completions: Sequence[Completion]) -> list[list[float]]:
         """Log-probs of the completions' tokens at temperature 1 without truncation, under the weights served now."""

@@ -117,7 +117,7 @@ class Verdict:
 
     kind: Literal["correct", "wrong", "invalid"]
     reason: str = ""
-    answer: str = ""
+    answer: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

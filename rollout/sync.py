@@ -11,14 +11,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from rlcore.batch import GradedBatch, checksum, rows
+from rlcore.batch import GradedBatch, checksum, pad, rows
 from rlcore.errors import UserError
 from rlcore.protocols import Engine, Learner, WeightUpdate
 from rlcore.types import Completion, Sampling
 
-# The largest difference between the engine's and the learner's log-prob of one token, by the dtype of the forward passes:
-# an honest sync stays an order of magnitude below it, a lost one an order above.
-TOLERANCE = {"float32": 1e-4, "bfloat16": 0.25}
+# The mean absolute difference between the engine's and the learner's log-probs of a token, by the dtype of the forward
+# passes. Honest syncs were measured at 1e-7 (float32) and 0.02 to 0.04 (bfloat16, where single tokens differ by 0.3).
+TOLERANCE = {"float32": 1e-5, "bfloat16": 0.1}
 
 
 class SyncError(UserError):
@@ -48,7 +48,7 @@ def stage(update: WeightUpdate, served: Mapping[str, Tensor], current: int) -> d
 
 
 def push(learner: Learner, engine: Engine, version: int, witnesses: GradedBatch | None, dtype: str) -> float:
-    """Sync the engine to the learner and probe parity on a few completions; returns the largest log-prob difference.
+    """Sync the engine to the learner and probe parity on a few completions; returns the mean log-prob difference.
 
     Raises SyncError where it is above TOLERANCE. `witnesses` None (nothing sampled yet) skips the probe and returns 0.
     """
@@ -60,11 +60,12 @@ def push(learner: Learner, engine: Engine, version: int, witnesses: GradedBatch 
     chosen = replace(rows(witnesses, range(min(4, len(witnesses.tokens)))), sampling=Sampling())
     ours = learner.logprobs(chosen).cpu()
     theirs = engine.logprobs(completions_of(chosen))
-    difference = max((torch.tensor(row) - ours[i, : len(row)]).abs().max().item() for i, row in enumerate(theirs) if row)
+    present = chosen.present.bool()
+    difference = (pad(theirs, torch.float32) - ours)[present].abs().mean().item()
     if not difference <= TOLERANCE[dtype]:
         raise SyncError(
-            f"after the sync to version {version} the engine's log-probs differ from the learner's by {difference:.3g} "
-            f"(at most {TOLERANCE[dtype]} in {dtype}): the weights served are not the weights trained"
+            f"after the sync to version {version} the engine's log-probs differ from the learner's by {difference:.3g} on "
+            f"average ({TOLERANCE[dtype]} is tolerated in {dtype}): the weights served are not the weights trained"
         )
     return difference
 

@@ -9,7 +9,7 @@ from rewards.compose import Rewards
 from rlcore.batch import GradedBatch, TrainingBatch
 from rlcore.protocols import Engine
 from rlcore.run.folder import Run
-from rlcore.run.metrics import Metrics, merge, values
+from rlcore.run.metrics import Mean, Metrics, merge, values
 from rollout.sync import push
 from trainers.learner import Learner
 from trainers.sampler import Sampler
@@ -43,9 +43,9 @@ def train(parts: Parts, run: Run) -> int:
             batch, prepared = parts.prepare(graded.batch)
             learned = parts.learner.update(batch)
         with run.timed("sync"):
-            push(parts.learner, parts.engine, step, graded.batch, parts.dtype)
+            parity = push(parts.learner, parts.engine, step, graded.batch, parts.dtype)
         run.ledger(step, graded.ledger)
-        run.log(step, values(merge([graded.metrics, changed, prepared, learned])))
+        run.log(step, values(merge([graded.metrics, changed, prepared, learned, {"parity": Mean(parity, 1)}])))
         run.log(step, parts.evaluate(step))
         run.checkpoint(step)
     return step

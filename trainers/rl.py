@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlcore import plugins
-from rlcore.batch import GradedBatch
 from rlcore.models import load_model
 from rlcore.prompts import Prompter, stop_ids
 from rlcore.protocols import Engine
 from rlcore.recipe.schema import RL, Job
-from trainers import algorithm
 from trainers.learner import Learner
+from trainers.objective import Objective
 from trainers.prepare import Scorer
 
 
@@ -41,11 +39,13 @@ def build_policy(recipe: Job, location: str) -> PreTrainedModel | PeftModel:
     return adapted
 
 
-def build_learner(recipe: RL, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> Learner:
+def build_learner(
+    recipe: RL, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, objective: Objective
+) -> Learner:
     return Learner(
         model,
         tokenizer,
-        algorithm.objective(recipe),
+        objective,
         optimizer=recipe.optimizer,
         update=recipe.update,
         aggregate=recipe.algorithm.aggregate,
@@ -55,19 +55,9 @@ def build_learner(recipe: RL, model: PreTrainedModel | PeftModel, tokenizer: Pre
     )
 
 
-def build_reference(recipe: RL, location: str, tokenizer: PreTrainedTokenizerBase) -> Scorer | None:
+def build_reference(recipe: RL, location: str, tokenizer: PreTrainedTokenizerBase, objective: Objective) -> Scorer | None:
     """The starting model, frozen, where a KL term needs it."""
     if not recipe.algorithm.kl.coefficient:
         return None
     model = load_model(location, "float32", recipe.device, recipe.trust_remote_code)
-    return Frozen(build_learner(recipe, model, tokenizer))
-
-
-class Frozen:
-    """A learner that never learns."""
-
-    def __init__(self, learner: Learner) -> None:
-        self._learner = learner
-
-    def logprobs(self, batch: GradedBatch) -> Tensor:
-        return self._learner.logprobs(batch)
+    return build_learner(recipe, model, tokenizer, objective)  # asked for log-probs only; `Scorer` has nothing else

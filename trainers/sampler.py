@@ -12,7 +12,7 @@ from rewards.compose import Rewards
 from rlcore.batch import GradedBatch, rows
 from rlcore.data.mixture import Mixture
 from rlcore.prompts import Prompter
-from rlcore.protocols import Engine
+from rlcore.protocols import Engine, Progress, no_progress
 from rlcore.recipe.schema import RL
 from rlcore.types import Completion, Group, Problem, Request, Sampling, Score, Scored, seed_from
 from trainers.groups import uniform
@@ -70,6 +70,7 @@ def sample_groups(
     samples: int,
     sampling: Sampling,
     seed: tuple[object, ...],
+    progress: Progress = no_progress,
 ) -> list[Group]:
     """`samples` completions of each problem. A completion's random numbers depend on `seed`, its problem and its index only."""
     requests = [
@@ -77,7 +78,7 @@ def sample_groups(
         for problem in problems
         for k in range(samples)
     ]
-    completions: list[Completion] = engine.generate(requests)
+    completions: list[Completion] = engine.generate(requests, progress)
     return [Group(problem, completions[i * samples : (i + 1) * samples]) for i, problem in enumerate(problems)]
 
 

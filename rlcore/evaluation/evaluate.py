@@ -9,6 +9,7 @@ from rlcore.errors import UserError
 from rlcore.evaluation.statistics import accuracy, majority_at_k, pass_at_k
 from rlcore.prompts import Prompter
 from rlcore.protocols import Engine
+from rlcore.run.console import watched
 from rlcore.types import Completion, Group, Invalid, Problem, Sampling, Score, Scored
 from trainers.sampler import sample_groups
 
@@ -61,7 +62,8 @@ def evaluate(
 ) -> Evaluation:
     """`samples` completions per problem (one where sampling is greedy: they would all be the same)."""
     samples = 1 if sampling.temperature == 0 else samples
-    groups = sample_groups(engine, prompter, problems, samples, sampling, ("evaluation", seed))
+    with watched(f"evaluating at temperature {sampling.temperature:g}", len(problems) * samples) as progress:
+        groups = sample_groups(engine, prompter, problems, samples, sampling, ("evaluation", seed), progress)
     scores = verify(groups)
     return Evaluation(groups, [scores[i * samples : (i + 1) * samples] for i in range(len(groups))])
 

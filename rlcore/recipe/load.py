@@ -3,7 +3,7 @@
     load(["grpo_gsm8k", "mine.yaml", "steps=5", "rollout.samples=4"])
 
 Arguments merge left to right: a shipped recipe's name, a YAML file, a run folder (its resolved recipe), or `key.path=value`.
-Mappings merge key by key; everything else is replaced.
+Mappings merge key by key, unless they name another plugin; everything else is replaced.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def _merge(into: dict[str, Any], layer: Mapping[str, Any], origins: dict, places
         here = (*path, key)
         if isinstance(value, dict) and isinstance(into.get(key), str):
             into[key] = {"name": into[key]}  # a plugin by its bare name, which now gets options
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
+        if isinstance(value, dict) and isinstance(into.get(key), dict) and _same_plugin(into[key], value):
             origins.setdefault(here, places.get(here, ""))
             _merge(into[key], value, origins, places, here)
         else:
@@ -143,6 +143,11 @@ def _merge(into: dict[str, Any], layer: Mapping[str, Any], origins: dict, places
                 del origins[old]
             into[key] = value
             origins.update({p: place for p, place in places.items() if p[: len(here)] == here})
+
+
+def _same_plugin(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """A mapping that names another plugin replaces the old one: its options are not the new one's."""
+    return "name" not in now or now["name"] == before.get("name")
 
 
 def _validate(values: dict[str, Any], origins: Mapping[Path_, str]) -> Recipe:

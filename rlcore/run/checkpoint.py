@@ -10,6 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from safetensors import SafetensorError
+
+from rlcore.errors import UserError
+
 
 class Saved(Protocol):
     """Something with files of its own in a checkpoint: a learner."""
@@ -32,6 +36,8 @@ def save(root: Path, step: int, learners: Mapping[str, Saved], state: Mapping[st
         _flush(aside)
         shutil.rmtree(target, ignore_errors=True)
         aside.rename(target)
+    except SafetensorError as error:  # how safetensors reports a full disk
+        raise UserError(f"cannot write checkpoint {target}: {error}; make room, then go on with --resume") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return target

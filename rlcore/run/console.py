@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 from rich.console import Console as RichConsole
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
 
 HIDDEN = ("time/", "tokens", "learning_rate", "kl/rollout_max", "ratio/max", "parity", "groups/dropped", "loss")
 NAMES = {"length/mean": "length", "length/truncated": "truncated", "tokens_per_second": "tok/s", "kl/reference": "KL"}
@@ -15,7 +17,7 @@ NAMES = {"length/mean": "length", "length/truncated": "truncated", "tokens_per_s
 class Console:
     def __init__(self, name: str, total: int) -> None:
         self.rich = RichConsole(stderr=True, highlight=False, soft_wrap=True)
-        self.progress = Progress(
+        self.progress = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
@@ -47,6 +49,14 @@ class Console:
 
     def stop(self) -> None:
         self.progress.stop()
+
+
+@contextmanager
+def watched(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on a terminal while something long goes on; tell the function that it yields how much more is done."""
+    with RichProgress(console=RichConsole(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda done: progress.advance(task, done)
 
 
 def readable(metrics: Mapping[str, float]) -> str:

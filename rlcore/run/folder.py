@@ -9,9 +9,10 @@ after its last checkpoint is written again, to the bit.
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -72,13 +73,20 @@ class Run:
             self._history, written = state["history"], state["written"]
             self.console.say(f"resumed from step {step} in {self.folder}")
         with (self.folder / "metrics.jsonl").open("ab") as file:
-            file.truncate(written)
+            file.truncate(written)  # what came after the checkpoint is done again
         for path in (self.folder / "ledger").glob("step-*.parquet"):
             if int(path.stem.removeprefix("step-")) > step:
                 path.unlink()
         self.console.start(step)
         signal.signal(signal.SIGINT, self._on_interrupt)
         return step
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """What `make` returned before the first step, kept as JSON for a resumed run."""
+        path = self.folder / name
+        if not checkpoint.latest(self.folder / "checkpoints"):
+            write_aside(path, json.dumps(make()))
+        return json.loads(path.read_text())
 
     def goes_on(self, step: int) -> bool:
         """Whether another step comes: neither the last was done nor a stop rule reached."""
@@ -185,13 +193,18 @@ class Run:
 
 @contextmanager
 def claim(loaded: Loaded, resume: bool) -> Iterator[None]:
-    """Make the run folder, hold it against other processes, write the resolved recipe. Raises UserError where it cannot be."""
+    """Make the run folder, hold it against other processes, write the resolved recipe. Raises UserError where it cannot be.
+
+    A folder without a checkpoint holds nothing to go on from: the run starts over in it. A run that is refused before its
+    first metrics leaves no folder behind.
+    """
     folder = Path(loaded.recipe.folder)
     recipe_file = folder / "recipe.yaml"
-    if recipe_file.exists():
+    if checkpoint.latest(folder / "checkpoints") or (folder / "summary.json").exists():
         if not resume:
             raise UserError(f"{folder} holds a run already: add --resume to go on with it, or choose another with name=NAME")
         _refuse_changes(loaded, recipe_file)
+    ours = not folder.exists()
     lock = FileLock(folder / ".lock", timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -200,11 +213,16 @@ def claim(loaded: Loaded, resume: bool) -> Iterator[None]:
     except Timeout:
         raise UserError(f"another process is running in {folder}") from None
     except OSError as error:
-        raise UserError(
-            f"cannot write to the run folder {folder}: {error.strerror}; choose another with output=PATH"
-        ) from error
-    with lock:
+        raise UserError(f"cannot write to run folder {folder}: {error.strerror}; choose another with output=PATH") from error
+    try:
         yield
+    except UserError:
+        metrics = folder / "metrics.jsonl"
+        if ours and not (metrics.exists() and metrics.stat().st_size):
+            shutil.rmtree(folder)
+        raise
+    finally:
+        lock.release()
 
 
 def write_aside(path: Path, text: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from rlcore.protocols import WeightUpdate
+from rlcore.protocols import Progress, WeightUpdate, no_progress
 from rlcore.types import Completion, Request
 
 
@@ -28,7 +28,7 @@ class Scripted:
         self._waiting.clear()
         return []
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+    def generate(self, requests: Sequence[Request], progress: Progress = no_progress) -> list[Completion]:
         return [self._speak(request) for request in requests]
 
     def logprobs(self, completions: Sequence[Completion]) -> list[list[float]]:

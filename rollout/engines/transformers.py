@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlcore.batch import pad
 from rlcore.errors import UserError
-from rlcore.protocols import WeightUpdate
+from rlcore.protocols import Progress, WeightUpdate, no_progress
 from rlcore.types import Completion, FinishReason, Prefix, Request
 from rollout.cache import Decode, Prefill, SlotCache
 from rollout.sampling import SamplingRows, sample, uniforms
@@ -61,11 +61,12 @@ class Transformers:
                 )
         self._waiting.extend(requests)
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+    def generate(self, requests: Sequence[Request], progress: Progress = no_progress) -> list[Completion]:
         self.submit(requests)
         done: dict[tuple[str, int, int], Completion] = {}
         while finished := self.poll():
             done.update({(c.problem_id, c.sample, c.seed): c for c in finished})
+            progress(len(finished))
         return [done[r.problem_id, r.sample, r.seed] for r in requests]
 
     @torch.inference_mode()

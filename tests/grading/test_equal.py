@@ -242,7 +242,7 @@ def test_an_unknown_grader_names_the_nearest() -> None:
 def test_gym_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     with pytest.raises(UserError, match=r"pip install 'rlcore\[cpu\]'"):
-        at_length("5", Problem("p", "", "5", grader="gym"))
+        at_length("5", Problem("p", "", "5", grader="gym", meta={"task": "chain_sum", "entry": {}}))
 
 
 @pytest.mark.skipif(not (DATA / "math500_test.jsonl").exists(), reason=f"no MATH500 in {DATA}; set RLCORE_DATA_DIR")

@@ -114,3 +114,11 @@ def test_a_recipe_that_is_no_mapping(tmp_path: Path) -> None:
     path.write_text("- a\n- b\n")
     with pytest.raises(UserError, match="a recipe is a mapping"):
         load([str(path)])
+
+
+def test_a_mapping_that_names_another_plugin_replaces_the_old_one(recipe: Path) -> None:
+    recipe.write_text("job: rl\nmodel: a\nsteps: 1\ndata: {name: chain, count: 5}\n")
+    same = load([str(recipe), "data={count: 7}"]).recipe
+    other = load([str(recipe), "data={name: gsm8k, limit: 3}"]).recipe
+    assert (same.data[0].name, same.data[0].options) == ("chain", {"count": 7})
+    assert (other.data[0].name, other.data[0].options) == ("gsm8k", {"limit": 3})

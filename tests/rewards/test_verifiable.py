@@ -36,11 +36,11 @@ def test_answer_scores_every_completion_in_order(answer: Answer) -> None:
     """Groups one after the other, completions in their order; right is 1, wrong is 0 and says why."""
     groups = [group("5", r"\boxed{5}", r"\boxed{6}", "hm"), group("(x+1)^2", "#### 5", r"\boxed{x^2+2x+1}")]
     assert answer.score(groups, None) == [
-        Scored(1.0),
-        Scored(0.0, "wrong answer: 6"),
+        Scored(1.0, judged="5"),
+        Scored(0.0, "wrong answer: 6", judged="6"),
         Scored(0.0, "no answer"),
-        Scored(0.0, "wrong answer: 5"),
-        Scored(1.0),
+        Scored(0.0, "wrong answer: 5", judged="5"),
+        Scored(1.0, judged="x^2+2x+1"),
     ]
     assert answer.verifiable
 
@@ -48,18 +48,19 @@ def test_answer_scores_every_completion_in_order(answer: Answer) -> None:
 def test_a_cut_completion_is_not_an_answer(answer: Answer) -> None:
     """A closed answer counts even if babble ran into the limit after it; otherwise the reason is the cut."""
     scores = answer.score([group("5", r"\boxed{5} and so o", "5 is the", cut=True)], None)
-    assert scores == [Scored(1.0), Scored(0.0, "truncated")]
+    assert scores == [Scored(1.0, judged="5"), Scored(0.0, "truncated")]
 
 
 def test_a_failed_grader_is_invalid(answer: Answer) -> None:
     """An unreadable reference answer is no verdict on the completion: never a 0."""
     scores = answer.score([group("{{{", r"\boxed{5}"), group("5", r"\boxed{5}")], None)
-    assert scores == [Invalid("gold answer unparsable: {{{"), Scored(1.0)]
+    assert scores == [Invalid("gold answer unparsable: {{{"), Scored(1.0, judged="5")]
 
 
 def test_answer_looks_where_it_is_told() -> None:
     reward = Answer(extract=["answer_tag"])
-    assert reward.score([group("5", "<answer>5</answer>", r"\boxed{5}")], None) == [Scored(1.0), Scored(0.0, "no answer")]
+    scores = reward.score([group("5", "<answer>5</answer>", r"\boxed{5}")], None)
+    assert scores == [Scored(1.0, judged="5"), Scored(0.0, "no answer")]
     reward.close()
 
 

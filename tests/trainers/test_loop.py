@@ -70,7 +70,7 @@ class Crash(Exception):
 
 
 @pytest.mark.parametrize("when", ["before the ledger", "after the log", "inside the checkpoint"])
-@pytest.mark.parametrize("extra", [[], ["rewards=[answer, {name: 'test_loop:Counting', weight: 0.1}]"]], ids=["plain", "stateful"])
+@pytest.mark.parametrize("extra", [[], ["rewards=[answer, {name: 'test_loop:Counting'}]"]], ids=["plain", "stateful"])
 def test_a_broken_run_resumes_to_the_bit(
     launch: Callable, monkeypatch: pytest.MonkeyPatch, when: str, extra: list[str]
 ) -> None:

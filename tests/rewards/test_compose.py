@@ -1,0 +1,126 @@
+"""How components become a graded batch: weights, gates, invalid completions, the ledger, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+
+from rewards.compose import Rewards
+from rlcore.errors import UserError
+from rlcore.protocols import Reward
+from rlcore.recipe.schema import Component
+from rlcore.types import Completion, Group, Invalid, Problem, Sampling, Score, Scored
+
+
+def completion(problem: str, sample: int, text: str, length: int = 3) -> Completion:
+    tokens = tuple(range(5, 5 + length))
+    ones, zeros = (1,) * length, (0.0,) * length
+    return Completion(problem, sample, sample, (1, 2), tokens, ones, zeros, (0,) * length, Sampling(), "stop", text)
+
+
+def groups(*texts: Sequence[str]) -> list[Group]:
+    return [
+        Group(Problem(f"p{g}", "?", "1"), [completion(f"p{g}", i, text, 2 + i) for i, text in enumerate(row)])
+        for g, row in enumerate(texts)
+    ]
+
+
+class Told(Reward):
+    """Scores a completion with what its text says: a number, or `invalid`."""
+
+    verifiable = True
+
+    def score(self, groups: Sequence[Group], state: object) -> list[Score]:
+        texts = [c.text for group in groups for c in group.completions]
+        return [Invalid("told so") if text == "invalid" else Scored(float(text), judged=text) for text in texts]
+
+
+class Half(Told):
+    verifiable = False
+
+    def score(self, groups: Sequence[Group], state: object) -> list[Score]:
+        return [Scored(0.5) for group in groups for _ in group.completions]
+
+
+class Spread(Half):
+    """Pays 3 over the first two tokens."""
+
+    def score(self, groups: Sequence[Group], state: object) -> list[Score]:
+        return [
+            Scored(3.0, per_token=(1.0, 2.0) + (0.0,) * (len(c.token_ids) - 2)) for group in groups for c in group.completions
+        ]
+
+
+class Short(Half):
+    def score(self, groups: Sequence[Group], state: object) -> list[Score]:
+        return super().score(groups, state)[1:]
+
+
+@pytest.fixture
+def compose() -> Callable[..., Rewards]:
+    def make(*components: dict, max_invalid_fraction: float = 1.0) -> Rewards:
+        specs = [Component(**{**c, "name": f"{__name__}:{c['name']}"}) for c in components]
+        return Rewards(specs, max_invalid_fraction)
+
+    return make
+
+
+def test_weighted_values_stand_at_the_last_token(compose: Callable) -> None:
+    batch = compose({"name": "Told"}, {"name": "Half", "weight": 0.2}).grade(groups(["1", "0"])).batch
+    torch.testing.assert_close(batch.rewards["Told"], torch.tensor([[0.0, 1, 0], [0, 0, 0]]))
+    torch.testing.assert_close(batch.rewards["Half"], torch.tensor([[0.0, 0.1, 0], [0, 0, 0.1]]))
+    torch.testing.assert_close(batch.returns, torch.tensor([1.1, 0.1]))
+    assert batch.accuracy.tolist() == [1, 0]
+
+
+def test_a_components_own_spread_over_tokens_is_kept(compose: Callable) -> None:
+    batch = compose({"name": "Told"}, {"name": "Spread", "weight": 2}).grade(groups(["1", "0"])).batch
+    torch.testing.assert_close(batch.rewards["Spread"], torch.tensor([[2.0, 4, 0], [2, 4, 0]]))
+
+
+def test_a_closed_gate_pays_nothing(compose: Callable) -> None:
+    gated = {"name": "Half", "gate": {"component": "Told", "at_least": 1.0}}
+    graded = compose({"name": "Told"}, gated).grade(groups(["1", "0"]))
+    assert graded.batch.rewards["Half"].sum(1).tolist() == [0.5, 0.0]
+    raw = [row["value"] for row in graded.ledger if row["component"] == "Half"]
+    assert raw == [0.5, 0.5]  # the ledger keeps the raw value
+
+
+def test_invalid_completions_leave_the_batch_and_are_counted(compose: Callable) -> None:
+    """One of the first group leaves; the second group has one valid member left and is dropped; the third stays."""
+    graded = compose({"name": "Told"}).grade(groups(["1", "0", "invalid"], ["1", "invalid"], ["0", "0"]))
+    assert graded.batch.group.tolist() == [0, 0, 2, 2]
+    assert graded.metrics["invalid/fraction"].value == pytest.approx(2 / 7)
+    assert graded.metrics["groups/dropped"].value == 1
+    assert graded.metrics["accuracy"].value == pytest.approx(2 / 5)
+    assert [row["valid"] for row in graded.ledger].count(False) == 2
+    assert {row["reason"] for row in graded.ledger if not row["valid"]} == {"told so"}
+
+
+def test_a_value_that_is_not_finite_is_invalid(compose: Callable) -> None:
+    graded = compose({"name": "Told"}).grade(groups(["nan", "1", "0"]))
+    assert len(graded.batch.tokens) == 2
+    assert graded.ledger[0]["reason"] == "Told: value is nan"
+
+
+def test_too_many_invalid_completions_abort_with_the_reasons(compose: Callable) -> None:
+    with pytest.raises(UserError, match=r"2 of 4 completions could not be graded, .* 0.4: 2 x told so"):
+        compose({"name": "Told"}, max_invalid_fraction=0.4).grade(groups(["invalid", "1"], ["invalid", "0"]))
+
+
+def test_a_wrong_count_is_refused(compose: Callable) -> None:
+    with pytest.raises(UserError, match="'Short' returned 3 scores for 4 completions"):
+        compose({"name": "Told"}, {"name": "Short"}).grade(groups(["1", "0"], ["1", "0"]))
+
+
+def test_what_sampling_verified_is_not_scored_again(compose: Callable) -> None:
+    rewards = compose({"name": "Told"})
+    verified: list[Score] = [Scored(1.0), Scored(1.0)]
+    assert rewards.grade(groups(["0", "0"]), verified).batch.accuracy.tolist() == [1, 1]
+
+
+def test_accuracy_without_a_verifiable_component_is_refused(compose: Callable) -> None:
+    with pytest.raises(UserError, match="no reward component is verifiable"):
+        compose({"name": "Half"}).verify(groups(["1"]))
