@@ -67,6 +67,7 @@ def _rl(loaded: Loaded, recipe: RL) -> dict[str, Any]:
     finally:
         engine.close()
         rewards.close()
+        run.console.stop()
     return _finish(run, {**summary, "steps": step})
 
 
@@ -76,8 +77,11 @@ def _sft(loaded: Loaded, recipe: Sft) -> dict[str, Any]:
     location = warmstart.resolve(recipe.model, recipe.seed)
     tokenizer = models.load_tokenizer(location, recipe.trust_remote_code)
     policy = rl.build_policy(recipe, location)
-    run.restore()
-    result = sft.train(recipe, policy, tokenizer, Prompter(recipe.prompt, tokenizer), problems, run.folder, run.log)
+    run.begin()
+    try:
+        result = sft.train(recipe, policy, tokenizer, Prompter(recipe.prompt, tokenizer), problems, run.folder, run.log)
+    finally:
+        run.console.stop()
     return _finish(run, result)
 
 

@@ -54,7 +54,7 @@ def test_reading_a_recipe_does_not_import_torch() -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    """What keeps `rlcore --help` under half a second; the seconds themselves are measured by `make bench`."""
+    """What keeps `rlcore --help` under half a second."""
     code = (
         "import sys; sys.argv = ['rlcore', '--help']\n"
         "from rlcore.cli.main import app\n"

@@ -26,8 +26,9 @@ def accuracy(correct: Sequence[Sequence[float]]) -> Estimate:
     problems, samples = len(means), sum(map(len, correct))
     p = sum(means) / problems
     variance = sum((m - p) ** 2 for m in means) / max(1, problems - 1) / problems
-    effective = min(max(p * (1 - p) / variance, problems), samples) if variance > 0 else problems
-    return wilson(p, effective)
+    if p in (0.0, 1.0):
+        return wilson(p, problems)
+    return wilson(p, min(max(p * (1 - p) / variance, problems), samples) if variance else samples)
 
 
 def wilson(p: float, n: float) -> Estimate:

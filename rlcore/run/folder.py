@@ -72,14 +72,18 @@ class Run:
                 cursor.restore(state["cursors"][name])
             self._history, written = state["history"], state["written"]
             self.console.say(f"resumed from step {step} in {self.folder}")
+        self.begin(step, written)
+        signal.signal(signal.SIGINT, self._on_interrupt)
+        return step
+
+    def begin(self, step: int = 0, written: int = 0) -> None:
+        """Start writing after `step`: whatever a killed process wrote beyond it (`written` bytes of metrics) is done again."""
         with (self.folder / "metrics.jsonl").open("ab") as file:
-            file.truncate(written)  # what came after the checkpoint is done again
+            file.truncate(written)
         for path in (self.folder / "ledger").glob("step-*.parquet"):
             if int(path.stem.removeprefix("step-")) > step:
                 path.unlink()
         self.console.start(step)
-        signal.signal(signal.SIGINT, self._on_interrupt)
-        return step
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
         """What `make` returned before the first step, kept as JSON for a resumed run."""

@@ -1,0 +1,88 @@
+"""`job: sft` through TRL, and the toys that are made with it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlcore import jobs, models
+from rlcore.errors import UserError
+from rlcore.prompts import Prompter
+from rlcore.recipe.load import load
+from rlcore.recipe.schema import Prompt
+from rlcore.toy import warmstart
+from rlcore.types import Problem
+from trainers.sft import IGNORED, _encode
+
+
+def recipe(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "mine.yaml"
+    path.write_text("job: sft\nname: mine\nthreads: 1\n" + text)
+    return str(path)
+
+
+@pytest.mark.parametrize(("extra", "share"), [("", 0.8), ("lora: {rank: 4}\n", 0.97)], ids=["full", "lora"])
+def test_the_loss_falls_and_the_checkpoint_loads(tiny: Path, tmp_path: Path, extra: str, share: float) -> None:
+    from transformers import AutoModelForCausalLM
+
+    text = f"model: {tiny}\ndata: {{name: chain, count: 640, strategies: {{steps: 1}}}}\nbatch_size: 16\n"
+    path = recipe(tmp_path, text + "optimizer: {learning_rate: 1.0e-2}\n" + extra)
+    summary = jobs.run(load([path, f"output={tmp_path / 'run'}"]), resume=False)
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["loss"] < share * rows[0]["loss"]
+    assert summary["examples"] == 640
+    before = AutoModelForCausalLM.from_pretrained(tiny)
+    after = AutoModelForCausalLM.from_pretrained(tmp_path / "run/model")
+    changed = [not torch.equal(p, q) for p, q in zip(before.parameters(), after.parameters(), strict=True)]
+    assert any(changed)
+
+
+def test_the_loss_is_on_the_solution_and_its_end_only(tiny: Path) -> None:
+    tokenizer = models.load_tokenizer(str(tiny))
+    problem = Problem("p", "1+2=?", "3", meta={"solution": "1+2=3\n#### 3"})
+    row = _encode(problem, Prompter(Prompt(), tokenizer), max_length=64)
+    learned = [i for i, label in zip(row["input_ids"], row["labels"], strict=True) if label != IGNORED]
+    assert tokenizer.decode(learned) == "1+2=3\n#### 3<eos>"
+    assert tokenizer.decode(row["input_ids"]).startswith("1+2=?\n")
+
+
+def test_a_problem_without_a_solution_or_too_long_is_refused(tiny: Path) -> None:
+    prompter = Prompter(Prompt(), models.load_tokenizer(str(tiny)))
+    with pytest.raises(UserError, match="p has no solution to learn from"):
+        _encode(Problem("p", "1", "1"), prompter, 64)
+    with pytest.raises(UserError, match="p has 10 tokens with its solution, more than max_length 9"):
+        _encode(Problem("p", "1+2", "3", meta={"solution": "1+2=3"}), prompter, 9)
+
+
+def test_a_toy_is_made_once_and_anew_when_its_recipe_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the schooling cut to a few examples: same folder the second time, another one for another recipe."""
+    monkeypatch.setenv("RLCORE_CACHE_DIR", str(tmp_path))
+    full = warmstart._recipe
+
+    def short(name: str, count: int = 64) -> object:
+        loaded = full(name)
+        [source] = loaded.data
+        return loaded.model_copy(update={"data": [source.model_copy(update={"count": count})], "model": "scratch:llama-100k"})
+
+    monkeypatch.setattr(warmstart, "_recipe", short)
+    first = warmstart.resolve("toy:chain", 0)
+    stamp = (Path(first) / "model.safetensors").stat().st_mtime_ns
+    assert warmstart.resolve("toy:chain", 0) == first
+    assert (Path(first) / "model.safetensors").stat().st_mtime_ns == stamp
+    monkeypatch.setattr(warmstart, "_recipe", lambda name: short(name, 65))
+    assert warmstart.resolve("toy:chain", 0) != first
+
+
+def test_a_failed_build_leaves_nothing_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLCORE_CACHE_DIR", str(tmp_path))
+
+    def fail(folder: Path) -> None:
+        (folder / "half").write_text("written")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        models.cached("thing", fail)
+    assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
