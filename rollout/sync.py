@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from rlcore.batch import GradedBatch, checksum, pad, rows
+from rlcore.batch import GradedBatch, checksum, rows
 from rlcore.errors import UserError
 from rlcore.protocols import Engine, Learner, WeightUpdate
 from rlcore.types import Completion, Sampling
@@ -59,9 +59,8 @@ def push(learner: Learner, engine: Engine, version: int, witnesses: GradedBatch 
         return 0.0
     chosen = replace(rows(witnesses, range(min(4, len(witnesses.tokens)))), sampling=Sampling())
     ours = learner.logprobs(chosen).cpu()
-    theirs = engine.logprobs(completions_of(chosen))
-    present = chosen.present.bool()
-    difference = (pad(theirs, torch.float32) - ours)[present].abs().mean().item()
+    served = torch.tensor([logprob for row in engine.logprobs(completions_of(chosen)) for logprob in row])
+    difference = (served - ours[chosen.present.bool()]).abs().mean().item()
     if not difference <= TOLERANCE[dtype]:
         raise SyncError(
             f"after the sync to version {version} the engine's log-probs differ from the learner's by {difference:.3g} on "

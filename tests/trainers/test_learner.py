@@ -19,7 +19,7 @@ from trainers.learner import Learner, learning_rate, microbatches
 from trainers.losses.ppo_clip import ppo_clip
 from trainers.objective import Objective
 
-LENGTHS = [5, 1, 9, 3, 7, 2]
+LENGTHS = [5, 1, 7, 3, 9, 2]
 
 
 @pytest.fixture
