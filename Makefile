@@ -10,7 +10,7 @@ demo: ## the light core, and the main job on it
 test: ## the full CPU stack, and the whole suite
 	@bash scripts/install.sh cpu
 	@$(MAKE) --no-print-directory check
-	.venv/bin/python -m pytest -m "not slow"
+	.venv/bin/python -m pytest -m "not slow" --numprocesses 2
 
 test-slow: ## what takes minutes: kills and resumes, the real small model
 	@bash scripts/install.sh cpu

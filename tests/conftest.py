@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test touches the network
+os.environ["OMP_NUM_THREADS"] = "1"  # tiny models; the cores are for the tests side by side
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 REPOSITORY = Path(__file__).parent.parent
 

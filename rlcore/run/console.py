@@ -10,8 +10,26 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-HIDDEN = ("time/", "tokens", "learning_rate", "kl/rollout_max", "ratio/max", "parity", "groups/dropped", "loss")
-NAMES = {"length/mean": "length", "length/truncated": "truncated", "tokens_per_second": "tok/s", "kl/reference": "KL"}
+# What a step's line shows, in this order, and what it is called there.
+ALWAYS = {
+    "reward": "reward",
+    "accuracy": "accuracy",
+    "length/mean": "length",
+    "entropy": "entropy",
+    "kl/reference": "KL",
+    "grad_norm": "grad",
+    "loss": "loss",
+    "tokens_per_second": "tok/s",
+}
+UNLESS_ZERO = {  # troubles: shown when there are any
+    "length/truncated": "truncated",
+    "answers/missing": "no answer",
+    "invalid/fraction": "invalid",
+    "groups/dropped": "dropped groups",
+    "groups/degenerate": "degenerate",
+    "clip_fraction": "clipped",
+    "importance/capped": "capped",
+}
 
 
 class Console:
@@ -60,12 +78,25 @@ def watched(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def readable(metrics: Mapping[str, float]) -> str:
-    """The numbers people watch, short: rewards, accuracy, length, KL, entropy, tokens/s; zeros of rare troubles left out."""
-    shown = []
+    """The numbers people watch, on one line: of a step (its reward components too), or of an evaluation (eval/…)."""
+    evaluation = {name.removeprefix("eval/"): value for name, value in metrics.items() if name.startswith("eval/")}
+    if evaluation:
+        return "evaluation  " + "  ".join(_of_evaluation(evaluation))
+    components = {name: name.removeprefix("reward/") for name in metrics if name.startswith("reward/")}
+    if len(components) == 1:
+        components = {}  # the reward itself
+    names = {"reward": "reward", **components, **ALWAYS}
+    shown = [f"{label} {_short(metrics[name])}" for name, label in names.items() if name in metrics]
+    return "  ".join(shown + [f"{label} {_short(metrics[name])}" for name, label in UNLESS_ZERO.items() if metrics.get(name)])
+
+
+def _of_evaluation(metrics: Mapping[str, float]) -> Iterator[str]:
     for name, value in metrics.items():
-        rare = name in ("length/truncated", "invalid/fraction", "answers/missing", "groups/degenerate", "clip_fraction")
-        if (name.startswith(HIDDEN) and name != "tokens_per_second") or (rare and value == 0):
-            continue
-        digits = f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
-        shown.append(f"{NAMES.get(name, name)} {digits}")
-    return "  ".join(shown)
+        if f"{name}_low" in metrics:
+            yield f"{name} {value:.1%} ({metrics[name + '_low']:.1%} to {metrics[name + '_high']:.1%})"
+        elif name in ("length", "entropy") or (name in ("truncated", "no_answer", "invalid") and value):
+            yield f"{name} {_short(value)}"
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
