@@ -12,7 +12,7 @@ test: ## the full CPU stack, and the whole suite
 	@$(MAKE) --no-print-directory check
 	.venv/bin/python -m pytest -m "not slow" --numprocesses 2
 
-test-slow: ## what takes minutes: kills and resumes, the real small model
+test-slow: ## what takes minutes: kills and resumes
 	@bash scripts/install.sh cpu
 	.venv/bin/python -m pytest -m slow
 

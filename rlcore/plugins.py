@@ -47,7 +47,10 @@ def find(package: str, name: str) -> Any:
         raise UserError(f"there is no {name!r} in {package.replace('.', '/')}{nearest(name, list(known))}")
     module = importlib.import_module(known[name])
     wanted = name.replace("_", "").lower()
-    return next(v for key, v in vars(module).items() if not key.startswith("__") and key.replace("_", "").lower() == wanted)
+    for key, value in vars(module).items():
+        if not key.startswith("__") and key.replace("_", "").lower() == wanted:
+            return value
+    raise UserError(f"{known[name]} is no plugin: it holds nothing called {name!r}")
 
 
 def bind(package: str, name: str, options: Mapping[str, Any]) -> Callable[..., Any]:
@@ -57,4 +60,8 @@ def bind(package: str, name: str, options: Mapping[str, Any]) -> Callable[..., A
     for option in options:
         if option not in taken:
             raise UserError(f"{name!r} has no option {option!r}{nearest(option, taken) if taken else '; it takes none'}")
+    parameters = inspect.signature(target).parameters.values()
+    missing = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty and p.name not in options]
+    if missing:
+        raise UserError(f"{name!r} needs the option {', '.join(map(repr, missing))}")
     return functools.partial(target, **options)

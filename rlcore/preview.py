@@ -19,8 +19,8 @@ from trainers import algorithm
 
 def preview(recipe: Recipe) -> Iterator[str]:
     """Lines to print. Everything that a launch would refuse before loading the model is refused here too."""
-    problems = _problems(recipe)
-    yield f"{len(problems)} training problems; the first is {problems[0].id}"
+    problems, described = _problems(recipe)
+    yield from described
     location = warmstart.architecture(recipe.model, recipe.seed)
     prompter = Prompter(recipe.prompt, models.load_tokenizer(location, recipe.trust_remote_code))
     ids = prompter.render(problems[0])
@@ -31,20 +31,21 @@ def preview(recipe: Recipe) -> Iterator[str]:
         budget = token_budget(recipe, longest)
         yield from (f"{name}: {count:,}" for name, count in budget.items())
         need = memory(recipe, _shape(location, recipe.trust_remote_code), longest)
-        yield f"memory at worst: {_gib(sum(need.values()))} GiB, of which"
-        yield from (f"  {name}: {_gib(count)} GiB" for name, count in need.items())
+        yield f"memory at worst: {_size(sum(need.values()))}, of which"
+        yield from (f"  {name}: {_size(count)}" for name, count in need.items())
 
 
-def _problems(recipe: Recipe) -> Sequence[Problem]:
+def _problems(recipe: Recipe) -> tuple[Sequence[Problem], Sequence[str]]:
     if not isinstance(recipe, RL):
-        return load_problems(recipe.data)
+        problems = load_problems(recipe.data)
+        return problems, [f"{len(problems)} training problems"]
     algorithm.advantage(recipe)
     algorithm.objective(recipe)
     Rewards(recipe.rewards, recipe.algorithm.max_invalid_fraction).close()
-    problems = Mixture(recipe.data, recipe.seed).problems
+    mixture = Mixture(recipe.data, recipe.seed)
     if recipe.eval:
-        refuse_overlap(problems, load_problems(recipe.eval.data)[: recipe.eval.limit])
-    return problems
+        refuse_overlap(mixture.problems, load_problems(recipe.eval.data)[: recipe.eval.limit])
+    return mixture.problems, mixture.describe()
 
 
 def _shape(location: str, trust_remote_code: bool) -> Shape:
@@ -67,5 +68,5 @@ def _shape(location: str, trust_remote_code: bool) -> Shape:
     )
 
 
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.2f}"
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

@@ -44,11 +44,12 @@ class Prompter:
         """The token that ends an assistant's turn: the one the template writes after its text, else EOS."""
         eos = self.tokenizer.eos_token_id
         if self.chat:
-            turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-            ids = self.tokenizer(self._template(turn, add_generation_prompt=False), add_special_tokens=False).input_ids
+            said = "what the assistant said"
+            turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": said}]
+            after = self._template(turn, add_generation_prompt=False).rpartition(said)[2]
             special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.get_added_vocab().values())
-            trailing = [i for i in ids[-3:] if i in special]
-            eos = trailing[0] if trailing else eos
+            closing = [i for i in self.tokenizer(after, add_special_tokens=False).input_ids if i in special]
+            eos = closing[0] if closing else eos
         if eos is None:
             raise UserError("the tokenizer knows no token that ends a completion: set its eos_token")
         return int(eos)

@@ -65,6 +65,9 @@ class Engine(Protocol):
     def sync(self, update: WeightUpdate) -> None:
         """Serve new weights. Raises SyncError, naming the tensor, when the update is partial, corrupted or stale."""
 
+    def checksums(self) -> Mapping[str, int]:
+        """`rlcore.batch.checksum` of every tensor served now, taken from the memory that sampling reads."""
+
     def close(self) -> None: ...
 
 

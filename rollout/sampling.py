@@ -63,7 +63,7 @@ def sample(logits: Tensor, rows: SamplingRows, u: Tensor) -> tuple[Tensor, Tenso
     if rows.truncates:
         scaled = truncate(scaled, rows)
     logprobs = scaled.log_softmax(-1)
-    cumulative = logprobs.exp().cumsum(-1)
+    cumulative = logprobs.exp().cumsum(-1, dtype=torch.float64)  # float32 sums on CUDA are not monotone
     drawn = torch.searchsorted(cumulative, (u * cumulative[:, -1])[:, None], right=True)[:, 0]
     tokens = torch.where(rows.greedy, scaled.argmax(-1), drawn)
     chosen = logprobs.gather(1, tokens[:, None])[:, 0]

@@ -1,4 +1,4 @@
-"""What every test shares: one thread count, a cache of its own, and tiny models made once."""
+"""What every test shares: one thread, no network, and tiny models made once."""
 
 from __future__ import annotations
 

@@ -106,6 +106,22 @@ def test_the_end_of_turn_is_the_templates_or_eos() -> None:
     assert Prompter(Prompt(chat="plain"), chat).end_of_turn() == chat.eos_token_id
 
 
+@pytest.mark.parametrize(
+    ("template", "end"),
+    [
+        (
+            "<s>{% for m in messages %}[{{ m.role }}] {{ m.content }}{% if m.role == 'assistant' %} </s>{% endif %} {% endfor %}",
+            "</s>",
+        ),
+        ("{% for m in messages %}<turn> {{ m.content }} {% endfor %}", "</s>"),  # nothing closes it: EOS
+    ],
+)
+def test_the_end_of_turn_is_looked_for_behind_what_was_said(template: str, end: str) -> None:
+    """Templates that open a turn with a special token and close it with EOS, or not at all."""
+    tokenizer = make_tokenizer(template)
+    assert Prompter(Prompt(), tokenizer).end_of_turn() == tokenizer.convert_tokens_to_ids(end)
+
+
 def test_asking_for_a_template_that_is_not_there_is_refused() -> None:
     with pytest.raises(UserError, match="has no chat template"):
         Prompter(Prompt(chat="template"), make_tokenizer())

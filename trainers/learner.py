@@ -68,7 +68,7 @@ class Learner:
         parts = [
             self._step(batch, old, index.tolist())
             for _ in range(self.cut.epochs)
-            for index in torch.arange(size).chunk(self.cut.minibatches)
+            for index in torch.arange(size).tensor_split(min(size, self.cut.minibatches))
         ]
         return merge(parts)
 
@@ -116,9 +116,11 @@ class Learner:
     @torch.no_grad()
     def logprobs(self, batch: GradedBatch) -> Tensor:
         result = torch.zeros(batch.tokens.shape)
+        self.model.eval()  # without dropout: what the engine serves
         for rows in microbatches(batch, range(len(batch.tokens)), self.cut.tokens_per_microbatch):
             values, _ = self._forward(batch, rows)
             result[rows, : values.shape[1]] = values.cpu()
+        self.model.train()
         return result
 
     def _forward(self, batch: GradedBatch, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -170,6 +172,8 @@ class Learner:
         }
         state["updates"] = torch.tensor(self.updates)
         state["rng"] = torch.get_rng_state()
+        if torch.cuda.is_available():
+            state["rng_cuda"] = torch.cuda.get_rng_state()
         state |= {f"parameter/{name}": p.detach() for name, p in self.parameters.items()}
         save_file({key: value.contiguous() for key, value in state.items()}, folder / "learner.safetensors")
 
@@ -178,11 +182,13 @@ class Learner:
         state = load_file(folder / "learner.safetensors")
         self.updates = int(state.pop("updates"))
         torch.set_rng_state(state.pop("rng"))
+        if "rng_cuda" in state and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state.pop("rng_cuda"))
         for name, parameter in self.parameters.items():
             parameter.copy_(state[f"parameter/{name}"])
-            keys = ("step", "exp_avg", "exp_avg_sq")
             if f"{name}/step" in state:
-                self.optimizer.state[parameter] = {key: state[f"{name}/{key}"].to(parameter.device) for key in keys}
+                moments = {key: state[f"{name}/{key}"].to(parameter.device) for key in ("exp_avg", "exp_avg_sq")}
+                self.optimizer.state[parameter] = {"step": state[f"{name}/step"], **moments}  # AdamW counts on the CPU
 
 
 def microbatches(batch: GradedBatch, index: Sequence[int], budget: int) -> Iterator[list[int]]:

@@ -28,6 +28,11 @@ class Parts:
 
 def train(parts: Parts, run: Run) -> int:
     """Train until the recipe says stop; returns the last step. A resumed run takes up where its last checkpoint stands."""
+    with run.interruptible():
+        return _train(parts, run)
+
+
+def _train(parts: Parts, run: Run) -> int:
     step = run.restore()
     push(parts.learner, parts.engine, step, None, parts.dtype)
     if step == 0:

@@ -37,10 +37,12 @@ class Prepare:
         chosen = self.select(graded)
         if self.mask_truncated:
             chosen = replace(chosen, loss_mask=chosen.loss_mask * ~chosen.truncated[:, None])
+        if not len(chosen.tokens):  # every group was dropped or told its members nothing apart
+            return TrainingBatch(chosen, torch.zeros(chosen.tokens.shape), None), {"groups/trained": Mean(0, 1)}
         advantages = self.advantage(chosen)
         if not torch.isfinite(advantages.policy).all():
             raise UserError("an advantage is not finite: the estimator met a batch that it cannot handle")
-        reference = self.reference.logprobs(chosen) if self.reference is not None and len(chosen.tokens) else None
+        reference = self.reference.logprobs(chosen) if self.reference is not None else None
         metrics: Metrics = {
             "groups/degenerate": Mean(advantages.degenerate.sum().item(), len(chosen.tokens)),
             "groups/trained": Mean(len(chosen.group.unique()), 1),

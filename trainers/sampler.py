@@ -36,8 +36,8 @@ class Sampler:
             return Rollouts(self._round(step, wanted), None)
         groups: list[Group] = []
         verified: list[Score] = []
-        for _ in range(self.dynamic.max_rounds):
-            fresh = self._round(step, wanted)
+        for again in range(self.dynamic.max_rounds):
+            fresh = self._round(step, wanted, again)
             groups += fresh
             verified += self.rewards.verify(fresh)
             if sum(mixed(groups, verified)) >= wanted:
@@ -58,28 +58,31 @@ class Sampler:
     def restore(self, state: Any) -> None:
         self.problems.restore(state)
 
-    def _round(self, step: int, count: int) -> list[Group]:
-        problems = self.problems.next(count)
-        return sample_groups(self.engine, self.prompter, problems, self.spec.samples, self.spec.sampling, (self.seed, step))
+    def _round(self, step: int, count: int, again: int = 0) -> list[Group]:
+        """Round number `again` of a step; a problem drawn in two rounds gets samples of other numbers, and so other tokens."""
+        problems, first = self.problems.next(count), again * self.spec.samples
+        numbers = range(first, first + self.spec.samples)
+        return sample_groups(self.engine, self.prompter, problems, numbers, self.spec.sampling, (self.seed, step))
 
 
 def sample_groups(
     engine: Engine,
     prompter: Prompter,
     problems: Sequence[Problem],
-    samples: int,
+    samples: Sequence[int],
     sampling: Sampling,
     seed: tuple[object, ...],
     progress: Progress = no_progress,
 ) -> list[Group]:
-    """`samples` completions of each problem. A completion's random numbers depend on `seed`, its problem and its index only."""
+    """A completion of each problem for each sample number; its random numbers depend on `seed`, problem and number only."""
     requests = [
         Request(problem.id, k, seed_from(*seed, problem.id, k), prompter.render(problem), sampling)
         for problem in problems
-        for k in range(samples)
+        for k in samples
     ]
     completions: list[Completion] = engine.generate(requests, progress)
-    return [Group(problem, completions[i * samples : (i + 1) * samples]) for i, problem in enumerate(problems)]
+    size = len(samples)
+    return [Group(problem, completions[i * size : (i + 1) * size]) for i, problem in enumerate(problems)]
 
 
 def mixed(groups: Sequence[Group], verified: Sequence[Score]) -> list[bool]:

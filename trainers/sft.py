@@ -38,6 +38,7 @@ def train(
 
     rows = [_encode(problem, prompter, recipe.max_length) for problem in problems]
     settings = recipe.optimizer
+    steps = recipe.epochs * -(-len(rows) // recipe.batch_size)
     cpu = next(model.parameters()).device.type == "cpu"
     arguments = SFTConfig(
         output_dir=str(folder / "trainer"),
@@ -55,7 +56,7 @@ def train(
         bf16=recipe.dtype == "bfloat16",
         use_cpu=cpu,
         gradient_checkpointing=False,
-        logging_steps=10,
+        logging_steps=max(1, steps // 50),
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,

@@ -13,7 +13,7 @@ import yaml
 
 from rewards.verifiable.answer import Answer
 from rlcore import models, plugins
-from rlcore.cli.output import write_json
+from rlcore.cli.output import check_json, write_json
 from rlcore.data.mixture import load as load_problems
 from rlcore.errors import UserError
 from rlcore.evaluation.evaluate import evaluate
@@ -46,6 +46,9 @@ class EvalOptions:
 def run(options: EvalOptions, json_file: str) -> None:
     if options.dtype not in ("float32", "bfloat16"):
         raise UserError(f"--dtype {options.dtype!r} is neither float32 nor bfloat16")
+    check_json(json_file)
+    if options.template and "{problem}" not in options.template:
+        raise UserError("--template must contain {problem}, where the problem's text goes")
     problems = load_problems([_source(options.data)])[: options.limit or None]
     location = warmstart.resolve(options.model, seed=0)
     tokenizer = models.load_tokenizer(location)
@@ -63,11 +66,13 @@ def run(options: EvalOptions, json_file: str) -> None:
     finally:
         grader.close()
     summary = done.summary()
+    completions = summary.pop("samples")
     result: dict[str, Any] = {
         "accuracy": summary.pop("accuracy"),
         "low": summary.pop("accuracy_low"),
         "high": summary.pop("accuracy_high"),
         **summary,
+        "completions": completions,
         **asdict(options),
         "grader": GRADER_VERSION,
         "prompt_hash": hashlib.sha256(json.dumps(prompt.model_dump()).encode()).hexdigest()[:12],

@@ -47,12 +47,12 @@ def evaluate(
     limit: Annotated[int, typer.Option(min=0, help="Only the first problems (0: all).")] = 0,
     seed: Annotated[int, typer.Option(help="Decides every random number.")] = 0,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 1.0,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longer completions are cut off.")] = 512,
     template: Annotated[str, typer.Option(help="What the user says; {problem} is the problem's text.")] = "",
     system: Annotated[str, typer.Option(help="System message.")] = "",
     batch_size: Annotated[int, typer.Option(min=1, help="Completions decoded together.")] = 64,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
-    device: Annotated[str, typer.Option()] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     offline: Offline = False,
     json: Json = "",
 ) -> None:
@@ -81,11 +81,12 @@ def _environment(offline: bool) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("DS_LOG_LEVEL", "error")
     if offline:
-        os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+        os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "WANDB_MODE": "offline"}
 
 
 def main() -> None:
     """Entry point. Errors that are meant for the user become one line and exit status 1; Ctrl-C gives 130."""
+    sys.path.append("")  # a user's own rewards and losses are found in the current folder
     try:
         app()
     except UserError as error:
@@ -97,6 +98,7 @@ def main() -> None:
             f"error: {error.strerror}: {error.filename or 'while writing'}; free space or choose another place, then --resume"
         )
     except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
         sys.exit(130)
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from rlcore.cli.output import write_json
+from rlcore.cli.output import check_json, write_json
 from rlcore.recipe.load import load
+
+BEST = "accuracy_before_best_temperature"
 
 
 def train(arguments: Sequence[str], resume: bool, json_file: str) -> None:
+    check_json(json_file)
     loaded = load(arguments)
     from rlcore import jobs
     from rlcore.run.folder import Interrupted
@@ -20,8 +23,18 @@ def train(arguments: Sequence[str], resume: bool, json_file: str) -> None:
         print(stopped, file=sys.stderr)
         sys.exit(130)
     folder = loaded.recipe.folder
+    if "accuracy_after" in summary:
+        before, best, after = (_interval(summary, name) for name in ("accuracy_before", BEST, "accuracy_after"))
+        print(
+            f"held-out accuracy {before}, at its best temperature {best}; after {summary['steps']} steps {after}",
+            file=sys.stderr,
+        )
     print(f"done: {folder}/summary.json, {folder}/report.html, {folder}/checkpoints", file=sys.stderr)
     write_json(summary, json_file)
+
+
+def _interval(summary: Mapping[str, float], name: str) -> str:
+    return f"{summary[name]:.1%} ({summary[name + '_low']:.1%} to {summary[name + '_high']:.1%})"
 
 
 def dry_run(arguments: Sequence[str]) -> None:

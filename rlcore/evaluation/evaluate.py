@@ -63,7 +63,7 @@ def evaluate(
     """`samples` completions per problem (one where sampling is greedy: they would all be the same)."""
     samples = 1 if sampling.temperature == 0 else samples
     with watched(f"evaluating at temperature {sampling.temperature:g}", len(problems) * samples) as progress:
-        groups = sample_groups(engine, prompter, problems, samples, sampling, ("evaluation", seed), progress)
+        groups = sample_groups(engine, prompter, problems, range(samples), sampling, ("evaluation", seed), progress)
     scores = verify(groups)
     return Evaluation(groups, [scores[i * samples : (i + 1) * samples] for i in range(len(groups))])
 

@@ -48,7 +48,8 @@ def memory(recipe: RL, shape: Shape, longest_prompt: int) -> dict[str, int]:
 
 def token_budget(recipe: RL, longest_prompt: int) -> Mapping[str, int]:
     """The most tokens that a step and the whole job can sample, and the longest sequence."""
-    step = recipe.rollout.prompts_per_step * recipe.rollout.samples * recipe.rollout.max_new_tokens
+    rounds = recipe.algorithm.dynamic_sampling.max_rounds if recipe.algorithm.dynamic_sampling else 1
+    step = rounds * recipe.rollout.prompts_per_step * recipe.rollout.samples * recipe.rollout.max_new_tokens
     return {
         "sampled tokens per step": step,
         "sampled tokens in all": step * recipe.steps,

@@ -40,7 +40,7 @@ class Loaded:
         for path, node in _scalars(yaml.compose(text)):
             assert node is not None
             line = node.end_mark.line if node.end_mark.column else node.end_mark.line - 1
-            lines[line] = f"{lines[line]:<56}# {self.origins.get(path, 'default')}"
+            lines[line] = f"{lines[line]:<56}# {_stated(self.origins, path)}"
         return "\n".join(lines) + "\n"
 
 
@@ -60,12 +60,14 @@ def load(arguments: Sequence[str]) -> Loaded:
     for argument in arguments:
         layer, places = _override(argument) if "=" in argument else _read(_locate(argument))
         _merge(merged, layer, origins, places, ())
+        if _is_run(argument):
+            merged["output"] = argument  # a run is gone on with where it lies
     return Loaded(_validate(merged, origins), origins)
 
 
 def _locate(argument: str) -> Path:
     path = Path(argument)
-    if path.is_dir() and (path / "recipe.yaml").exists():
+    if _is_run(argument):
         return path / "recipe.yaml"
     if path.is_file():
         return path
@@ -86,6 +88,10 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[Path_, str]]:
     if not isinstance(values, dict):
         raise UserError(f"{path}: a recipe is a mapping of keys to values, this is {type(values).__name__}")
     return values, {p: f"{_readable(path)}:{n.start_mark.line + 1}" for p, n in _nodes(node, ())}
+
+
+def _is_run(argument: str) -> bool:
+    return (Path(argument) / "recipe.yaml").is_file()
 
 
 def _readable(path: Path) -> str:
@@ -178,6 +184,13 @@ def _origin(origins: Mapping[Path_, str], path: Path_) -> str:
         if path[:length] in origins:
             return origins[path[:length]]
     return ""
+
+
+def _stated(origins: Mapping[Path_, str], path: Path_) -> str:
+    """Where a resolved value was stated: a source may stand without its list, a plugin as its bare name."""
+    bare = [path, path[:-1]] if path[-1] == "name" else [path]
+    unlisted = [tuple(key for key in way if not isinstance(key, int)) for way in bare]
+    return next((origins[way] for way in bare + unlisted if way in origins), "default")
 
 
 def _keys_at(model: type[BaseModel], path: Path_) -> list[str]:

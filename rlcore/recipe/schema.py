@@ -35,6 +35,10 @@ def _named(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
 def _unless_named(default: str) -> BeforeValidator:
     """Options may be given without repeating the default's name: `loss: {clip_high: 0.28}`."""
 
@@ -52,7 +56,7 @@ class Source(Plugin):
 
 
 SourceSpec = Annotated[Source, BeforeValidator(_named)]
-Sources = Annotated[list[SourceSpec], Field(min_length=1), BeforeValidator(lambda v: v if isinstance(v, list) else [v])]
+Sources = Annotated[list[SourceSpec], Field(min_length=1), BeforeValidator(_listed)]
 
 
 class Example(Section):
@@ -112,7 +116,7 @@ class Component(Plugin):
 
 
 class KL(Section):
-    """A penalty that keeps the policy near the model it started from; see `trainers/losses/kl.py`."""
+    """A penalty that keeps the policy near the model it started from; see `trainers/kl.py`."""
 
     estimator: Literal["k1", "k2", "k3"] = "k3"
     coefficient: NonNegativeFloat = 0.0
@@ -214,7 +218,9 @@ class RL(Job):
     data: Sources
     prompt: Prompt = Prompt()
     rollout: Rollout = Rollout()
-    rewards: Annotated[list[Annotated[Component, BeforeValidator(_named)]], Field(min_length=1)] = [Component(name="answer")]
+    rewards: Annotated[list[Annotated[Component, BeforeValidator(_named)]], Field(min_length=1), BeforeValidator(_listed)] = [
+        Component(name="answer")
+    ]
     algorithm: Algorithm = Algorithm()
     update: Update = Update()
     eval: Evaluation | None = None
@@ -227,6 +233,9 @@ class RL(Job):
         for label in labels:
             if labels.count(label) > 1:
                 raise ValueError(f"two reward components are called {label!r}; give one of them a `label`")
+        watched = [self.checkpoint.keep_best, self.stop.metric if self.stop.patience else None]
+        if self.eval is None and any(metric and metric.startswith("eval/") for metric in watched):
+            raise ValueError("checkpoint.keep_best or stop.patience watches an evaluation, and the recipe has no `eval`")
         for component in self.rewards:
             if component.gate and component.gate.component not in labels:
                 raise ValueError(f"the gate of {component.label!r} names {component.gate.component!r}, which is no component")

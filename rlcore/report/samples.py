@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rlcore.errors import UserError
-from rlcore.plugins import find
 from rlcore.report.read import Run
 
 STEPS = 10  # steps whose completions are shown
@@ -29,13 +28,14 @@ LONGEST = 20_000  # characters of one text; the middle of a longer one is left o
 Key = tuple[str, int]  # problem id and sample: one completion of a step
 End = Literal["best", "worst"]
 IDENTITY = ["problem_id", "sample"]
-SCORE = ["component", "value", "weighted", "judged", "reason"]
+SCORE = ["component", "verifiable", "value", "weighted", "judged", "reason"]
 TEXTS = ["step", "prompt", "completion", "answer", "length", "finish_reason"]
 
 
 @dataclass(frozen=True)
 class Score:
     component: str
+    verifiable: bool  # its raw value is accuracy
     value: float | None  # raw; None: the component could not judge this completion
     weighted: float | None
     judged: str  # what of the completion the value is about, such as the answer extracted from it
@@ -74,13 +74,12 @@ def collect(run: Run) -> Samples | None:
         return None
     extremes, completions = _extremes(files)
     steps = _spread(files)
-    verifiable = _verifiable(run.recipe.get("rewards", []))
     samples = []
     for file in files:
         wanted = {key: end for where, key, end in extremes if where == file}
         room = SHOWN // len(steps) if file in steps else 0
         if room or wanted:
-            samples += _samples(file, room, wanted, verifiable)
+            samples += _samples(file, room, wanted)
     return Samples(samples, completions, len(files))
 
 
@@ -128,12 +127,7 @@ def _number(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _verifiable(rewards: Iterable[dict[str, Any]]) -> str | None:
-    """The label of the component whose raw value is accuracy: 1 correct, 0 wrong."""
-    return next((r["label"] for r in rewards if getattr(find("rewards", r["name"]), "verifiable", False)), None)
-
-
-def _samples(file: Path, room: int, wanted: dict[Key, End], verifiable: str | None) -> list[Sample]:
+def _samples(file: Path, room: int, wanted: dict[Key, End]) -> list[Sample]:
     """The first groups of a step, and the completions wanted besides, each put together from its components' rows."""
     rows = _read(file, IDENTITY + SCORE + TEXTS).to_pylist()
     keys = dict.fromkeys((row["problem_id"], row["sample"]) for row in rows)
@@ -144,7 +138,7 @@ def _samples(file: Path, room: int, wanted: dict[Key, End], verifiable: str | No
         if key in shown:
             chosen.setdefault(key, _sample(row, wanted.get(key))).scores.append(_score(row))
     for sample in chosen.values():
-        _judge(sample, verifiable)
+        _judge(sample)
     return list(chosen.values())
 
 
@@ -176,6 +170,7 @@ def _sample(row: dict[str, Any], extreme: End | None) -> Sample:
 def _score(row: dict[str, Any]) -> Score:
     return Score(
         component=row["component"],
+        verifiable=bool(row["verifiable"]),
         value=_number(row["value"]),
         weighted=_number(row["weighted"]),
         judged=_shortened(row["judged"]),
@@ -192,11 +187,11 @@ def _shortened(text: str | None) -> str:
     return f"{text[:half]}\n\n[… {left_out:,} characters left out of this page …]\n\n{text[-half:]}"
 
 
-def _judge(sample: Sample, verifiable: str | None) -> None:
+def _judge(sample: Sample) -> None:
     if any(score.value is None for score in sample.scores):
         sample.verdict = "invalid"
         return
     sample.reward = sum(score.weighted or 0.0 for score in sample.scores)
     for score in sample.scores:
-        if score.component == verifiable:
+        if score.verifiable:
             sample.verdict = "correct" if score.value == 1 else "wrong"

@@ -61,7 +61,7 @@ def load(root: Path, step: int, learners: Mapping[str, Saved]) -> dict[str, Any]
     return state
 
 
-def prune(root: Path, keep: set[int]) -> None:
+def prune(root: Path, keep: set[int | None]) -> None:
     """Remove every checkpoint but those; also what a killed process left aside."""
     for step in steps(root):
         if step not in keep:

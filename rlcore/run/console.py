@@ -52,12 +52,15 @@ class Console:
         self.progress.update(self.task, completed=done)
         self.progress.start()
 
-    def follow(self, step: int) -> None:
-        self.progress.update(self.task, completed=step)
-
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        self.follow(step)
+        self.progress.update(self.task, completed=step)
         self.say(f"step {step}/{self.total}  {readable(metrics)}")
+
+    def follow(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Like `step`, for work that is not the job itself: only the bar on a terminal, a tenth of the lines elsewhere."""
+        self.progress.update(self.task, completed=step)
+        if self.progress.disable and step * 10 // self.total > (step - max(1, self.total // 50)) * 10 // self.total:
+            self.say(f"step {step}/{self.total}  {readable(metrics)}")
 
     def say(self, message: str) -> None:
         self.rich.print(message, markup=False)

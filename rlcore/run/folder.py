@@ -14,6 +14,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -22,12 +23,13 @@ import yaml
 from filelock import FileLock, Timeout
 
 from rlcore.errors import UserError
+from rlcore.plugins import nearest
 from rlcore.recipe.load import Loaded
 from rlcore.recipe.schema import Checkpoint, Stop
 from rlcore.run import checkpoint
 from rlcore.run.checkpoint import Saved
 from rlcore.run.console import Console
-from rlcore.run.trackers import open_trackers
+from rlcore.run.trackers import Tracker, open_trackers
 
 # What a resumed run may change: how long it goes on and what it tells.
 CHANGEABLE = ("steps", "stop", "checkpoint", "log", "output", "name")
@@ -54,9 +56,14 @@ class Run:
         self.console = Console(loaded.recipe.name, steps)
         self.learners: dict[str, Saved] = {}
         self.cursors: dict[str, Stateful] = {}
-        self.trackers = open_trackers(loaded.recipe.log, self.folder, loaded.recipe.name, loaded.recipe.model_dump(mode="json"))
+        self.trackers: list[Tracker] = []
+        self._open_trackers = partial(
+            open_trackers, loaded.recipe.log, self.folder, loaded.recipe.name, loaded.recipe.model_dump(mode="json")
+        )
         self._times: dict[str, float] = {}
-        self._history: dict[str, Any] = {"elapsed": 0.0, "tokens": 0.0, "best": None, "best_step": None, "stale": 0}
+        self._history: dict[str, Any] = {"elapsed": 0.0, "tokens": 0.0, "best": {}}
+        self._watched = {m for m in (keep.keep_best, stop.metric if stop.patience else None) if m}
+        self._stopped = ""  # the stop rule that ended the run
         self._since = time.monotonic()
         self._interrupted = False
 
@@ -73,8 +80,17 @@ class Run:
             self._history, written = state["history"], state["written"]
             self.console.say(f"resumed from step {step} in {self.folder}")
         self.begin(step, written)
-        signal.signal(signal.SIGINT, self._on_interrupt)
+        self._stopped = self._stop_reason() if step else ""
         return step
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Within it, the first Ctrl-C waits for the step's checkpoint; the second stops at once."""
+        before = signal.signal(signal.SIGINT, self._on_interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def begin(self, step: int = 0, written: int = 0) -> None:
         """Start writing after `step`: whatever a killed process wrote beyond it (`written` bytes of metrics) is done again."""
@@ -83,6 +99,7 @@ class Run:
         for path in (self.folder / "ledger").glob("step-*.parquet"):
             if int(path.stem.removeprefix("step-")) > step:
                 path.unlink()
+        self.trackers = self._open_trackers()
         self.console.start(step)
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
@@ -94,18 +111,7 @@ class Run:
 
     def goes_on(self, step: int) -> bool:
         """Whether another step comes: neither the last was done nor a stop rule reached."""
-        rules, history = self.rules, self._history
-        reached = {
-            f"{rules.metric} has not risen for {rules.patience} evaluations": rules.patience
-            and history["stale"] >= rules.patience,
-            f"{rules.max_hours} hours are spent": rules.max_hours and self.elapsed >= rules.max_hours * 3600,
-            f"{rules.max_tokens} tokens are spent": rules.max_tokens and history["tokens"] >= rules.max_tokens,
-        }
-        for reason, stopped in reached.items():
-            if stopped and step < self.steps:
-                self.console.say(f"stopping after step {step}: {reason}")
-                return False
-        return step < self.steps
+        return step < self.steps and not self._stopped
 
     @property
     def elapsed(self) -> float:
@@ -154,8 +160,11 @@ class Run:
 
     def checkpoint(self, step: int) -> None:
         """Keep the state where the recipe says so, at the end, and when Ctrl-C was pressed (then raises Interrupted)."""
-        best = self.keep.keep_best is not None and self._history["best_step"] == step
-        if step % self.keep.every == 0 or not self.goes_on(step) or best or self._interrupted:
+        self._stopped = self._stop_reason()
+        if self._stopped and step < self.steps:
+            self.console.say(f"stopping after step {step}: {self._stopped}")
+        best = self._history["best"].get(self.keep.keep_best, {}).get("step")
+        if step % self.keep.every == 0 or not self.goes_on(step) or best == step or self._interrupted:
             state = {
                 "step": step,
                 "cursors": {name: cursor.state() for name, cursor in self.cursors.items()},
@@ -164,8 +173,7 @@ class Run:
             }
             root = self.folder / "checkpoints"
             checkpoint.save(root, step, self.learners, state)
-            recent = checkpoint.steps(root)[-self.keep.keep_last :]
-            checkpoint.prune(root, {*recent, self._history["best_step"]} if self.keep.keep_best else set(recent))
+            checkpoint.prune(root, {*checkpoint.steps(root)[-self.keep.keep_last :], best})
         if self._interrupted:
             self.console.stop()
             raise Interrupted(f"stopped after step {step}; go on with: rlcore train {self.folder} --resume")
@@ -173,14 +181,28 @@ class Run:
     # -- helpers ---------------------------------------------------------------------------------------------------------
 
     def _follow(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Keep the best value of the metric that `keep_best` or `stop` watches."""
-        watched = self.keep.keep_best or self.rules.metric
-        if watched not in metrics:
-            return
-        if self._history["best"] is None or metrics[watched] > self._history["best"]:
-            self._history |= {"best": metrics[watched], "best_step": step, "stale": 0}
-        else:
-            self._history["stale"] += 1
+        """Keep the best value so far, and its step, of each metric that `keep_best` or `stop` watches."""
+        for metric in self._watched:
+            best = self._history["best"].get(metric)
+            if metric not in metrics:
+                if step > 0 and best is None:
+                    raise UserError(f"the recipe watches {metric!r}, which no metric is called{nearest(metric, list(metrics))}")
+            elif best is None or metrics[metric] > best["value"]:
+                self._history["best"][metric] = {"value": metrics[metric], "step": step, "stale": 0}
+            else:
+                best["stale"] += 1
+
+    def _stop_reason(self) -> str:
+        """Which stop rule is reached; empty for none."""
+        rules, history = self.rules, self._history
+        best = history["best"].get(rules.metric, {"stale": 0})
+        if rules.patience and best["stale"] >= rules.patience:
+            return f"{rules.metric} has not risen for {rules.patience} evaluations"
+        if rules.max_hours and self.elapsed >= rules.max_hours * 3600:
+            return f"{rules.max_hours} hours are spent"
+        if rules.max_tokens and history["tokens"] >= rules.max_tokens:
+            return f"{rules.max_tokens} tokens are spent"
+        return ""
 
     def _warn(self, metrics: Mapping[str, float]) -> None:
         if metrics.get("length/truncated", 0) > 0.5:
@@ -221,8 +243,7 @@ def claim(loaded: Loaded, resume: bool) -> Iterator[None]:
     try:
         yield
     except UserError:
-        metrics = folder / "metrics.jsonl"
-        if ours and not (metrics.exists() and metrics.stat().st_size):
+        if ours and not any(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path != recipe_file):
             shutil.rmtree(folder)
         raise
     finally:

@@ -12,7 +12,7 @@ import json
 from importlib.metadata import version
 from pathlib import Path
 
-from rlcore import models
+from rlcore import models, prompts
 from rlcore.data.mixture import load as load_problems
 from rlcore.data.sources import chain
 from rlcore.errors import UserError
@@ -20,7 +20,7 @@ from rlcore.plugins import nearest
 from rlcore.prompts import Prompter
 from rlcore.recipe.load import load, shipped
 from rlcore.recipe.schema import Job, Sft
-from rlcore.run.console import Console, readable
+from rlcore.run.console import Console
 from rlcore.toy import model, world
 from trainers import rl, sft
 
@@ -56,28 +56,29 @@ def _recipe(name: str) -> Sft:
 
 def _digest(recipe: Job, parent: str) -> str:
     """Changes with the recipe, the parent, the code that makes problems and trains on them, and the libraries' versions."""
-    code = [inspect.getsource(module) for module in (world, chain, model, sft)]
+    code = [inspect.getsource(module) for module in (world, chain, model, sft, prompts)]
     libraries = [version(package) for package in ("torch", "transformers", "trl")]
-    dependencies = json.dumps([recipe.model_dump(mode="json"), Path(parent).parent.name, code, libraries])
+    dependencies = json.dumps([recipe.model_dump(mode="json"), parent.removeprefix(str(models.cache_dir())), code, libraries])
     return hashlib.sha256(dependencies.encode()).hexdigest()[:12]
 
 
 def _train(recipe: Sft, parent: str, folder: Path) -> None:
     problems = load_problems(recipe.data)
-    console = Console(f"warm start {recipe.name}", recipe.epochs * -(-len(problems) // recipe.batch_size))
+    steps = recipe.epochs * -(-len(problems) // recipe.batch_size)
+    console = Console(f"toy:{recipe.name}", steps)
+    console.say(f"making toy:{recipe.name}, {steps} steps of supervised training; once, then kept in {models.cache_dir()}")
     console.start(0)
     tokenizer = models.load_tokenizer(parent)
     policy = rl.build_policy(recipe, parent)
     try:
-        result = sft.train(
+        sft.train(
             recipe,
             policy,
             tokenizer,
             Prompter(recipe.prompt, tokenizer),
             problems,
             folder,
-            lambda step, metrics: console.follow(step),
+            console.follow,
         )
     finally:
         console.stop()
-    console.say(f"warm start {recipe.name}: {readable(result)}")

@@ -17,6 +17,7 @@ class Scripted:
         self.tokenizer, self.script = tokenizer, script
         self.version = 0
         self._waiting: list[Request] = []
+        self._checksums: dict[str, int] = {}
 
     def submit(self, requests: Sequence[Request]) -> None:
         self._waiting.extend(requests)
@@ -35,7 +36,10 @@ class Scripted:
         return [list(completion.logprobs) for completion in completions]
 
     def sync(self, update: WeightUpdate) -> None:
-        self.version = update.version
+        self.version, self._checksums = update.version, dict(update.checksums)
+
+    def checksums(self) -> dict[str, int]:
+        return self._checksums
 
     def close(self) -> None:
         pass

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlcore.batch import pad
+from rlcore.batch import checksum, pad
 from rlcore.errors import UserError
 from rlcore.protocols import Progress, WeightUpdate, no_progress
 from rlcore.types import Completion, FinishReason, Prefix, Request
@@ -33,7 +33,9 @@ class Transformers:
         *,
         batch_size: int = 256,
     ) -> None:
-        if "sliding_attention" in (getattr(model.config, "layer_types", None) or []):
+        config = model.config
+        slides = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+        if slides or "sliding_attention" in (getattr(config, "layer_types", None) or []):
             raise UserError("the transformers engine's cache has no sliding-window attention: use another model or engine")
         self.model, self.tokenizer = model.eval(), tokenizer
         self.stop_ids = torch.tensor(sorted(stop_ids), device=model.device)
@@ -104,6 +106,9 @@ class Transformers:
             served[name].copy_(tensor)
         self._version = update.version
 
+    def checksums(self) -> dict[str, int]:
+        return {name: checksum(parameter) for name, parameter in self.model.named_parameters()}
+
     def close(self) -> None:
         self._release()
 
@@ -136,17 +141,17 @@ class Transformers:
         lengths = torch.tensor([len(ids) for ids in prompts], device=device)
         padded = pad(prompts, torch.long).to(device)
         columns = torch.arange(padded.shape[1], device=device)
-        last, which = (lengths - 1).unique(return_inverse=True)
         self._cache.enter(phase)
-        logits = self.model(
+        hidden = self.model.get_decoder()(
             padded,
             position_ids=columns.expand_as(padded),
             attention_mask=(columns[None, :] <= columns[:, None]).expand(len(prompts), 1, -1, -1),
             past_key_values=self._cache,
             use_cache=True,
-            logits_to_keep=last,
-        ).logits
-        return logits[torch.arange(len(prompts), device=device), which]
+        ).last_hidden_state
+        last = hidden[torch.arange(len(prompts), device=device), lengths - 1]
+        logits: Tensor = self.model.get_output_embeddings()(last)
+        return logits
 
     def _decode(self) -> None:
         """One more token for every row."""

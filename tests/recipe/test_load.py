@@ -44,7 +44,12 @@ def test_origins_name_file_and_line_override_or_default(recipe: Path) -> None:
 def test_a_resolved_recipe_loads_to_the_same_recipe(recipe: Path, tmp_path: Path) -> None:
     loaded = load([str(recipe), "algorithm.advantage={name: grpo, epsilon: 1.0e-4}"])
     (tmp_path / "recipe.yaml").write_text(loaded.to_yaml())
-    assert load([str(tmp_path)]).recipe == loaded.recipe
+    assert load([str(tmp_path / "recipe.yaml")]).recipe == loaded.recipe
+
+
+def test_a_run_folder_is_gone_on_with_where_it_lies(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(load([str(recipe)]).to_yaml())
+    assert load([str(tmp_path)]).recipe.folder == str(tmp_path)
 
 
 @pytest.mark.parametrize(

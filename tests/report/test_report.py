@@ -49,8 +49,10 @@ def make_ledger(folder: Path, step: int, groups: int, *, invalid: bool = False, 
         shared |= {"answer": "7", "length": 5, "finish_reason": "stop", "judged": "7"}
         reason = "gold unparsable" if value is None else "" if value else "not equal"
         weighted = None if value is None else step / 10
-        rows.append({**shared, "component": "answer", "value": value, "weighted": value, "reason": reason})
-        rows.append({**shared, "component": "format", "value": step / 10, "weighted": weighted, "reason": ""})
+        rows.append({**shared, "component": "answer", "verifiable": True, "value": value, "weighted": value, "reason": reason})
+        rows.append(
+            {**shared, "component": "format", "verifiable": False, "value": step / 10, "weighted": weighted, "reason": ""}
+        )
     pq.write_table(pa.Table.from_pylist(rows), folder / "ledger" / f"step-{step:06d}.parquet")
 
 
@@ -169,6 +171,7 @@ def test_a_sample_has_a_verdict_and_its_scores(page: Page) -> None:
     assert first["reward"] == pytest.approx(1.1)
     assert second["scores"][0] == {
         "component": "answer",
+        "verifiable": True,
         "value": 0.0,
         "weighted": 0.0,
         "judged": "7",

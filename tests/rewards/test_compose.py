@@ -53,6 +53,30 @@ class Spread(Half):
         ]
 
 
+class Balanced(Half):
+    """Takes from one token what it gives another."""
+
+    def score(self, groups: Sequence[Group], state: object) -> list[Score]:
+        return [
+            Scored(0.0, per_token=(1.0, -1.0) + (0.0,) * (len(c.token_ids) - 2)) for group in groups for c in group.completions
+        ]
+
+
+class Misfit(Half):
+    def score(self, groups: Sequence[Group], state: object) -> list[Score]:
+        return [Scored(1.0, per_token=(1.0,)) for group in groups for c in group.completions]
+
+
+class Boom(Half):
+    def score(self, groups: Sequence[Group], state: object) -> list[Score]:
+        raise ZeroDivisionError("boom")
+
+
+class Bare(Half):
+    def score(self, groups: Sequence[Group], state: object) -> list[Score]:
+        return [0.5 for group in groups for _ in group.completions]  # type: ignore[misc]
+
+
 class Short(Half):
     def score(self, groups: Sequence[Group], state: object) -> list[Score]:
         return super().score(groups, state)[1:]
@@ -78,6 +102,24 @@ def test_weighted_values_stand_at_the_last_token(compose: Callable) -> None:
 def test_a_components_own_spread_over_tokens_is_kept(compose: Callable) -> None:
     batch = compose({"name": "Told"}, {"name": "Spread", "weight": 2}).grade(groups(["1", "0"])).batch
     torch.testing.assert_close(batch.rewards["Spread"], torch.tensor([[2.0, 4, 0], [2, 4, 0]]))
+
+
+def test_a_spread_that_sums_to_nothing_is_kept(compose: Callable) -> None:
+    batch = compose({"name": "Told"}, {"name": "Balanced", "weight": 2}).grade(groups(["1", "0"])).batch
+    torch.testing.assert_close(batch.rewards["Balanced"], torch.tensor([[2.0, -2, 0], [2, -2, 0]]))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Misfit", "spread a score over 1 tokens of a completion of 2"),
+        ("Boom", r"reward 'Boom' raised ZeroDivisionError: boom \(.*test_compose.py:\d+\)"),
+        ("Bare", r"returned 0.5: a score is Scored\(value\) or Invalid\(reason\)"),
+    ],
+)
+def test_a_reward_that_breaks_its_contract_is_named(compose: Callable, name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        compose({"name": "Told"}, {"name": name}).grade(groups(["1", "0"]))
 
 
 def test_a_closed_gate_pays_nothing(compose: Callable) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from rlcore.batch import GradedBatch, TrainingBatch
+from rlcore.batch import GradedBatch, TrainingBatch, rows
 from rlcore.errors import UserError
 from rlcore.recipe.schema import Optimizer, Update
 from rollout.engines.transformers import Transformers
@@ -82,9 +82,12 @@ def gradients(learner: Learner, batch: TrainingBatch) -> dict[str, torch.Tensor]
 def test_the_cut_into_microbatches_changes_nothing(make_learner: Callable, training: TrainingBatch, aggregate: str) -> None:
     """Gradients of one micro-batch, of several, of one completion each, and of the rows in another order are the same to 1e-6.
     A local denominator would change them by the ratio of micro-batch to batch."""
-    whole = gradients(make_learner(aggregate=aggregate), training)
-    for budget in (25, 1):
-        cut = gradients(make_learner(aggregate=aggregate, tokens_per_microbatch=budget), training)
+    unclipped = Optimizer(max_grad_norm=1e9)
+    whole = gradients(make_learner(aggregate=aggregate, optimizer=unclipped), training)
+    order = [3, 0, 5, 2, 4, 1]
+    shuffled = TrainingBatch(rows(training.graded, order), training.advantages[order], None)
+    for budget, batch in ((25, training), (1, training), (25, shuffled)):
+        cut = gradients(make_learner(aggregate=aggregate, optimizer=unclipped, tokens_per_microbatch=budget), batch)
         for name, gradient in whole.items():
             torch.testing.assert_close(cut[name], gradient, atol=1e-6, rtol=1e-4)
 
@@ -147,8 +150,6 @@ def test_a_gradient_that_is_not_finite_is_refused_and_changes_nothing(make_learn
 
 
 def test_an_empty_batch_changes_nothing(make_learner: Callable, training: TrainingBatch) -> None:
-    from rlcore.batch import rows
-
     learner = make_learner()
     assert learner.update(TrainingBatch(rows(training.graded, []), training.advantages[:0], None)) == {}
     assert learner.updates == 0
@@ -211,8 +212,39 @@ def test_a_sync_that_changes_nothing_is_found_by_the_probe(
 
     learner = make_learner(optimizer=Optimizer(learning_rate=1e-2))
     learner.update(training)
-    with pytest.raises(SyncError, match="the weights served are not the weights trained"):
+    with pytest.raises(SyncError, match=r"still serves another 'model\.embed_tokens\.weight' than was sent"):
         push(learner, Deaf(*load_tiny(), [1]), 1, training.graded, "float32")
+
+
+def test_an_engine_that_computes_otherwise_is_found_by_the_probe(
+    load_tiny: Callable, make_learner: Callable, training: TrainingBatch
+) -> None:
+    """The right weights, used in another way: what no checksum sees."""
+
+    class Warm(Transformers):
+        def logprobs(self, completions) -> list[list[float]]:
+            return [[value * 1.01 for value in row] for row in super().logprobs(completions)]
+
+    with pytest.raises(SyncError, match="the weights served are not the weights trained"):
+        push(make_learner(), Warm(*load_tiny(), [1]), 1, training.graded, "float32")
+
+
+def test_logprobs_are_without_dropout_and_training_goes_on_with_it(load_tiny: Callable, training: TrainingBatch) -> None:
+    model, tokenizer = load_tiny()
+    config = LoraConfig(r=4, lora_dropout=0.5, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    learner = Learner(
+        get_peft_model(model, config),
+        tokenizer,
+        Objective(ppo_clip),
+        optimizer=Optimizer(),
+        update=Update(),
+        aggregate="token_mean",
+        constant_length=16,
+        dtype="float32",
+        total_steps=1,
+    )
+    assert torch.equal(learner.logprobs(training.graded), learner.logprobs(training.graded))
+    assert learner.model.training
 
 
 @pytest.mark.parametrize(
@@ -231,7 +263,7 @@ def test_learning_rate(settings: dict, rates: dict[int, float]) -> None:
 def test_microbatches_keep_the_budget_and_every_row(training: TrainingBatch) -> None:
     for budget in (1, 20, 30, 1000):
         cut = list(microbatches(training.graded, range(6), budget))
-        assert sorted(i for rows in cut for i in rows) == list(range(6))
-        for rows in cut:
-            longest = max(3 + LENGTHS[i] for i in rows)
-            assert len(rows) == 1 or longest * len(rows) <= budget
+        assert sorted(i for part in cut for i in part) == list(range(6))
+        for part in cut:
+            longest = max(3 + LENGTHS[i] for i in part)
+            assert len(part) == 1 or longest * len(part) <= budget

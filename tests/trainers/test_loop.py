@@ -12,12 +12,14 @@ import pytest
 
 from rlcore import jobs
 from rlcore.errors import UserError
-from rlcore.protocols import StatefulReward
+from rlcore.protocols import Reward, StatefulReward
 from rlcore.recipe.load import load
 from rlcore.run.folder import Interrupted, Run
 from rlcore.run.metrics import Mean
 from rlcore.types import Scored
 
+DIGITS = f"{{name: '{__name__}:Digits'}}"
+COUNTING = f"rewards=[answer, {DIGITS}, {{name: '{__name__}:Counting'}}]"
 EVAL = "eval={every: 2, data: {name: chain, split: test, count: 6}, samples: 2}"
 
 
@@ -37,6 +39,7 @@ def launch(tiny: Path, tmp_path: Path) -> Callable[..., Path]:
             "rollout.samples=3",
             "rollout.max_new_tokens=12",
             "checkpoint.every=1",
+            f"rewards=[answer, {DIGITS}]",
             EVAL,
         ]
         jobs.run(load(["quickstart", *small, *overrides]), resume)
@@ -55,8 +58,8 @@ def test_a_run_leaves_everything_behind(launch: Callable) -> None:
     folder = launch("run")
     assert [row["step"] for row in metrics(folder)] == [0, 1, 2, 2, 3, 4, 4]
     ledger = pq.read_table(folder / "ledger" / "step-000003.parquet").to_pylist()
-    assert len(ledger) == 12
-    assert {row["component"] for row in ledger} == {"answer"}
+    assert len(ledger) == 24
+    assert {row["component"] for row in ledger} == {"answer", "Digits"}
     summary = json.loads((folder / "summary.json").read_text())
     for key in ("accuracy_before", "accuracy_after", "accuracy_before_best_temperature", "greedy_accuracy_after", "wall_s"):
         assert isinstance(summary[key], float)
@@ -65,17 +68,32 @@ def test_a_run_leaves_everything_behind(launch: Callable) -> None:
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step-3", "step-4"]
 
 
+class Digits(Reward):
+    """Pays the share of digits: a random model's completions differ in it, so that every step has something to teach."""
+
+    def score(self, groups, state):
+        return [Scored(sum(c.text.count(d) for d in "0123456789") / 12) for group in groups for c in group.completions]
+
+
+class Even(Reward):
+    """A verifiable reward that a random model gets right now and then."""
+
+    verifiable = True
+
+    def score(self, groups, state):
+        return [Scored(float(c.token_ids[0] % 2 == 0)) for group in groups for c in group.completions]
+
+
 class Crash(Exception):
     pass
 
 
 @pytest.mark.parametrize("when", ["before the ledger", "after the log", "inside the checkpoint"])
-@pytest.mark.parametrize("extra", [[], ["rewards=[answer, {name: 'test_loop:Counting'}]"]], ids=["plain", "stateful"])
+@pytest.mark.parametrize("extra", [[], [COUNTING]], ids=["plain", "stateful"])
 def test_a_broken_run_resumes_to_the_bit(
     launch: Callable, monkeypatch: pytest.MonkeyPatch, when: str, extra: list[str]
 ) -> None:
     """Metrics, ledger and weights of a run that broke in step 3 and was resumed equal those of an unbroken one."""
-    extra = [e.replace("test_loop:", f"{__name__}:") for e in extra]
     expected = launch("unbroken", *extra)
     target = {"before the ledger": "ledger", "after the log": "checkpoint"}.get(when)
     if target:
@@ -169,6 +187,7 @@ def test_stop_rules_end_a_run_early(launch: Callable, stop: str, last: int) -> N
     folder = launch("run", "steps=50", stop)
     assert metrics(folder)[-1]["step"] <= last + 1
     assert (folder / "summary.json").exists()
+    assert (folder / "checkpoints" / f"step-{metrics(folder)[-1]['step']}").exists()
 
 
 def test_the_best_checkpoint_is_kept(launch: Callable) -> None:
@@ -179,11 +198,15 @@ def test_the_best_checkpoint_is_kept(launch: Callable) -> None:
 
 
 def test_dynamic_sampling_trains_on_mixed_groups_only(launch: Callable) -> None:
-    folder = launch("run", "algorithm.dynamic_sampling={max_rounds: 3}")
-    for row in metrics(folder):
-        if "groups/trained" in row:
-            assert row["groups/trained"] <= 4
-            assert row["groups/degenerate"] == 0
+    """Two samples a group, right half of the time: about half of the groups are mixed, so a step needs two or three rounds."""
+    even = f"rewards=[{{name: '{__name__}:Even'}}]"
+    folder = launch("run", even, "rollout.samples=2", "algorithm.dynamic_sampling={max_rounds: 6}", "data.count=200")
+    steps = [row for row in metrics(folder) if "groups/trained" in row]
+    assert [row["groups/trained"] for row in steps] == [4] * 4
+    assert all(row["groups/degenerate"] == 0 and row["grad_norm"] > 0 for row in steps)
+    ledger = pq.read_table(folder / "ledger/step-000001.parquet").to_pylist()
+    assert len(ledger) > 8  # more was sampled than trained on, and all of it is in the ledger
+    assert len({(row["problem_id"], row["sample"]) for row in ledger}) == len(ledger)
 
 
 @pytest.mark.parametrize(
@@ -195,8 +218,8 @@ def test_dynamic_sampling_trains_on_mixed_groups_only(launch: Callable) -> None:
         ["algorithm={advantage: rloo, aggregate: sequence_mean, mask_truncated: true}"],
         ["dtype=bfloat16"],
         ["update={minibatches: 2, epochs: 2, gradient_checkpointing: true}"],
-        ["rewards=[answer, {name: format, weight: 0.2, gate: {component: answer, at_least: 1}}]"],
-        ["rewards=[answer, {name: overlong, max_tokens: 12, buffer: 4}]"],
+        [f"rewards=[answer, {{name: '{__name__}:Digits', gate: {{component: answer, at_least: 0}}}}]"],
+        ["rewards=[answer, {name: overlong, max_tokens: 12, buffer: 6}]"],
         ["eval=null"],
         ["log=[tensorboard]"],
     ],
@@ -204,4 +227,38 @@ def test_dynamic_sampling_trains_on_mixed_groups_only(launch: Callable) -> None:
 )
 def test_what_a_recipe_can_choose_runs(launch: Callable, overrides: list[str]) -> None:
     folder = launch("run", "steps=2", *overrides)
-    assert metrics(folder)[-1]["step"] == 2
+    learned = [row for row in metrics(folder) if "grad_norm" in row]
+    assert [row["step"] for row in learned] == [1, 2]
+    assert all(row["grad_norm"] > 0 for row in learned)
+
+
+def test_the_best_checkpoint_and_the_stop_rule_may_watch_different_metrics(launch: Callable) -> None:
+    folder = launch("run", "checkpoint={every: 1, keep_best: reward}", "stop={metric: eval/accuracy, patience: 1}", "steps=9")
+    assert metrics(folder)[-1]["step"] == 2  # the evaluation of step 2 is the first that could have risen
+
+
+def test_a_watched_metric_that_does_not_exist_is_refused(launch: Callable) -> None:
+    with pytest.raises(UserError, match="watches 'eval/acuracy', which no metric is called"):
+        launch("run", "checkpoint.keep_best=eval/acuracy")
+
+
+def test_the_gsm8k_recipe_runs_on_a_tiny_model(launch: Callable, tiny: Path, tmp_path: Path) -> None:
+    """As shipped, but for the model, the files and the length."""
+    rows = [json.dumps({"question": f"{n}+{n}=?", "answer": f"twice\n#### {2 * n}"}) for n in range(40)]
+    for name, half in (("train", rows[:20]), ("test", rows[20:])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(half))
+    jobs.run(
+        load(
+            [
+                "grpo_gsm8k",
+                f"model={tiny}",
+                f"output={tmp_path / 'gsm8k'}",
+                "steps=1",
+                "rollout.max_new_tokens=8",
+                f"data.path={tmp_path / 'train.jsonl'}",
+                f"eval.data.path={tmp_path / 'test.jsonl'}",
+            ]
+        ),
+        resume=False,
+    )
+    assert (tmp_path / "gsm8k/checkpoints/step-1/policy/model/config.json").exists()

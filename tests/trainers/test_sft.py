@@ -40,6 +40,13 @@ def test_the_loss_falls_and_the_checkpoint_loads(tiny: Path, tmp_path: Path, ext
     assert any(changed)
 
 
+def test_a_run_of_a_few_steps_keeps_its_model(tiny: Path, tmp_path: Path) -> None:
+    text = f"model: {tiny}\ndata: {{name: chain, count: 8, strategies: {{steps: 1}}}}\nbatch_size: 4\n"
+    jobs.run(load([recipe(tmp_path, text), f"output={tmp_path / 'run'}"]), resume=False)
+    for left in ("model/model.safetensors", "summary.json", "report.html"):
+        assert (tmp_path / "run" / left).exists()
+
+
 def test_the_loss_is_on_the_solution_and_its_end_only(tiny: Path) -> None:
     tokenizer = models.load_tokenizer(str(tiny))
     problem = Problem("p", "1+2=?", "3", meta={"solution": "1+2=3\n#### 3"})
