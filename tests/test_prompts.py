@@ -109,10 +109,7 @@ def test_the_end_of_turn_is_the_templates_or_eos() -> None:
 @pytest.mark.parametrize(
     ("template", "end"),
     [
-        (
-            "<s>{% for m in messages %}[{{ m.role }}] {{ m.content }}{% if m.role == 'assistant' %} </s>{% endif %} {% endfor %}",
-            "</s>",
-        ),
+        ("{% for m in messages %}<turn> {{ m.content }} {% if m.role == 'assistant' %}</s>{% endif %}{% endfor %}", "</s>"),
         ("{% for m in messages %}<turn> {{ m.content }} {% endfor %}", "</s>"),  # nothing closes it: EOS
     ],
 )
