@@ -30,8 +30,8 @@ class PeriodicEvaluation:
         return {f"eval/{name}": value for name, value in self._at(self.sampling.temperature).items()}
 
     def thorough(self) -> dict[str, dict[str, float]]:
-        """Summaries by temperature: the rollout's, greedy, and every one in `eval.temperatures`."""
-        temperatures = dict.fromkeys([self.sampling.temperature, 0.0, *self.spec.temperatures])
+        """Summaries by temperature: the rollout's and every one in `eval.temperatures`."""
+        temperatures = dict.fromkeys([self.sampling.temperature, *self.spec.temperatures])
         return {f"{temperature:g}": self._at(temperature) for temperature in temperatures}
 
     def _at(self, temperature: float) -> dict[str, float]:
@@ -45,14 +45,15 @@ class PeriodicEvaluation:
 
 def compare(before: dict[str, dict[str, float]], after: dict[str, dict[str, float]], temperature: float) -> dict[str, Any]:
     """summary.json's comparison of two thorough evaluations: each number of `before` and `after` at the rollout temperature,
-    greedy accuracy, and the best accuracy that the starting model has at any temperature."""
+    greedy accuracy where 0 is among the temperatures, and the best accuracy that the starting model has at any temperature."""
     result: dict[str, Any] = {}
     for when, sweep in (("before", before), ("after", after)):
         main = sweep[f"{temperature:g}"]
         for name, value in main.items():
             result[_named(name, when)] = value
         for end in ("", "_low", "_high"):
-            result[f"greedy_accuracy_{when}{end}"] = sweep["0"][f"accuracy{end}"]
+            if "0" in sweep:
+                result[f"greedy_accuracy_{when}{end}"] = sweep["0"][f"accuracy{end}"]
     best = max(before, key=lambda t: before[t]["accuracy"])
     result["best_temperature_before"] = float(best)
     for end in ("", "_low", "_high"):

@@ -172,7 +172,7 @@ class Evaluation(Section):
     data: Sources
     limit: PositiveInt | None = None  # problems
     samples: PositiveInt = 1  # completions per problem at the rollout temperature; the eval seed fixes them
-    temperatures: list[NonNegativeFloat] = []  # besides, before and after training
+    temperatures: list[NonNegativeFloat] = []  # besides, before and after training; 0 is greedy
     seed: int = 0
     max_new_tokens: PositiveInt | None = None  # default: the rollout's
 

@@ -17,6 +17,7 @@ from rlcore.batch import checksum, pad
 from rlcore.errors import UserError
 from rlcore.protocols import Progress, WeightUpdate, no_progress
 from rlcore.types import Completion, FinishReason, Prefix, Request
+from rollout import attention
 from rollout.cache import Decode, Prefill, SlotCache
 from rollout.sampling import SamplingRows, sample, uniforms
 from rollout.sync import stage
@@ -37,6 +38,7 @@ class Transformers:
         slides = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
         if slides or "sliding_attention" in (getattr(config, "layer_types", None) or []):
             raise UserError("the transformers engine's cache has no sliding-window attention: use another model or engine")
+        model.set_attn_implementation(attention.NAME)
         self.model, self.tokenizer = model.eval(), tokenizer
         self.stop_ids = torch.tensor(sorted(stop_ids), device=model.device)
         self.batch_size = batch_size

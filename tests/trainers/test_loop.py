@@ -20,7 +20,7 @@ from rlcore.types import Scored
 
 DIGITS = f"{{name: '{__name__}:Digits'}}"
 COUNTING = f"rewards=[answer, {DIGITS}, {{name: '{__name__}:Counting'}}]"
-EVAL = "eval={every: 2, data: {name: chain, split: test, count: 6}, samples: 2}"
+EVAL = "eval={every: 2, data: {name: chain, split: test, count: 6}, samples: 2, temperatures: [0]}"
 
 
 @pytest.fixture
