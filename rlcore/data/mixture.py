@@ -8,7 +8,6 @@ source marks as not gradable, with the reason in `meta["unusable"]`, and for tra
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import logging
 import random
 from collections import Counter
@@ -137,12 +136,7 @@ def _load_each(sources: Sequence[Source]) -> list[tuple[list[Problem], Counter[s
 
 
 def _read(source: Source) -> list[Problem]:
-    read = bind("rlcore.data.sources", source.name, source.options)
-    try:
-        inspect.signature(read).bind()
-    except TypeError as error:
-        raise UserError(f"source {source.name!r}: {error}") from error
-    problems = read()
+    problems: list[Problem] = bind("rlcore.data.sources", source.name, source.options)()
     for id_, times in Counter(problem.id for problem in problems).most_common(1):
         if times > 1:
             raise UserError(f"source {source.name!r} gives the id {id_!r} to {times} problems")

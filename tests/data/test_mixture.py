@@ -128,7 +128,7 @@ def test_load_keeps_the_order_and_tells_equal_ids_apart(source: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "says"),
     [
-        ("file", {}, "source 'file': missing a required argument: 'path'"),
+        ("file", {}, "'file' needs the option 'path'"),
         ("file", {"paht": "x"}, "'file' has no option 'paht'; did you mean 'path'?"),
         ("gsm9k", {}, "there is no 'gsm9k' in rlcore/data/sources; did you mean 'gsm8k'?"),
         ("own_source:twice", {}, "source 'own_source:twice' gives the id '1' to 2 problems"),
