@@ -13,7 +13,7 @@ from rlcore.data.mixture import load as load_problems
 from rlcore.data.overlap import refuse_overlap
 from rlcore.errors import UserError
 from rlcore.evaluation.during import PeriodicEvaluation, compare
-from rlcore.prompts import Prompter
+from rlcore.prompts import Prompter, refuse_long
 from rlcore.recipe.load import Loaded
 from rlcore.recipe.schema import RL, Checkpoint, Sft, Stop
 from rlcore.report.page import write_report
@@ -51,6 +51,8 @@ def _rl(loaded: Loaded, recipe: RL) -> dict[str, Any]:
     tokenizer = models.load_tokenizer(location, recipe.trust_remote_code)
     prompter = Prompter(recipe.prompt, tokenizer)
     run.console.say(f"{recipe.model} on {models.pick_device(recipe.device)} in {recipe.dtype}")
+    context = models.context(location, recipe.trust_remote_code)
+    refuse_long(prompter, [*problems.problems, *held_out], context, recipe.rollout.max_new_tokens)
     engine = rl.build_engine(recipe, location, tokenizer, prompter)
     learner = rl.build_learner(recipe, rl.build_policy(recipe, location), tokenizer, objective)
     reference = rl.build_reference(recipe, location, tokenizer, objective)

@@ -101,6 +101,14 @@ def load_model(location: str, dtype: str, device: str, trust_remote_code: bool =
     return model.to(pick_device(device))
 
 
+def context(location: str, trust_remote_code: bool = False) -> int:
+    """The longest sequence, in tokens, that a model's configuration allows; a very large number where it names none."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code)
+    return int(getattr(config, "max_position_embeddings", 0) or 1 << 30)
+
+
 def pick_device(device: str) -> str:
     import torch
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rlcore.errors import UserError
@@ -67,6 +68,17 @@ class Prompter:
             messages, tokenize=False, add_generation_prompt=add_generation_prompt, **thinking
         )
         return str(rendered)
+
+
+def refuse_long(prompter: Prompter, problems: Sequence[Problem], context: int, max_new_tokens: int) -> None:
+    """Raise UserError, before anything is trained, where a prompt and its longest answer do not fit into the context."""
+    long = [problem for problem in problems if len(prompter.render(problem)) + max_new_tokens > context]
+    if long:
+        raise UserError(
+            f"{len(long)} of {len(problems)} prompts are too long, {long[0].id} the first with "
+            f"{len(prompter.render(long[0]))} tokens: with max_new_tokens {max_new_tokens} that is more than the model's "
+            f"context of {context}: shorten the prompt or lower rollout.max_new_tokens"
+        )
 
 
 def stop_ids(model: PreTrainedModel, prompter: Prompter) -> list[int]:
