@@ -27,10 +27,10 @@ def build_engine(recipe: RL, location: str, tokenizer: PreTrainedTokenizerBase, 
 
 def build_policy(recipe: Job, location: str) -> PreTrainedModel | PeftModel:
     """The model to be trained, in float32, with fresh LoRA adapters if the recipe has them."""
+    torch.manual_seed(recipe.seed)  # adapters and dropout, whatever this process did before: making a toy, say
     model = load_model(location, "float32", recipe.device, recipe.trust_remote_code)
     if recipe.lora is None:
         return model
-    torch.manual_seed(recipe.seed)  # the adapters' first values
     lora = recipe.lora
     config = LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets, task_type="CAUSAL_LM"
