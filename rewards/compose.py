@@ -69,7 +69,7 @@ class Rewards:
         reasons = Counter(s.reason for label in scores for s in scores[label] if isinstance(s, Invalid))
         self._refuse_broken(sum(w is None for w in weighted), len(flat), reasons)
         metrics = self._metrics(scores, weighted, flat, dropped=len({g for g, _, _ in flat} - {flat[i][0] for i in kept}))
-        return Graded(self._batch(flat, kept, weighted, scores), ledger, metrics)
+        return Graded(self._batch(flat, kept, scores), ledger, metrics)
 
     def update(self, batch: GradedBatch) -> Metrics:
         """Let the stateful components learn from the batch they scored; once a step, after scoring."""
@@ -158,7 +158,6 @@ class Rewards:
         self,
         flat: Sequence[tuple[int, Problem, Completion]],
         kept: Sequence[int],
-        weighted: Sequence[dict[str, float] | None],
         scores: dict[str, list[Score]],
     ) -> GradedBatch:
         completions = [flat[i][2] for i in kept]

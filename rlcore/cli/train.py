@@ -29,7 +29,7 @@ def train(arguments: Sequence[str], resume: bool, json_file: str) -> None:
             f"held-out accuracy {before}, at its best temperature {best}; after {summary['steps']} steps {after}",
             file=sys.stderr,
         )
-    print(f"done: {folder}/summary.json, {folder}/report.html, {folder}/checkpoints", file=sys.stderr)
+    print(f"done: {folder}/summary.json, {folder}/report.html", file=sys.stderr)
     write_json(summary, json_file)
 
 

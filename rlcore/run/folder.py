@@ -120,7 +120,6 @@ class Run:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         write_aside(self.folder / "summary.json", json.dumps(dict(summary), indent=2) + "\n")
-        self.console.stop()
 
     # -- what a step leaves behind ---------------------------------------------------------------------------------------
 
@@ -175,7 +174,6 @@ class Run:
             checkpoint.save(root, step, self.learners, state)
             checkpoint.prune(root, {*checkpoint.steps(root)[-self.keep.keep_last :], best})
         if self._interrupted:
-            self.console.stop()
             raise Interrupted(f"stopped after step {step}; go on with: rlcore train {self.folder} --resume")
 
     # -- helpers ---------------------------------------------------------------------------------------------------------
