@@ -10,7 +10,7 @@ import math
 import traceback
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from rlcore.types import Completion, Group, Invalid, Problem, Sampling, Score, S
 
 @dataclass(frozen=True)
 class Graded:
+    groups: list[Group]  # what was scored, with the accuracy of each completion
     batch: GradedBatch
     ledger: list[dict[str, Any]]  # a row per completion and component, the invalid ones too
     metrics: Metrics
@@ -52,6 +53,8 @@ class Rewards:
 
         Raises UserError when a component returns the wrong count, or more completions than allowed are invalid.
         """
+        verified = verified if verified is not None or self.verifiable is None else self._score(self.verifiable, groups)
+        groups = _with_accuracy(groups, verified) if verified is not None else list(groups)
         scores = {
             label: verified if verified is not None and label == self.verifiable else self._score(label, groups)
             for label in self.components
@@ -69,14 +72,14 @@ class Rewards:
         reasons = Counter(s.reason for label in scores for s in scores[label] if isinstance(s, Invalid))
         self._refuse_broken(sum(w is None for w in weighted), len(flat), reasons)
         metrics = self._metrics(scores, weighted, flat, dropped=len({g for g, _, _ in flat} - {flat[i][0] for i in kept}))
-        return Graded(self._batch(flat, kept, scores), ledger, metrics)
+        return Graded(groups, self._batch(flat, kept, scores), ledger, metrics)
 
-    def update(self, batch: GradedBatch) -> Metrics:
-        """Let the stateful components learn from the batch they scored; once a step, after scoring."""
+    def update(self, graded: Graded) -> Metrics:
+        """Let the stateful components learn from what they scored; once a step, after scoring."""
         metrics: Metrics = {}
         for label, component in self.components.items():
             if isinstance(component, StatefulReward):
-                self.states[label], reported = component.update(batch, self.states[label])
+                self.states[label], reported = component.update(graded.groups, graded.batch, self.states[label])
                 metrics |= {f"{label}/{name}": metric for name, metric in reported.items()}
         return metrics
 
@@ -205,6 +208,11 @@ class Rewards:
             missing = sum(s.reason in ("no answer", "truncated") for s in scores[self.verifiable])
             metrics["answers/missing"] = Mean(missing, count)
         return metrics
+
+
+def _with_accuracy(groups: Sequence[Group], verified: Sequence[Score]) -> list[Group]:
+    values = iter(score.value if isinstance(score, Scored) else None for score in verified)
+    return [replace(group, accuracy=tuple(next(values) for _ in group.completions)) for group in groups]
 
 
 def _spread(score: Score, factor: float, length: int) -> tuple[float, ...]:

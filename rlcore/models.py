@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,23 +83,38 @@ def load_tokenizer(location: str, trust_remote_code: bool = False) -> PreTrained
     return tokenizer
 
 
-def load_model(location: str, dtype: str, device: str, trust_remote_code: bool = False) -> PreTrainedModel:
-    """A causal language model with SDPA attention (FlashAttention kernels where the device has them)."""
-    import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.utils.logging import disable_progress_bar
+@dataclass(frozen=True)
+class ModelSpec:
+    """A causal language model that is not loaded yet: its folder or hub id, and how it is to be held."""
 
-    disable_progress_bar()  # of loading from disk, which takes moments; a hub download keeps its own
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            location, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code, use_safetensors=True
-        )
-    except (OSError, ValueError, json.JSONDecodeError) as error:
-        raise _not_loaded("model", location, error) from error
-    for transform in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-        if getattr(model.config, transform, None) not in (None, 1.0):
-            raise UserError(f"model {location!r} transforms its logits ({transform}), which the learner does not do yet")
-    return model.to(pick_device(device))
+    location: str
+    dtype: str = "float32"
+    device: str = "auto"
+    trust_remote_code: bool = False
+    adapter_rank: int = 0  # of the LoRA adapter that engines serve beside it; 0: none
+
+    def load(self) -> PreTrainedModel:
+        """The model, with SDPA attention (FlashAttention kernels where the device has them)."""
+        import torch
+        from transformers import AutoModelForCausalLM
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()  # of loading from disk, which takes moments; a hub download keeps its own
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                self.location,
+                dtype=getattr(torch, self.dtype),
+                trust_remote_code=self.trust_remote_code,
+                use_safetensors=True,
+            )
+        except (OSError, ValueError, json.JSONDecodeError) as error:
+            raise _not_loaded("model", self.location, error) from error
+        for transform in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+            if getattr(model.config, transform, None) not in (None, 1.0):
+                raise UserError(
+                    f"model {self.location!r} transforms its logits ({transform}), which the learner does not do yet"
+                )
+        return model.to(pick_device(self.device))
 
 
 def context(location: str, trust_remote_code: bool = False) -> int:
@@ -107,6 +123,17 @@ def context(location: str, trust_remote_code: bool = False) -> int:
 
     config = AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code)
     return int(getattr(config, "max_position_embeddings", 0) or 1 << 30)
+
+
+def eos_ids(location: str, trust_remote_code: bool = False) -> set[int]:
+    """The ids that end a completion by the model's own account: its generation configuration's, else its configuration's."""
+    from transformers import AutoConfig, GenerationConfig
+
+    try:
+        eos = GenerationConfig.from_pretrained(location).eos_token_id
+    except OSError:  # it has none
+        eos = AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code).eos_token_id
+    return {i for i in (eos if isinstance(eos, list) else [eos]) if i is not None}
 
 
 def pick_device(device: str) -> str:

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rlcore.errors import UserError
+from rlcore.models import ModelSpec, eos_ids
 from rlcore.recipe.schema import Prompt
 from rlcore.types import Problem
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 
 class Prompter:
@@ -81,11 +82,10 @@ def refuse_long(prompter: Prompter, problems: Sequence[Problem], context: int, m
         )
 
 
-def stop_ids(model: PreTrainedModel, prompter: Prompter) -> list[int]:
-    """Every id that ends a completion: the generation config's EOS ids, the tokenizer's, and the template's end of turn."""
-    configured = model.generation_config.eos_token_id if model.generation_config else None
-    listed = configured if isinstance(configured, list) else [configured]
-    return sorted({i for i in (*listed, prompter.tokenizer.eos_token_id, prompter.end_of_turn()) if i is not None})
+def stop_ids(spec: ModelSpec, prompter: Prompter) -> list[int]:
+    """Every id that ends a completion: the model's EOS ids, the tokenizer's, and the template's end of turn."""
+    known = {prompter.tokenizer.eos_token_id, prompter.end_of_turn()} - {None}
+    return sorted(known | eos_ids(spec.location, spec.trust_remote_code))
 
 
 def without_trailing_eos(ids: list[int], eos: int | None) -> list[int]:

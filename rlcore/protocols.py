@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 Progress = Callable[[int], None]  # told how much more is done
+Tokens = Sequence[int]
 
 
 def no_progress(done: int) -> None:
@@ -32,13 +33,15 @@ class WeightUpdate:
     """New weights for an engine, streamed in buckets of name → tensor.
 
     `checksums` has one entry per tensor of the update (`rlcore.batch.checksum`); the engine takes nothing into use
-    until every one of them has arrived and matches.
+    until every one of them has arrived and matches. A `full` update has the names of the plain checkpoint. An `adapter`
+    update has for each adapted `MODULE.weight` the pair `MODULE.lora_A.weight` (r, in) and `MODULE.lora_B.weight` (out, r),
+    with the scaling α/r in B: the engine serves W + B·A, W being the weights it was made with.
     """
 
     version: int
     buckets: Iterable[Mapping[str, Tensor]]
     checksums: Mapping[str, int]
-    kind: Literal["full"] = "full"
+    kind: Literal["full", "adapter"] = "full"
 
 
 class Engine(Protocol):
@@ -59,14 +62,16 @@ class Engine(Protocol):
     def generate(self, requests: Sequence[Request], progress: Progress = no_progress) -> list[Completion]:
         """Submit and poll until done; completions in the order of their requests. `progress` hears how many are done."""
 
-    def logprobs(self, completions: Sequence[Completion]) -> list[list[float]]:
-        """Log-probs of the completions' tokens at temperature 1 without truncation, under the weights served now."""
+    def logprobs(self, sequences: Sequence[tuple[Tokens, Tokens]]) -> list[list[float]]:
+        """For each (prompt ids, completion ids) the log-probs of the completion's tokens at temperature 1 without truncation,
+        under the weights served now."""
 
     def sync(self, update: WeightUpdate) -> None:
         """Serve new weights. Raises SyncError, naming the tensor, when the update is partial, corrupted or stale."""
 
     def checksums(self) -> Mapping[str, int]:
-        """`rlcore.batch.checksum` of every tensor served now, taken from the memory that sampling reads."""
+        """`rlcore.batch.checksum` of the full weights served now, by name, taken from the memory that sampling reads; without
+        those that it holds in another layout (packed, or merged with an adapter), where the parity probe stands alone."""
 
     def close(self) -> None: ...
 
@@ -78,7 +83,8 @@ class Reward(ABC):
 
     @abstractmethod
     def score(self, groups: Sequence[Group], state: Any) -> list[Score]:
-        """One score per completion, group after group. Sees the whole global batch before any filter; pure."""
+        """One score per completion, group after group. Sees the whole global batch before any filter; pure. The verifiable
+        component is scored first, and the others find its values in `Group.accuracy`."""
 
     def close(self) -> None:  # noqa: B027 (most rewards hold nothing)
         """Release what the component holds (worker processes, models)."""
@@ -92,8 +98,9 @@ class StatefulReward(Reward):
         """The state before the first step; a JSON value."""
 
     @abstractmethod
-    def update(self, graded: GradedBatch, state: Any) -> tuple[Any, Metrics]:
-        """The next state, once a step, after scoring."""
+    def update(self, groups: Sequence[Group], graded: GradedBatch, state: Any) -> tuple[Any, Metrics]:
+        """The next state and what to report, once a step, after scoring. `groups` is what was scored, `graded` the valid
+        completions among them."""
 
 
 class Learner(Protocol):

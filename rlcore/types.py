@@ -52,10 +52,10 @@ class Sampling:
 class Prefix:
     """Tokens that a completion must start with, with the log-probs and weight versions they were sampled under."""
 
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    versions: tuple[int, ...]
-    loss_mask: tuple[int, ...]
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    versions: tuple[int, ...] = ()
+    loss_mask: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,26 @@ class Request:
     seed: int
     prompt_ids: tuple[int, ...]
     sampling: Sampling
-    prefix: Prefix | None = None
+    prefix: Prefix = Prefix()
+
+    def completed(
+        self, token_ids: Sequence[int], logprobs: Sequence[float], version: int, finish_reason: FinishReason, text: str
+    ) -> Completion:
+        """The completion that weights `version` made of this request by sampling these tokens after its prefix. `text` is
+        that of the whole completion; it is cut here before a stop string."""
+        return Completion(
+            problem_id=self.problem_id,
+            sample=self.sample,
+            seed=self.seed,
+            prompt_ids=self.prompt_ids,
+            token_ids=(*self.prefix.token_ids, *token_ids),
+            loss_mask=(*self.prefix.loss_mask, *(1,) * len(token_ids)),
+            logprobs=(*self.prefix.logprobs, *logprobs),
+            versions=(*self.prefix.versions, *(version,) * len(token_ids)),
+            sampling=self.sampling,
+            finish_reason=finish_reason,
+            text=text[: min((text.find(s) for s in self.sampling.stop if s in text), default=len(text))],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +121,12 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The completions of one problem."""
+    """The completions of one problem. `accuracy` is the raw verifiable component of each, None where that was invalid; it is
+    empty where nothing was verified: in the verifiable component's own `score`, and in runs without one."""
 
     problem: Problem
     completions: Sequence[Completion]
+    accuracy: Sequence[float | None] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from rlcore.batch import GradedBatch, checksum, rows
 from rlcore.errors import UserError
 from rlcore.protocols import Engine, Learner, WeightUpdate
-from rlcore.types import Completion, Sampling
+from rlcore.types import Sampling
 
 # The mean absolute difference between the engine's and the learner's log-probs of a token, by the dtype of the forward
 # passes. Honest syncs were measured at 7e-6 in float32 and 0.02 to 0.04 in bfloat16 (SmolLM2-135M on a CPU). In bfloat16 a
@@ -30,23 +30,44 @@ class SyncError(UserError):
 def stage(update: WeightUpdate, served: Mapping[str, Tensor], current: int) -> dict[str, Tensor]:
     """Receive every bucket and check it against what is served now; the caller copies the result in only if this returns.
 
-    Raises SyncError for a stale version, and for a tensor that is unknown, missing, misshapen or corrupted.
+    `served` are the plain checkpoint's tensors. Raises SyncError for a stale version, and for a tensor that is unknown,
+    missing, misshapen or corrupted.
     """
     if update.version < current:
         raise SyncError(f"weight update {update.version} is stale: version {current} is served already")
     arrived: dict[str, Tensor] = {}
     for bucket in update.buckets:
         for name, tensor in bucket.items():
-            if name not in served:
+            target = _target(name) if update.kind == "adapter" else name
+            if target not in served:
                 raise SyncError(f"weight update {update.version} brings {name!r}, which the engine's model does not have")
-            if tensor.shape != served[name].shape:
-                raise SyncError(f"{name!r} arrived with shape {tuple(tensor.shape)}, not {tuple(served[name].shape)}")
+            if not _fits(name, tensor, served[target]):
+                raise SyncError(f"{name!r} arrived with shape {tuple(tensor.shape)}, not {tuple(served[target].shape)}")
             if update.checksums.get(name) != checksum(tensor):
                 raise SyncError(f"{name!r} arrived corrupted in weight update {update.version}: its checksum differs")
             arrived[name] = tensor
-    if missing := [name for name in served if name not in arrived]:
+    expected = served if update.kind == "full" else update.checksums
+    if missing := [name for name in expected if name not in arrived]:
         raise SyncError(f"weight update {update.version} is partial: {len(missing)} tensors never came, first {missing[0]!r}")
     return arrived
+
+
+def adapted(adapter: Mapping[str, Tensor]) -> list[str]:
+    """The names of the weights that an adapter update changes."""
+    return list(dict.fromkeys(map(_target, adapter)))
+
+
+def _target(name: str) -> str:
+    """The weight that an adapter tensor belongs to: `q_proj.weight` for `q_proj.lora_A.weight`."""
+    return name.replace(".lora_A.", ".").replace(".lora_B.", ".")
+
+
+def _fits(name: str, tensor: Tensor, served: Tensor) -> bool:
+    if ".lora_A." in name:
+        return tensor.shape[1] == served.shape[1]
+    if ".lora_B." in name:
+        return tensor.shape[0] == served.shape[0]
+    return tensor.shape == served.shape
 
 
 def push(learner: Learner, engine: Engine, version: int, witnesses: GradedBatch | None, dtype: str) -> float:
@@ -61,13 +82,14 @@ def push(learner: Learner, engine: Engine, version: int, witnesses: GradedBatch 
     if engine.version != version:
         raise SyncError(f"the engine serves version {engine.version} after a sync to version {version}")
     served = engine.checksums()
-    if other := [name for name, expected in update.checksums.items() if served.get(name) != expected]:
+    if update.kind == "full" and (other := [name for name, value in served.items() if update.checksums[name] != value]):
         raise SyncError(f"after the sync to version {version} the engine still serves another {other[0]!r} than was sent")
     if witnesses is None or not len(witnesses.tokens):
         return 0.0
     chosen = replace(rows(witnesses, range(min(4, len(witnesses.tokens)))), sampling=Sampling())
-    ours = learner.logprobs(chosen).cpu()
-    theirs = torch.tensor([logprob for row in engine.logprobs(completions_of(chosen)) for logprob in row])
+    ours, lengths = learner.logprobs(chosen).cpu(), chosen.lengths.long().tolist()
+    sequences = [(prompt, row[:n].tolist()) for prompt, row, n in zip(chosen.prompt_ids, chosen.tokens, lengths, strict=True)]
+    theirs = torch.tensor([logprob for row in engine.logprobs(sequences) for logprob in row])
     difference = (theirs - ours[chosen.present.bool()]).abs().mean().item()
     if not difference <= TOLERANCE[dtype]:
         raise SyncError(
@@ -75,15 +97,3 @@ def push(learner: Learner, engine: Engine, version: int, witnesses: GradedBatch 
             f"average ({TOLERANCE[dtype]} is tolerated in {dtype}): the weights served are not the weights trained"
         )
     return difference
-
-
-def completions_of(batch: GradedBatch) -> Sequence[Completion]:
-    """The batch's rows as bare completions, for an engine to score."""
-    result = []
-    for i, prompt_ids in enumerate(batch.prompt_ids):
-        tokens = tuple(batch.tokens[i, : int(batch.lengths[i])].tolist())
-        zeros = (0,) * len(tokens)
-        result.append(
-            Completion("", i, 0, prompt_ids, tokens, zeros, tuple(map(float, zeros)), zeros, batch.sampling, "stop", "")
-        )
-    return result

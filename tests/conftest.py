@@ -5,8 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from rlcore.models import ModelSpec
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test touches the network
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny models; the cores are for the tests side by side
@@ -24,12 +30,18 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def load_tiny(tiny: Path) -> Callable[[], tuple]:
-    """A fresh (model, tokenizer) of the tiny toy."""
-    from rlcore.models import load_model, load_tokenizer
+@pytest.fixture(scope="session")
+def tiny_spec(tiny: Path) -> ModelSpec:
+    from rlcore.models import ModelSpec
 
-    return lambda: (load_model(str(tiny), "float32", "cpu"), load_tokenizer(str(tiny)))
+    return ModelSpec(str(tiny), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tiny: Path) -> PreTrainedTokenizerBase:
+    from rlcore.models import load_tokenizer
+
+    return load_tokenizer(str(tiny))
 
 
 @pytest.fixture

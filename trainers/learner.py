@@ -10,10 +10,11 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Literal
 
 import torch
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -40,12 +41,14 @@ class Learner:
         constant_length: int,
         dtype: str,
         total_steps: int,
+        serve: Literal["merged", "adapter"] = "merged",
     ) -> None:
         self.model, self.tokenizer, self.objective = model.train(), tokenizer, objective
         self.settings, self.cut, self.aggregate, self.constant_length = optimizer, update, aggregate, constant_length
         self.dtype = getattr(torch, dtype)
         self.total_updates = total_steps * update.minibatches * update.epochs
         self.updates = 0
+        self.serve = serve
         if update.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -140,8 +143,10 @@ class Learner:
     # -- weights ---------------------------------------------------------------------------------------------------------
 
     def weights(self, version: int) -> WeightUpdate:
-        tensors = {name: tensor.to(self.dtype) for name, tensor in self._merged()}
-        return WeightUpdate(version, [tensors], {name: checksum(tensor) for name, tensor in tensors.items()})
+        kind: Literal["full", "adapter"] = "full" if self.serve == "merged" else "adapter"
+        parts = self._merged() if kind == "full" else self._adapter()
+        tensors = {name: tensor.to(self.dtype) for name, tensor in parts}
+        return WeightUpdate(version, [tensors], {name: checksum(tensor) for name, tensor in tensors.items()}, kind)
 
     @torch.no_grad()
     def _merged(self) -> Iterator[tuple[str, Tensor]]:
@@ -155,8 +160,16 @@ class Learner:
                 continue
             owner, _, leaf = name.rpartition(".base_layer.")
             layer = base.get_submodule(owner) if owner else None
-            delta = layer.get_delta_weight("default") if isinstance(layer, BaseTunerLayer) and leaf == "weight" else 0
+            delta = layer.get_delta_weight("default") if isinstance(layer, LoraLayer) and leaf == "weight" else 0
             yield name.replace(".base_layer.", "."), parameter.detach() + delta
+
+    @torch.no_grad()
+    def _adapter(self) -> Iterator[tuple[str, Tensor]]:
+        """The pairs A, B of every adapted module, the scaling folded into B."""
+        for name, layer in self.model.get_base_model().named_modules():
+            if isinstance(layer, LoraLayer):
+                yield f"{name}.lora_A.weight", layer.lora_A["default"].weight.detach()
+                yield f"{name}.lora_B.weight", layer.lora_B["default"].weight.detach() * layer.scaling["default"]
 
     def save(self, folder: Path) -> None:
         """`model/`: a plain checkpoint that `from_pretrained` loads, adapters merged; beside it what training goes on from."""

@@ -43,7 +43,7 @@ def _train(parts: Parts, run: Run) -> int:
             rollouts = parts.sampler.collect(step)
         with run.timed("grade"):
             graded = parts.rewards.grade(rollouts.groups, rollouts.verified)
-            changed = parts.rewards.update(graded.batch)
+            changed = parts.rewards.update(graded)
         with run.timed("learn"):
             batch, prepared = parts.prepare(graded.batch)
             learned = parts.learner.update(batch)

@@ -7,7 +7,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlcore import plugins
-from rlcore.models import load_model
+from rlcore.models import ModelSpec
 from rlcore.prompts import Prompter, stop_ids
 from rlcore.protocols import Engine
 from rlcore.recipe.schema import RL, Job
@@ -20,7 +20,8 @@ def build_engine(recipe: RL, location: str, tokenizer: PreTrainedTokenizerBase, 
     """The engine with its own copy of the model, in the dtype it is served in."""
     spec = recipe.rollout.engine
     make = plugins.bind("rollout.engines", spec.name, spec.options)
-    model = load_model(location, recipe.dtype, recipe.device, recipe.trust_remote_code)
+    rank = recipe.lora.rank if recipe.lora and recipe.lora.serve == "adapter" else 0
+    model = ModelSpec(location, recipe.dtype, recipe.device, recipe.trust_remote_code, adapter_rank=rank)
     engine: Engine = make(model, tokenizer, stop_ids(model, prompter))
     return engine
 
@@ -28,7 +29,7 @@ def build_engine(recipe: RL, location: str, tokenizer: PreTrainedTokenizerBase, 
 def build_policy(recipe: Job, location: str) -> PreTrainedModel | PeftModel:
     """The model to be trained, in float32, with fresh LoRA adapters if the recipe has them."""
     torch.manual_seed(recipe.seed)  # adapters and dropout, whatever this process did before: making a toy, say
-    model = load_model(location, "float32", recipe.device, recipe.trust_remote_code)
+    model = ModelSpec(location, "float32", recipe.device, recipe.trust_remote_code).load()
     if recipe.lora is None:
         return model
     lora = recipe.lora
@@ -52,6 +53,7 @@ def build_learner(
         constant_length=recipe.rollout.max_new_tokens,
         dtype=recipe.dtype,
         total_steps=recipe.steps,
+        serve=recipe.lora.serve if recipe.lora else "merged",
     )
 
 
@@ -59,5 +61,5 @@ def build_reference(recipe: RL, location: str, tokenizer: PreTrainedTokenizerBas
     """The starting model, frozen, where a KL term needs it."""
     if not recipe.algorithm.kl.coefficient:
         return None
-    model = load_model(location, "float32", recipe.device, recipe.trust_remote_code)
+    model = ModelSpec(location, "float32", recipe.device, recipe.trust_remote_code).load()
     return build_learner(recipe, model, tokenizer, objective)  # asked for log-probs only; `Scorer` has nothing else

@@ -55,8 +55,8 @@ def run(options: EvalOptions, json_file: str) -> None:
     template = options.template or (CHAT_TEMPLATE if getattr(tokenizer, "chat_template", None) else "{problem}")
     prompt = Prompt(template=template, system=options.system)
     prompter = Prompter(prompt, tokenizer)
-    model = models.load_model(location, options.dtype, options.device)
-    engine = Transformers(model, tokenizer, stop_ids(model, prompter), batch_size=options.batch_size)
+    spec = models.ModelSpec(location, options.dtype, options.device)
+    engine = Transformers(spec, tokenizer, stop_ids(spec, prompter), batch_size=options.batch_size)
     sampling = Sampling(temperature=options.temperature, max_new_tokens=options.max_new_tokens)
     grader = Answer()
     try:

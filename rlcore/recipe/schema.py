@@ -144,6 +144,7 @@ class Lora(Section):
     alpha: PositiveFloat = 32.0
     dropout: Share = 0.0
     targets: str | list[str] = "all-linear"
+    serve: Literal["merged", "adapter"] = "merged"  # what engines are sent: all weights, adapters added in, or adapters alone
 
 
 class Optimizer(Section):

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from rlcore.protocols import Progress, WeightUpdate, no_progress
-from rlcore.types import Completion, Request
+from rlcore.protocols import Progress, Tokens, WeightUpdate, no_progress
+from rlcore.types import Completion, FinishReason, Request
 
 
 class Scripted:
@@ -32,8 +32,8 @@ class Scripted:
     def generate(self, requests: Sequence[Request], progress: Progress = no_progress) -> list[Completion]:
         return [self._speak(request) for request in requests]
 
-    def logprobs(self, completions: Sequence[Completion]) -> list[list[float]]:
-        return [list(completion.logprobs) for completion in completions]
+    def logprobs(self, sequences: Sequence[tuple[Tokens, Tokens]]) -> list[list[float]]:
+        return [[0.0] * len(token_ids) for _, token_ids in sequences]
 
     def sync(self, update: WeightUpdate) -> None:
         self.version, self._checksums = update.version, dict(update.checksums)
@@ -49,16 +49,7 @@ class Scripted:
         tokens = tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
         limit = request.sampling.max_new_tokens
         kept = tokens[:limit]
-        return Completion(
-            problem_id=request.problem_id,
-            sample=request.sample,
-            seed=request.seed,
-            prompt_ids=request.prompt_ids,
-            token_ids=kept,
-            loss_mask=(1,) * len(kept),
-            logprobs=(0.0,) * len(kept),
-            versions=(self.version,) * len(kept),
-            sampling=request.sampling,
-            finish_reason="stop" if len(tokens) <= limit else "length",
-            text=text if kept == tokens else self.tokenizer.decode(kept),
+        finish_reason: FinishReason = "stop" if kept == tokens else "length"
+        return request.completed(
+            kept, (0.0,) * len(kept), self.version, finish_reason, text if kept == tokens else self.tokenizer.decode(kept)
         )

@@ -7,20 +7,21 @@ finished rows leave at once. It keeps its own copy of the weights, which only `s
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from rlcore.batch import checksum, pad
 from rlcore.errors import UserError
-from rlcore.protocols import Progress, WeightUpdate, no_progress
-from rlcore.types import Completion, FinishReason, Prefix, Request
+from rlcore.models import ModelSpec
+from rlcore.protocols import Progress, Tokens, WeightUpdate, no_progress
+from rlcore.types import Completion, FinishReason, Request
 from rollout import attention
 from rollout.cache import Decode, Prefill, SlotCache
 from rollout.sampling import SamplingRows, sample, uniforms
-from rollout.sync import stage
+from rollout.sync import adapted, stage
 
 
 class Transformers:
@@ -28,12 +29,13 @@ class Transformers:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        spec: ModelSpec,
         tokenizer: PreTrainedTokenizerBase,
         stop_ids: Sequence[int],
         *,
         batch_size: int = 256,
     ) -> None:
+        model = spec.load()
         config = model.config
         slides = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
         if slides or "sliding_attention" in (getattr(config, "layer_types", None) or []):
@@ -44,6 +46,7 @@ class Transformers:
         self.batch_size = batch_size
         self.context = int(getattr(model.config, "max_position_embeddings", 0)) or 1 << 30
         self._version = 0
+        self._merged: dict[str, Tensor] = {}  # the weights under the adapter that is served
         self._waiting: deque[Request] = deque()
         self._rows: list[Request] = []  # the request in each used slot
         self._release()
@@ -85,18 +88,21 @@ class Transformers:
     @torch.inference_mode()
     def interrupt(self) -> list[Completion]:
         stopped = [self._completion(slot, "interrupted") for slot in range(len(self._rows))]
-        stopped += [_unstarted(request) for request in self._waiting]
+        stopped += [
+            request.completed((), (), self._version, "interrupted", self._decoded(request.prefix.token_ids))
+            for request in self._waiting
+        ]
         self._rows.clear()
         self._waiting.clear()
         return stopped
 
     @torch.inference_mode()
-    def logprobs(self, completions: Sequence[Completion]) -> list[list[float]]:
+    def logprobs(self, sequences: Sequence[tuple[Tokens, Tokens]]) -> list[list[float]]:
         result = []
-        for completion in completions:
-            ids = torch.tensor([[*completion.prompt_ids, *completion.token_ids]], device=self.model.device)
-            logits = self.model(ids, logits_to_keep=len(completion.token_ids) + 1).logits[0, :-1].float()
-            result.append(logits.log_softmax(-1).gather(1, ids[0, len(completion.prompt_ids) :, None])[:, 0].tolist())
+        for prompt_ids, token_ids in sequences:
+            ids = torch.tensor([[*prompt_ids, *token_ids]], device=self.model.device)
+            logits = self.model(ids, logits_to_keep=len(token_ids) + 1).logits[0, :-1].float()
+            result.append(logits.log_softmax(-1).gather(1, ids[0, len(prompt_ids) :, None])[:, 0].tolist())
         return result
 
     @torch.inference_mode()
@@ -104,12 +110,26 @@ class Transformers:
         if self._rows or self._waiting:
             raise RuntimeError("sync while completions are under way: interrupt() first, then submit them with their prefix")
         served = dict(self.model.named_parameters())
-        for name, tensor in stage(update, served, self._version).items():
+        arrived = stage(update, served, self._version)
+        if update.kind == "full":
+            self._merged.clear()
+        else:
+            arrived = self._merge(arrived, served)
+        for name, tensor in arrived.items():
             served[name].copy_(tensor)
         self._version = update.version
 
     def checksums(self) -> dict[str, int]:
-        return {name: checksum(parameter) for name, parameter in self.model.named_parameters()}
+        return {n: checksum(parameter) for n, parameter in self.model.named_parameters() if n not in self._merged}
+
+    def _merge(self, adapter: Mapping[str, Tensor], served: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """W + B·A of every adapted weight; the W are kept for the adapters to come."""
+        merged = {}
+        for name in adapted(adapter):
+            base = self._merged.setdefault(name, served[name].clone())
+            a, b = (adapter[f"{name.removesuffix('.weight')}.lora_{half}.weight"].to(base.device) for half in "AB")
+            merged[name] = base + (b.float() @ a.float()).to(base.dtype)
+        return merged
 
     def close(self) -> None:
         self._release()
@@ -128,7 +148,7 @@ class Transformers:
         self._reserve(entering)
         start, device = len(self._rows), self.model.device
         self._rows += entering
-        begun = [(*r.prompt_ids, *(r.prefix.token_ids if r.prefix else ())) for r in entering]
+        begun = [(*r.prompt_ids, *r.prefix.token_ids) for r in entering]
         distinct = {ids: i for i, ids in enumerate(dict.fromkeys(begun))}
         source = torch.tensor([distinct[ids] for ids in begun], device=device)
         logits = self._prefill(list(distinct), Prefill(start, source))[source]
@@ -212,23 +232,13 @@ class Transformers:
 
     def _completion(self, slot: int, reason: FinishReason) -> Completion:
         request, state = self._rows[slot], self._state
-        drawn = int(state.drawn[slot])
-        prefix = request.prefix or Prefix((), (), (), ())
-        kept = len(prefix.token_ids)
-        tokens = tuple(state.tokens[slot, :drawn].tolist())
-        return Completion(
-            problem_id=request.problem_id,
-            sample=request.sample,
-            seed=request.seed,
-            prompt_ids=request.prompt_ids,
-            token_ids=tokens,
-            loss_mask=prefix.loss_mask + (1,) * (drawn - kept),
-            logprobs=prefix.logprobs + tuple(state.logprobs[slot, kept:drawn].tolist()),
-            versions=prefix.versions + (self._version,) * (drawn - kept),
-            sampling=request.sampling,
-            finish_reason=reason,
-            text=cut_at_stop(self.tokenizer.decode(tokens, skip_special_tokens=True), request.sampling.stop),
-        )
+        kept, drawn = len(request.prefix.token_ids), int(state.drawn[slot])
+        tokens = state.tokens[slot, :drawn].tolist()
+        logprobs = state.logprobs[slot, kept:drawn].tolist()
+        return request.completed(tokens[kept:], logprobs, self._version, reason, self._decoded(tokens))
+
+    def _decoded(self, tokens: Tokens) -> str:
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
     def _reserve(self, entering: Sequence[Request]) -> None:
         """Make room for the rows there are and those to come; what is under way is carried over."""
@@ -265,7 +275,7 @@ class RowState:
         return slots <= self.slots and capacity <= self.capacity
 
     def enter(self, slot: int, request: Request) -> None:
-        prefix = request.prefix.token_ids if request.prefix else ()
+        prefix = request.prefix.token_ids
         limit = request.sampling.max_new_tokens
         self.tokens[slot, : len(prefix)] = torch.tensor(prefix, dtype=torch.long)
         self.uniforms[slot, :limit] = torch.from_numpy(uniforms(request.seed, limit))
@@ -280,26 +290,3 @@ class RowState:
     def take(self, old: RowState, rows: int) -> None:
         for mine, theirs in zip(self._fields(), old._fields(), strict=True):
             mine[(slice(rows), *(slice(n) for n in theirs.shape[1:]))] = theirs[:rows]
-
-
-def cut_at_stop(text: str, stop: Sequence[str]) -> str:
-    """The text before the earliest stop string."""
-    return text[: min((text.find(s) for s in stop if s in text), default=len(text))]
-
-
-def _unstarted(request: Request) -> Completion:
-    """A request that was interrupted while it waited: its forced prefix and nothing more."""
-    prefix = request.prefix or Prefix((), (), (), ())
-    return Completion(
-        request.problem_id,
-        request.sample,
-        request.seed,
-        request.prompt_ids,
-        prefix.token_ids,
-        prefix.loss_mask,
-        prefix.logprobs,
-        prefix.versions,
-        request.sampling,
-        "interrupted",
-        "",
-    )

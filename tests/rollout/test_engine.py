@@ -7,9 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from rlcore.batch import checksum
 from rlcore.errors import UserError
+from rlcore.models import ModelSpec
 from rlcore.protocols import WeightUpdate
 from rlcore.types import Completion, Request, Sampling, seed_from
 from rollout.engines.transformers import Transformers
@@ -25,13 +27,13 @@ PROMPTS = ["3+5-9=?\n", "1-2=?\n", "7+7+7+7+7=?\n"]
 
 
 @pytest.fixture
-def engine(load_tiny: Callable) -> Transformers:
-    return make_engine(load_tiny)
+def make_engine(tiny_spec: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> Callable[..., Transformers]:
+    return lambda **options: Transformers(tiny_spec, tokenizer, [tokenizer.eos_token_id], **options)
 
 
-def make_engine(load_tiny: Callable, batch_size: int = 256) -> Transformers:
-    model, tokenizer = load_tiny()
-    return Transformers(model, tokenizer, [tokenizer.eos_token_id], batch_size=batch_size)
+@pytest.fixture
+def engine(make_engine: Callable) -> Transformers:
+    return make_engine()
 
 
 def requests(engine: Transformers, sampling: Sampling, count: int = 12) -> list[Request]:
@@ -59,11 +61,11 @@ def test_logprobs_are_those_of_the_distribution_sampled_from(engine: Transformer
 
 
 @pytest.mark.parametrize("sampling", SETTINGS, ids=str)
-def test_a_completion_does_not_depend_on_its_batch(load_tiny: Callable, engine: Transformers, sampling: Sampling) -> None:
+def test_a_completion_does_not_depend_on_its_batch(make_engine: Callable, engine: Transformers, sampling: Sampling) -> None:
     """Together, in another order, a few at a time, and alone."""
     asked = requests(engine, sampling)
     together = engine.generate(asked)
-    few = make_engine(load_tiny, batch_size=5)
+    few = make_engine(batch_size=5)
     reordered = few.generate(asked[::-1])[::-1]
     alone = [few.generate([request])[0] for request in asked[:3]]
     assert [c.token_ids for c in reordered] == [c.token_ids for c in together]
@@ -102,8 +104,8 @@ def test_greedy_is_deterministic_with_certainty(engine: Transformers) -> None:
     assert set(first.logprobs) == {0.0}
 
 
-def test_interrupted_completions_go_on_as_if_nothing_had_happened(load_tiny: Callable) -> None:
-    engine = make_engine(load_tiny, batch_size=7)
+def test_interrupted_completions_go_on_as_if_nothing_had_happened(make_engine: Callable) -> None:
+    engine = make_engine(batch_size=7)
     asked = requests(engine, Sampling(max_new_tokens=40))
     unbroken = engine.generate(asked)
     engine.submit(asked)

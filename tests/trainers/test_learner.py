@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import PreTrainedTokenizerBase
 
 from rlcore.batch import GradedBatch, TrainingBatch, rows
 from rlcore.errors import UserError
+from rlcore.models import ModelSpec
 from rlcore.recipe.schema import Optimizer, Update
 from rollout.engines.transformers import Transformers
 from rollout.sync import SyncError, push
@@ -23,9 +26,9 @@ LENGTHS = [5, 1, 7, 3, 9, 2]
 
 
 @pytest.fixture
-def make_learner(load_tiny: Callable) -> Callable[..., Learner]:
+def make_learner(tiny_spec: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> Callable[..., Learner]:
     def make(lora: bool = False, optimizer: Optimizer | None = None, aggregate: str = "token_mean", **update) -> Learner:
-        model, tokenizer = load_tiny()
+        model: Any = tiny_spec.load()
         if lora:
             torch.manual_seed(0)
             config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
@@ -195,16 +198,16 @@ def test_lora_trains_the_adapters_only(make_learner: Callable, training: Trainin
 
 @pytest.mark.parametrize("lora", [False, True])
 def test_pushed_weights_are_served_and_proved(
-    load_tiny: Callable, make_learner: Callable, training: TrainingBatch, lora: bool
+    tiny_spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, make_learner: Callable, training: TrainingBatch, lora: bool
 ) -> None:
-    engine = Transformers(*load_tiny(), [1])
+    engine = Transformers(tiny_spec, tokenizer, [1])
     learner = make_learner(lora=lora)
     learner.update(training)
     assert push(learner, engine, 1, training.graded, "float32") < 1e-5
 
 
 def test_a_sync_that_changes_nothing_is_found_by_the_probe(
-    load_tiny: Callable, make_learner: Callable, training: TrainingBatch
+    tiny_spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, make_learner: Callable, training: TrainingBatch
 ) -> None:
     class Deaf(Transformers):
         def sync(self, update) -> None:
@@ -213,11 +216,11 @@ def test_a_sync_that_changes_nothing_is_found_by_the_probe(
     learner = make_learner(optimizer=Optimizer(learning_rate=1e-2))
     learner.update(training)
     with pytest.raises(SyncError, match=r"still serves another 'model\.embed_tokens\.weight' than was sent"):
-        push(learner, Deaf(*load_tiny(), [1]), 1, training.graded, "float32")
+        push(learner, Deaf(tiny_spec, tokenizer, [1]), 1, training.graded, "float32")
 
 
 def test_an_engine_that_computes_otherwise_is_found_by_the_probe(
-    load_tiny: Callable, make_learner: Callable, training: TrainingBatch
+    tiny_spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, make_learner: Callable, training: TrainingBatch
 ) -> None:
     """The right weights, used in another way: what no checksum sees."""
 
@@ -226,11 +229,13 @@ def test_an_engine_that_computes_otherwise_is_found_by_the_probe(
             return [[value * 1.01 for value in row] for row in super().logprobs(completions)]
 
     with pytest.raises(SyncError, match="the weights served are not the weights trained"):
-        push(make_learner(), Warm(*load_tiny(), [1]), 1, training.graded, "float32")
+        push(make_learner(), Warm(tiny_spec, tokenizer, [1]), 1, training.graded, "float32")
 
 
-def test_logprobs_are_without_dropout_and_training_goes_on_with_it(load_tiny: Callable, training: TrainingBatch) -> None:
-    model, tokenizer = load_tiny()
+def test_logprobs_are_without_dropout_and_training_goes_on_with_it(
+    tiny_spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, training: TrainingBatch
+) -> None:
+    model = tiny_spec.load()
     config = LoraConfig(r=4, lora_dropout=0.5, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
     learner = Learner(
         get_peft_model(model, config),

@@ -137,7 +137,7 @@ class Counting(StatefulReward):
     def score(self, groups, state):
         return [Scored(float(state)) for group in groups for _ in group.completions]
 
-    def update(self, graded, state):
+    def update(self, groups, graded, state):
         return state + 1, {"seen": Mean(state, 1)}
 
 
