@@ -44,8 +44,7 @@ class Rewards:
 
     def verify(self, groups: Sequence[Group]) -> list[Score]:
         """The raw verifiable component alone, for filters that act while sampling goes on."""
-        if self.verifiable is None:
-            raise UserError("no reward component is verifiable, and accuracy is asked for: add `answer` to rewards")
+        assert self.verifiable is not None  # `rlcore.plan` refuses recipes that would come here without one
         return self._score(self.verifiable, groups)
 
     def grade(self, groups: Sequence[Group], verified: list[Score] | None = None) -> Graded:

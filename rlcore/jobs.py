@@ -6,20 +6,17 @@ from typing import Any
 
 import torch
 
-from rewards.compose import Rewards
 from rlcore import models
-from rlcore.data.mixture import Mixture
 from rlcore.data.mixture import load as load_problems
-from rlcore.data.overlap import refuse_overlap
-from rlcore.errors import UserError
 from rlcore.evaluation.during import PeriodicEvaluation, compare
+from rlcore.plan import plan
 from rlcore.prompts import Prompter, refuse_long
 from rlcore.recipe.load import Loaded
 from rlcore.recipe.schema import RL, Checkpoint, Sft, Stop
 from rlcore.report.page import write_report
 from rlcore.run.folder import Run, claim
 from rlcore.toy import warmstart
-from trainers import algorithm, rl, sft
+from trainers import rl, sft
 from trainers.loop import Parts, train
 from trainers.prepare import Prepare
 from trainers.sampler import Sampler
@@ -37,13 +34,8 @@ def run(loaded: Loaded, resume: bool) -> dict[str, Any]:
 def _rl(loaded: Loaded, recipe: RL) -> dict[str, Any]:
     # everything that can be refused without a model
     run = Run(loaded, steps=recipe.steps, keep=recipe.checkpoint, stop=recipe.stop)
-    advantage, objective = algorithm.advantage(recipe), algorithm.objective(recipe)
-    rewards = Rewards(recipe.rewards, recipe.algorithm.max_invalid_fraction)
-    if rewards.verifiable is None and (recipe.eval or recipe.algorithm.dynamic_sampling):
-        raise UserError("evaluation and dynamic sampling read accuracy, and no reward component is verifiable: add `answer`")
-    problems = Mixture(recipe.data, recipe.seed)
-    held_out = load_problems(recipe.eval.data)[: recipe.eval.limit] if recipe.eval else []
-    refuse_overlap(problems.problems, held_out)
+    asked = plan(recipe)
+    problems, rewards = asked.problems, asked.rewards
     for line in problems.describe():
         run.console.say(line)
     # the models
@@ -52,13 +44,13 @@ def _rl(loaded: Loaded, recipe: RL) -> dict[str, Any]:
     prompter = Prompter(recipe.prompt, tokenizer)
     run.console.say(f"{recipe.model} on {models.pick_device(recipe.device)} in {recipe.dtype}")
     context = models.context(location, recipe.trust_remote_code)
-    refuse_long(prompter, [*problems.problems, *held_out], context, recipe.rollout.max_new_tokens)
+    refuse_long(prompter, [*problems.problems, *asked.held_out], context, recipe.rollout.max_new_tokens)
     engine = rl.build_engine(recipe, location, tokenizer, prompter)
-    learner = rl.build_learner(recipe, rl.build_policy(recipe, location), tokenizer, objective)
-    reference = rl.build_reference(recipe, location, tokenizer, objective)
+    learner = rl.build_learner(recipe, rl.build_policy(recipe, location), tokenizer, asked.objective)
+    reference = rl.build_reference(recipe, location, tokenizer, asked.objective)
     # the loop
     sampler = Sampler(recipe, problems, prompter, engine, rewards)
-    prepare = Prepare(sampler.select, advantage, reference, recipe.algorithm.mask_truncated)
+    prepare = Prepare(sampler.select, asked.advantage, reference, recipe.algorithm.mask_truncated)
     run.learners = {"policy": learner}
     run.cursors = {"data": sampler, "rewards": rewards}
     try:
@@ -66,7 +58,7 @@ def _rl(loaded: Loaded, recipe: RL) -> dict[str, Any]:
             step = train(Parts(sampler, engine, rewards, prepare, learner, lambda _: {}, recipe.dtype), run)
             summary: dict[str, Any] = {}
         else:
-            evaluation = PeriodicEvaluation(recipe, held_out, engine, prompter, rewards.verify)
+            evaluation = PeriodicEvaluation(recipe, asked.held_out, engine, prompter, rewards.verify)
             before = run.once("evaluation_before.json", evaluation.thorough)
             step = train(Parts(sampler, engine, rewards, prepare, learner, evaluation, recipe.dtype), run)
             summary = compare(before, evaluation.thorough(), recipe.rollout.temperature)

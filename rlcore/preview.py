@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from rewards.compose import Rewards
 from rlcore import models
-from rlcore.data.mixture import Mixture
 from rlcore.data.mixture import load as load_problems
-from rlcore.data.overlap import refuse_overlap
+from rlcore.plan import plan
 from rlcore.prompts import Prompter
 from rlcore.recipe.estimate import Shape, memory, token_budget
 from rlcore.recipe.schema import RL, Recipe
 from rlcore.toy import warmstart
 from rlcore.types import Problem
-from trainers import algorithm
 
 
 def preview(recipe: Recipe) -> Iterator[str]:
@@ -39,13 +36,9 @@ def _problems(recipe: Recipe) -> tuple[Sequence[Problem], Sequence[str]]:
     if not isinstance(recipe, RL):
         problems = load_problems(recipe.data)
         return problems, [f"{len(problems)} training problems"]
-    algorithm.advantage(recipe)
-    algorithm.objective(recipe)
-    Rewards(recipe.rewards, recipe.algorithm.max_invalid_fraction).close()
-    mixture = Mixture(recipe.data, recipe.seed)
-    if recipe.eval:
-        refuse_overlap(mixture.problems, load_problems(recipe.eval.data)[: recipe.eval.limit])
-    return mixture.problems, mixture.describe()
+    asked = plan(recipe)
+    asked.rewards.close()
+    return asked.problems.problems, asked.problems.describe()
 
 
 def _shape(location: str, trust_remote_code: bool) -> Shape:
