@@ -89,15 +89,3 @@ def pad(rows_: Sequence[Sequence[float]], dtype: torch.dtype) -> Tensor:
     """(B, T) from rows of different lengths, right-padded with 0."""
     width = max((len(row) for row in rows_), default=0)
     return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows_], dtype=dtype).view(len(rows_), width)
-
-
-def checksum(tensor: Tensor) -> int:
-    """A 63-bit sum of the tensor's bit patterns, each weighted by an odd number of its position: any flipped bit, lost or
-    exchanged element changes it. Runs on the tensor's device, in pieces that bound the memory."""
-    total = 0
-    bits = tensor.detach().contiguous().view(-1).view(torch.uint8)
-    for start in range(0, len(bits), 1 << 20):
-        piece = bits[start : start + (1 << 20)].long()
-        weights = torch.arange(start, start + len(piece), device=piece.device) * 2654435761 % 2147483647 * 2 + 1
-        total += int((piece * weights).sum())
-    return total & ((1 << 63) - 1)

@@ -1,4 +1,4 @@
-"""The three protocols by which layers meet: Engine (rollout), Reward (rewards), Learner (trainers).
+"""The three interfaces by which layers meet: Engine (rollout), Reward (rewards), Learner (trainers).
 
 A lower layer that needs a higher one takes one of these as an argument.
 """
@@ -32,7 +32,7 @@ def no_progress(done: int) -> None:
 class WeightUpdate:
     """New weights for an engine, streamed in buckets of name → tensor.
 
-    `checksums` has one entry per tensor of the update (`rlcore.batch.checksum`); the engine takes nothing into use
+    `checksums` has one entry per tensor of the update (`rollout.sync.checksum`); the engine takes nothing into use
     until every one of them has arrived and matches. A `full` update has the names of the plain checkpoint. An `adapter`
     update has for each adapted `MODULE.weight` the pair `MODULE.lora_A.weight` (r, in) and `MODULE.lora_B.weight` (out, r),
     with the scaling α/r in B: the engine serves W + B·A, W being the weights it was made with.
@@ -44,35 +44,49 @@ class WeightUpdate:
     kind: Literal["full", "adapter"] = "full"
 
 
-class Engine(Protocol):
+class Engine(ABC):
     """Where completions come from. Every token carries the log-prob and weight version it was sampled with."""
 
     @property
+    @abstractmethod
     def version(self) -> int: ...
 
+    @abstractmethod
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue requests. Raises UserError for one that does not fit into the model's context."""
 
+    @abstractmethod
     def poll(self) -> list[Completion]:
         """Work until at least one completion is finished and return all that are; empty when nothing is queued."""
 
+    @abstractmethod
     def interrupt(self) -> list[Completion]:
         """Stop everything; return what was sampled so far with finish reason `interrupted`. `Completion.as_prefix` goes on."""
 
     def generate(self, requests: Sequence[Request], progress: Progress = no_progress) -> list[Completion]:
         """Submit and poll until done; completions in the order of their requests. `progress` hears how many are done."""
+        self.submit(requests)
+        done: dict[tuple[str, int, int], Completion] = {}
+        while finished := self.poll():
+            done.update({(c.problem_id, c.sample, c.seed): c for c in finished})
+            progress(len(finished))
+        return [done[r.problem_id, r.sample, r.seed] for r in requests]
 
+    @abstractmethod
     def logprobs(self, sequences: Sequence[tuple[Tokens, Tokens]]) -> list[list[float]]:
         """For each (prompt ids, completion ids) the log-probs of the completion's tokens at temperature 1 without truncation,
         under the weights served now."""
 
+    @abstractmethod
     def sync(self, update: WeightUpdate) -> None:
         """Serve new weights. Raises SyncError, naming the tensor, when the update is partial, corrupted or stale."""
 
+    @abstractmethod
     def checksums(self) -> Mapping[str, int]:
-        """`rlcore.batch.checksum` of the full weights served now, by name, taken from the memory that sampling reads; without
+        """`rollout.sync.checksum` of the full weights served now, by name, taken from the memory that sampling reads; without
         those that it holds in another layout (packed, or merged with an adapter), where the parity probe stands alone."""
 
+    @abstractmethod
     def close(self) -> None: ...
 
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from rlcore.batch import GradedBatch, checksum, rows
+from rlcore.batch import GradedBatch, rows
 from rlcore.errors import UserError
 from rlcore.protocols import Engine, Learner, WeightUpdate
 from rlcore.types import Sampling
@@ -21,6 +22,23 @@ from rlcore.types import Sampling
 # step of training moves less than that: that the weights are in use is proved by their checksums, that they mean the same
 # to both sides by this.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
+
+
+def weight_update(version: int, tensors: Mapping[str, Tensor], kind: Literal["full", "adapter"] = "full") -> WeightUpdate:
+    """The update that carries these tensors, in one bucket, with their checksums."""
+    return WeightUpdate(version, [tensors], {name: checksum(tensor) for name, tensor in tensors.items()}, kind)
+
+
+def checksum(tensor: Tensor) -> int:
+    """A 63-bit sum of the tensor's bit patterns, each weighted by an odd number of its position: any flipped bit, lost or
+    exchanged element changes it. Runs on the tensor's device, in pieces that bound the memory."""
+    total = 0
+    bits = tensor.detach().contiguous().view(-1).view(torch.uint8)
+    for start in range(0, len(bits), 1 << 20):
+        piece = bits[start : start + (1 << 20)].long()
+        weights = torch.arange(start, start + len(piece), device=piece.device) * 2654435761 % 2147483647 * 2 + 1
+        total += int((piece * weights).sum())
+    return total & ((1 << 63) - 1)
 
 
 class SyncError(UserError):

@@ -19,11 +19,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlcore.batch import GradedBatch, TrainingBatch, checksum
+from rlcore.batch import GradedBatch, TrainingBatch
 from rlcore.errors import UserError
 from rlcore.protocols import WeightUpdate
 from rlcore.recipe.schema import Optimizer, Update
 from rlcore.run.metrics import Max, Mean, Metrics, merge
+from rollout.sync import weight_update
 from trainers.logprobs import token_logprobs
 from trainers.objective import Aggregation, LossInputs, Objective, token_weights
 
@@ -146,7 +147,7 @@ class Learner:
         kind: Literal["full", "adapter"] = "full" if self.serve == "merged" else "adapter"
         parts = self._merged() if kind == "full" else self._adapter()
         tensors = {name: tensor.to(self.dtype) for name, tensor in parts}
-        return WeightUpdate(version, [tensors], {name: checksum(tensor) for name, tensor in tensors.items()}, kind)
+        return weight_update(version, tensors, kind)
 
     @torch.no_grad()
     def _merged(self) -> Iterator[tuple[str, Tensor]]:

@@ -15,8 +15,8 @@ from rlcore.plugins import nearest
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-SIZES: dict[str, dict[str, int]] = {  # named by their parameters
-    "llama-100k": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
+SIZES: dict[str, dict[str, int]] = {  # named by their parameters; heads are 32 wide, the least that vLLM takes on a CPU
+    "llama-100k": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2},
     "llama-500k": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 2, "num_attention_heads": 4},
     "llama-1m": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4},
     "llama-3m": {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 8},

@@ -2,54 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rlcore.protocols import Progress, Tokens, WeightUpdate, no_progress
-from rlcore.types import Completion, FinishReason, Request
+from rlcore.protocols import Engine, Tokens, WeightUpdate
+from rlcore.types import Completion, Request
+from rollout.admission import refuse_unfit
+from rollout.sync import checksum, stage
 
 
-class Scripted:
-    """`script(request)` gives the text of each completion; its tokens are the tokenizer's, each with log-prob 0."""
+class Scripted(Engine):
+    """`script(request)` gives the text of each completion; its tokens are the tokenizer's, each with log-prob 0. A forced
+    prefix stands for as many of them. Half of a completion is there when it is interrupted. `weights` are received and
+    checked as a model's would be, and used for nothing."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, script: Callable[[Request], str]) -> None:
-        self.tokenizer, self.script = tokenizer, script
-        self.version = 0
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        script: Callable[[Request], str],
+        weights: Mapping[str, Tensor] | None = None,
+        context: int = 1 << 30,
+    ) -> None:
+        self.tokenizer, self.script, self.context = tokenizer, script, context
+        self._version = 0
+        self._weights = dict(weights or {})
         self._waiting: list[Request] = []
-        self._checksums: dict[str, int] = {}
+
+    @property
+    def version(self) -> int:
+        return self._version
 
     def submit(self, requests: Sequence[Request]) -> None:
+        refuse_unfit(requests, self.context)
         self._waiting.extend(requests)
 
     def poll(self) -> list[Completion]:
         return [self._speak(self._waiting.pop(0))] if self._waiting else []
 
     def interrupt(self) -> list[Completion]:
+        stopped = [self._speak(request, interrupted=True) for request in self._waiting]
         self._waiting.clear()
-        return []
-
-    def generate(self, requests: Sequence[Request], progress: Progress = no_progress) -> list[Completion]:
-        return [self._speak(request) for request in requests]
+        return stopped
 
     def logprobs(self, sequences: Sequence[tuple[Tokens, Tokens]]) -> list[list[float]]:
         return [[0.0] * len(token_ids) for _, token_ids in sequences]
 
     def sync(self, update: WeightUpdate) -> None:
-        self.version, self._checksums = update.version, dict(update.checksums)
+        arrived = stage(update, self._weights, self._version)
+        if update.kind == "full":
+            self._weights = arrived
+        self._version = update.version
 
     def checksums(self) -> dict[str, int]:
-        return self._checksums
+        return {name: checksum(tensor) for name, tensor in self._weights.items()}
 
     def close(self) -> None:
-        pass
+        self._waiting.clear()
 
-    def _speak(self, request: Request) -> Completion:
-        text = self.script(request)
-        tokens = tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
-        limit = request.sampling.max_new_tokens
-        kept = tokens[:limit]
-        finish_reason: FinishReason = "stop" if kept == tokens else "length"
+    def _speak(self, request: Request, interrupted: bool = False) -> Completion:
+        tokens = self.tokenizer(self.script(request), add_special_tokens=False).input_ids
+        end, begun = min(len(tokens), request.sampling.max_new_tokens), len(request.prefix.token_ids)
+        if interrupted:
+            end = (begun + end) // 2
+        said = tokens[begun:end]
         return request.completed(
-            kept, (0.0,) * len(kept), self.version, finish_reason, text if kept == tokens else self.tokenizer.decode(kept)
+            said,
+            (0.0,) * len(said),
+            self._version,
+            "interrupted" if interrupted else "stop" if end == len(tokens) else "length",
+            self.tokenizer.decode([*request.prefix.token_ids, *said], skip_special_tokens=True),
         )

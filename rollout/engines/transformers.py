@@ -13,18 +13,19 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rlcore.batch import checksum, pad
+from rlcore.batch import pad
 from rlcore.errors import UserError
 from rlcore.models import ModelSpec
-from rlcore.protocols import Progress, Tokens, WeightUpdate, no_progress
+from rlcore.protocols import Engine, Tokens, WeightUpdate
 from rlcore.types import Completion, FinishReason, Request
 from rollout import attention
+from rollout.admission import refuse_unfit
 from rollout.cache import Decode, Prefill, SlotCache
 from rollout.sampling import SamplingRows, sample, uniforms
-from rollout.sync import adapted, stage
+from rollout.sync import adapted, checksum, stage
 
 
-class Transformers:
+class Transformers(Engine):
     """`batch_size` is the number of rows decoded together; memory grows with it times the longest request."""
 
     def __init__(
@@ -56,25 +57,8 @@ class Transformers:
         return self._version
 
     def submit(self, requests: Sequence[Request]) -> None:
-        for request in requests:
-            need = len(request.prompt_ids) + request.sampling.max_new_tokens
-            if not request.prompt_ids:
-                raise UserError(f"the prompt of {request.problem_id} has no tokens")
-            if need > self.context:
-                raise UserError(
-                    f"the prompt of {request.problem_id} has {len(request.prompt_ids)} tokens; with max_new_tokens "
-                    f"{request.sampling.max_new_tokens} that is more than the model's context of {self.context}: "
-                    "shorten the prompt or lower rollout.max_new_tokens"
-                )
+        refuse_unfit(requests, self.context)
         self._waiting.extend(requests)
-
-    def generate(self, requests: Sequence[Request], progress: Progress = no_progress) -> list[Completion]:
-        self.submit(requests)
-        done: dict[tuple[str, int, int], Completion] = {}
-        while finished := self.poll():
-            done.update({(c.problem_id, c.sample, c.seed): c for c in finished})
-            progress(len(finished))
-        return [done[r.problem_id, r.sample, r.seed] for r in requests]
 
     @torch.inference_mode()
     def poll(self) -> list[Completion]:

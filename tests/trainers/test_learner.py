@@ -16,8 +16,6 @@ from rlcore.batch import GradedBatch, TrainingBatch, rows
 from rlcore.errors import UserError
 from rlcore.models import ModelSpec
 from rlcore.recipe.schema import Optimizer, Update
-from rollout.engines.transformers import Transformers
-from rollout.sync import SyncError, push
 from trainers.learner import Learner, learning_rate, microbatches
 from trainers.losses.ppo_clip import ppo_clip
 from trainers.objective import Objective
@@ -194,42 +192,6 @@ def test_lora_trains_the_adapters_only(make_learner: Callable, training: Trainin
     for name, p in learner.model.named_parameters():
         if name in base:
             assert torch.equal(p, base[name])
-
-
-@pytest.mark.parametrize("lora", [False, True])
-def test_pushed_weights_are_served_and_proved(
-    tiny_spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, make_learner: Callable, training: TrainingBatch, lora: bool
-) -> None:
-    engine = Transformers(tiny_spec, tokenizer, [1])
-    learner = make_learner(lora=lora)
-    learner.update(training)
-    assert push(learner, engine, 1, training.graded, "float32") < 1e-5
-
-
-def test_a_sync_that_changes_nothing_is_found_by_the_probe(
-    tiny_spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, make_learner: Callable, training: TrainingBatch
-) -> None:
-    class Deaf(Transformers):
-        def sync(self, update) -> None:
-            self._version = update.version
-
-    learner = make_learner(optimizer=Optimizer(learning_rate=1e-2))
-    learner.update(training)
-    with pytest.raises(SyncError, match=r"still serves another 'model\.embed_tokens\.weight' than was sent"):
-        push(learner, Deaf(tiny_spec, tokenizer, [1]), 1, training.graded, "float32")
-
-
-def test_an_engine_that_computes_otherwise_is_found_by_the_probe(
-    tiny_spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, make_learner: Callable, training: TrainingBatch
-) -> None:
-    """The right weights, used in another way: what no checksum sees."""
-
-    class Warm(Transformers):
-        def logprobs(self, completions) -> list[list[float]]:
-            return [[value * 1.01 for value in row] for row in super().logprobs(completions)]
-
-    with pytest.raises(SyncError, match="the weights served are not the weights trained"):
-        push(make_learner(), Warm(tiny_spec, tokenizer, [1]), 1, training.graded, "float32")
 
 
 def test_logprobs_are_without_dropout_and_training_goes_on_with_it(

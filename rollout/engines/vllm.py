@@ -1,0 +1,233 @@
+"""vLLM in this process, on a CPU or a GPU: the fast engine. Same contract as the transformers engine, same recipe.
+
+Where it differs: its random numbers are vLLM's, so the tokens of a seed are other ones, and a completion that goes on from a
+forced prefix continues with fresh numbers instead of the unbroken run's. In float32 its log-probs are the learner's to 1e-5.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import LoraConfig
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlcore.errors import UserError
+from rlcore.models import ModelSpec, context, pick_device
+from rlcore.protocols import Engine, Tokens, WeightUpdate
+from rlcore.types import Completion, FinishReason, Request, seed_from
+from rollout.admission import refuse_unfit
+from rollout.sync import SyncError, checksum, stage
+
+if TYPE_CHECKING:
+    from vllm import RequestOutput, SamplingParams
+
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process, so that weights are handed over as they are
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the cores are shared with the learner
+    "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",  # one position more than the context; see Vllm
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+
+class Vllm(Engine):
+    """`max_num_seqs` is the number of sequences decoded together, `kv_cache_gb` the memory (GiB) of their keys and values,
+    `max_model_len` the longest prompt with its completion (default: the model's context)."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        tokenizer: PreTrainedTokenizerBase,
+        stop_ids: Sequence[int],
+        *,
+        max_num_seqs: int = 256,
+        kv_cache_gb: float = 1.0,
+        max_model_len: int | None = None,
+    ) -> None:
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        try:
+            import vllm
+        except ImportError as error:
+            raise UserError("rollout.engine vllm needs the package: pip install 'rlcore[cpu]' or 'rlcore[gpu]'") from error
+        self.context = max_model_len or context(spec.location, spec.trust_remote_code)
+        self.tokenizer, self.stop_ids, self.adapter_rank = tokenizer, sorted(stop_ids), spec.adapter_rank
+        plain = _without_weights(spec)
+        self._shapes = dict(plain.named_parameters())
+        self._llm = vllm.LLM(
+            model=spec.location,
+            dtype=spec.dtype,
+            trust_remote_code=spec.trust_remote_code,
+            enforce_eager=pick_device(spec.device) == "cpu",
+            max_model_len=self.context + 1,  # scoring a sequence that fills the context makes vLLM draw one token more
+            max_num_seqs=max_num_seqs,
+            kv_cache_memory_bytes=int(kv_cache_gb * 2**30),
+            enable_prefix_caching=True,  # the completions of a group share their prompt
+            logprobs_mode="processed_logprobs",  # of the distribution sampled from; the default ignores the temperature
+            generation_config="vllm",  # no penalties or truncations that the recipe does not know of
+            enable_lora=spec.adapter_rank > 0,
+            max_lora_rank=max(8, spec.adapter_rank),
+            max_loras=1,
+            lora_target_modules=_linears(plain),
+            disable_log_stats=True,
+        )
+        self._version = 0
+        self._adapter: Any = None  # the vllm.lora.request.LoRARequest that is served
+        self._requests: dict[str, Request] = {}  # vLLM's request id → what was asked
+        self._submitted = 0
+
+    @property
+    def version(self) -> int:
+        return self._version
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        refuse_unfit(requests, self.context)
+        for request in requests:
+            self._submitted += 1
+            self._requests[str(self._submitted)] = request
+            prompt = [*request.prompt_ids, *request.prefix.token_ids]
+            self._add(str(self._submitted), prompt, self._sampling_params(request))
+
+    def poll(self) -> list[Completion]:
+        while self._requests:
+            if finished := [output for output in self._llm.llm_engine.step() if output.finished]:
+                return [self._completion(output, output.outputs[0].finish_reason) for output in finished]
+        return []
+
+    def interrupt(self) -> list[Completion]:
+        from vllm.v1.engine import FinishReason as Ended
+
+        engine = self._llm.llm_engine
+        states = list(engine.output_processor.request_states.items())
+        stopped = [state.make_request_output([], None, Ended.ABORT, None) for _, state in states]
+        engine.abort_request([name for name, _ in states], internal=True)
+        return [self._completion(output, "interrupted") for output in stopped]
+
+    def logprobs(self, sequences: Sequence[tuple[Tokens, Tokens]]) -> list[list[float]]:
+        from vllm import SamplingParams
+
+        scoring = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False, flat_logprobs=True)
+        for i, (prompt_ids, token_ids) in enumerate(sequences):
+            self._add(f"score-{i}", [*prompt_ids, *token_ids], scoring)
+        scored: dict[str, list[float]] = {}
+        while len(scored) < len(sequences):
+            scored |= {output.request_id: output.prompt_logprobs.logprobs for output in self._llm.llm_engine.step()}
+        return [scored[f"score-{i}"][-len(token_ids) :] if token_ids else [] for i, (_, token_ids) in enumerate(sequences)]
+
+    def sync(self, update: WeightUpdate) -> None:
+        if self._requests:
+            raise RuntimeError("sync while completions are under way: interrupt() first, then submit them with their prefix")
+        arrived = stage(update, self._shapes, self._version)
+        if update.kind == "full":
+            self._load(arrived)
+        else:
+            self._adapt(arrived, update.version)
+        self._llm.llm_engine.reset_prefix_cache()
+        self._version = update.version
+
+    def checksums(self) -> dict[str, int]:
+        """Of the embeddings and norms; the matrices are packed together for vLLM's kernels."""
+
+        def of_model(model: torch.nn.Module) -> dict[str, int]:
+            named = {name.replace(".base_layer.", "."): parameter for name, parameter in model.named_parameters()}
+            return {
+                name: checksum(parameter[: shape.shape[0]])  # vLLM pads the vocabulary
+                for name, shape in self._shapes.items()
+                if (parameter := named.get(name)) is not None and parameter.shape[1:] == shape.shape[1:]
+            }
+
+        [found] = self._llm.apply_model(of_model)
+        return found
+
+    def close(self) -> None:
+        self._llm.llm_engine.engine_core.shutdown()
+
+    # -- asking --------------------------------------------------------------------------------------------------------
+
+    def _add(self, name: str, token_ids: list[int], params: SamplingParams) -> None:
+        self._llm.llm_engine.add_request(name, {"prompt_token_ids": token_ids}, params, lora_request=self._adapter)
+
+    def _sampling_params(self, request: Request) -> SamplingParams:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        asked, drawn = request.sampling, len(request.prefix.token_ids)
+        return SamplingParams(
+            temperature=asked.temperature,
+            top_p=asked.top_p,
+            top_k=asked.top_k,
+            min_p=asked.min_p,
+            max_tokens=asked.max_new_tokens - drawn,
+            # A prefix used up its random numbers: going on with the same ones would tie its tokens to the new ones.
+            seed=seed_from(request.seed, drawn) if drawn else request.seed,
+            stop=list(asked.stop),
+            include_stop_str_in_output=True,
+            stop_token_ids=self.stop_ids,
+            detokenize=bool(asked.stop),
+            logprobs=0,
+            flat_logprobs=True,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def _completion(self, output: RequestOutput, reason: FinishReason) -> Completion:
+        request, sampled = self._requests.pop(output.request_id), output.outputs[0]
+        token_ids = list(sampled.token_ids)
+        logprobs = list(sampled.logprobs.logprobs) if request.sampling.temperature else [0.0] * len(token_ids)
+        text = self.tokenizer.decode([*request.prefix.token_ids, *token_ids], skip_special_tokens=True)
+        return request.completed(token_ids, logprobs, self._version, reason, text)
+
+    # -- new weights ---------------------------------------------------------------------------------------------------
+
+    def _load(self, tensors: Mapping[str, Tensor]) -> None:
+        taken = 0
+
+        def stream() -> Iterator[tuple[str, Tensor]]:
+            nonlocal taken
+            for name, tensor in tensors.items():
+                taken += 1
+                yield name, tensor
+
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": stream()})
+        if taken != len(tensors):
+            raise SyncError(f"vLLM took {taken} of the {len(tensors)} tensors of a weight update")
+        self._adapter = None
+
+    def _adapt(self, tensors: Mapping[str, Tensor], version: int) -> None:
+        """Adapters reach vLLM as PEFT's files; every version gets its own id, so that no cache can serve an older one."""
+        if not self.adapter_rank:
+            raise SyncError("an adapter arrived, and the engine was made without adapter_rank")
+        from vllm.lora.request import LoRARequest
+
+        if self._adapter is not None:
+            self._llm.llm_engine.remove_lora(self._adapter.lora_int_id)
+        modules = sorted({name.rpartition(".lora_")[0].rpartition(".")[2] for name in tensors})
+        with tempfile.TemporaryDirectory() as folder:
+            config = LoraConfig(r=self.adapter_rank, lora_alpha=self.adapter_rank, target_modules=modules)
+            config.save_pretrained(folder)
+            named = {f"base_model.model.{name}": tensor.contiguous().cpu() for name, tensor in tensors.items()}
+            save_file(named, Path(folder) / "adapter_model.safetensors")
+            self._adapter = LoRARequest(f"version-{version}", version + 1, folder)
+            self._llm.llm_engine.add_lora(self._adapter)
+
+
+def _without_weights(spec: ModelSpec) -> PreTrainedModel:
+    """The plain checkpoint's modules and shapes, to check updates against."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(spec.location, trust_remote_code=spec.trust_remote_code)
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=spec.trust_remote_code)
+    return model
+
+
+def _linears(model: PreTrainedModel) -> list[str]:
+    """What PEFT calls all-linear. Without the head: with an adapter there, vLLM 0.32 cannot score prompts on a CPU."""
+    linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    return sorted({name.rpartition(".")[2] for name in linear} - {"lm_head"})

@@ -1,0 +1,54 @@
+"""Engines for the tests of this folder: each started once, and given the reference's weights before every test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlcore.models import ModelSpec
+from rlcore.protocols import Engine
+from rlcore.types import Request
+from rollout.engines.scripted import Scripted
+from rollout.engines.transformers import Transformers
+from rollout.engines.vllm import Vllm
+from rollout.sync import weight_update
+
+
+@pytest.fixture(scope="session")
+def reference(tiny_spec: ModelSpec) -> PreTrainedModel:
+    return tiny_spec.load()
+
+
+@pytest.fixture(scope="session")
+def make(tiny_spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, reference: PreTrainedModel) -> Callable[[str], Engine]:
+    spec, stop_ids = replace(tiny_spec, adapter_rank=4), [tokenizer.eos_token_id]
+    return {
+        "transformers": lambda: Transformers(spec, tokenizer, stop_ids, batch_size=7),
+        "vllm": lambda: Vllm(spec, tokenizer, stop_ids, kv_cache_gb=0.1),
+        "scripted": lambda: Scripted(tokenizer, said, dict(reference.named_parameters()), context=512),
+    }.__getitem__
+
+
+def said(request: Request) -> str:
+    return f"{request.seed % 1000}+{request.sample}=?\n" * 5
+
+
+@pytest.fixture(scope="session")
+def started(make: Callable) -> Iterator[dict[str, Engine]]:
+    engines: dict[str, Engine] = {}
+    yield engines
+    for engine in engines.values():
+        engine.close()
+
+
+@pytest.fixture
+def engine(request: pytest.FixtureRequest, make: Callable, started: dict[str, Engine], reference: PreTrainedModel) -> Engine:
+    """The engine of that name, which serves the reference's weights."""
+    if request.param not in started:
+        started[request.param] = make(request.param)()
+    engine = started[request.param]
+    engine.sync(weight_update(engine.version + 1, dict(reference.named_parameters())))
+    return engine
