@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from rlcore import models
+from rlcore import models, plugins
 from rlcore.data.mixture import load as load_problems
 from rlcore.plan import plan
 from rlcore.prompts import Prompter
@@ -27,7 +27,10 @@ def preview(recipe: Recipe) -> Iterator[str]:
         longest = max(len(prompter.render(problem)) for problem in problems[:1000])
         budget = token_budget(recipe, longest)
         yield from (f"{name}: {count:,}" for name, count in budget.items())
-        need = memory(recipe, _shape(location, recipe.trust_remote_code), longest)
+        spec = recipe.rollout.engine
+        plugins.bind("rollout.engines", spec.name, spec.options)
+        engine = plugins.find("rollout.engines", spec.name)
+        need = memory(recipe, _shape(location, recipe.trust_remote_code), longest, engine)
         yield f"memory at worst: {_size(sum(need.values()))}, of which"
         yield from (f"  {name}: {_size(count)}" for name, count in need.items())
 

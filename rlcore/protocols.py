@@ -89,6 +89,11 @@ class Engine(ABC):
     @abstractmethod
     def close(self) -> None: ...
 
+    @staticmethod
+    @abstractmethod
+    def cache_bytes(sequences: int, sequence_bytes: int, **options: Any) -> int:
+        """The most memory that keys and values take with these options, for so many sequences at once and the bytes of one."""
+
 
 class Reward(ABC):
     """One component of what a completion is worth. Takes its settings as keyword arguments, as the recipe names them."""

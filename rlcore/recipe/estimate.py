@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from rlcore.protocols import Engine
 from rlcore.recipe.schema import RL
 
 FLOAT32, WIDTH = 4, {"float32": 4, "bfloat16": 2}
 ACTIVATIONS_PER_LAYER = 20  # hidden-size vectors kept per token and layer for the backward pass of a Llama-style block
-ENGINE_ROWS = 256  # the transformers engine's default batch_size
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,13 @@ class Shape:
     context: int
 
 
-def memory(recipe: RL, shape: Shape, longest_prompt: int) -> dict[str, int]:
+def memory(recipe: RL, shape: Shape, longest_prompt: int, engine: type[Engine]) -> dict[str, int]:
     """Bytes by purpose, every completion as long as `max_new_tokens` lets it be."""
     tokens = longest_prompt + recipe.rollout.max_new_tokens
     width = WIDTH[recipe.dtype]
     trained = shape.parameters if recipe.lora is None else _lora_parameters(recipe.lora.rank, shape)
-    rows = min(
-        int(recipe.rollout.engine.options.get("batch_size", ENGINE_ROWS)),
-        recipe.rollout.prompts_per_step * recipe.rollout.samples,
-    )
+    sequences = recipe.rollout.prompts_per_step * recipe.rollout.samples
+    sequence_cache = 2 * width * tokens * shape.layers * shape.kv_width
     microbatch = max(recipe.update.tokens_per_microbatch, tokens)
     kept = 2 if recipe.update.gradient_checkpointing else ACTIVATIONS_PER_LAYER
     return {
@@ -40,7 +38,7 @@ def memory(recipe: RL, shape: Shape, longest_prompt: int) -> dict[str, int]:
         "gradients and optimiser": 3 * FLOAT32 * trained,
         "rollout copy of the weights": width * shape.parameters,
         "reference model": FLOAT32 * shape.parameters if recipe.algorithm.kl.coefficient else 0,
-        "key-value cache": 2 * width * rows * tokens * shape.layers * shape.kv_width,
+        "key-value cache": engine.cache_bytes(sequences, sequence_cache, **recipe.rollout.engine.options),
         "activations of a micro-batch": width * microbatch * shape.layers * shape.hidden * kept,
         "logits of a chunk": 3 * FLOAT32 * min(recipe.update.logits_chunk, microbatch) * shape.vocabulary,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -60,6 +61,10 @@ class Scripted(Engine):
 
     def close(self) -> None:
         self._waiting.clear()
+
+    @staticmethod
+    def cache_bytes(sequences: int, sequence_bytes: int, **_: Any) -> int:
+        return 0
 
     def _speak(self, request: Request, interrupted: bool = False) -> Completion:
         tokens = self.tokenizer(self.script(request), add_special_tokens=False).input_ids

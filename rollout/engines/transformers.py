@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ from rollout.cache import Decode, Prefill, SlotCache
 from rollout.sampling import SamplingRows, sample, uniforms
 from rollout.sync import adapted, checksum, stage
 
+DEFAULT_BATCH = 256
+
 
 class Transformers(Engine):
     """`batch_size` is the number of rows decoded together; memory grows with it times the longest request."""
@@ -34,7 +37,7 @@ class Transformers(Engine):
         tokenizer: PreTrainedTokenizerBase,
         stop_ids: Sequence[int],
         *,
-        batch_size: int = 256,
+        batch_size: int = DEFAULT_BATCH,
     ) -> None:
         model = spec.load()
         config = model.config
@@ -117,6 +120,10 @@ class Transformers(Engine):
 
     def close(self) -> None:
         self._release()
+
+    @staticmethod
+    def cache_bytes(sequences: int, sequence_bytes: int, *, batch_size: int = DEFAULT_BATCH, **_: Any) -> int:
+        return min(sequences, batch_size) * sequence_bytes
 
     def _release(self) -> None:
         self._cache = SlotCache(self.model.config, 0, 0, self.model.dtype, self.model.device)

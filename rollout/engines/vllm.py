@@ -37,6 +37,9 @@ ENVIRONMENT = {
 }
 
 
+DEFAULT_CACHE_GB = 1.0
+
+
 class Vllm(Engine):
     """`max_num_seqs` is the number of sequences decoded together, `kv_cache_gb` the memory (GiB) of their keys and values,
     `max_model_len` the longest prompt with its completion (default: the model's context)."""
@@ -48,7 +51,7 @@ class Vllm(Engine):
         stop_ids: Sequence[int],
         *,
         max_num_seqs: int = 256,
-        kv_cache_gb: float = 1.0,
+        kv_cache_gb: float = DEFAULT_CACHE_GB,
         max_model_len: int | None = None,
     ) -> None:
         for name, value in ENVIRONMENT.items():
@@ -148,6 +151,10 @@ class Vllm(Engine):
 
     def close(self) -> None:
         self._llm.llm_engine.engine_core.shutdown()
+
+    @staticmethod
+    def cache_bytes(sequences: int, sequence_bytes: int, *, kv_cache_gb: float = DEFAULT_CACHE_GB, **_: Any) -> int:
+        return int(kv_cache_gb * 2**30)
 
     # -- asking --------------------------------------------------------------------------------------------------------
 
