@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,17 +10,16 @@ import torch
 from rlcore import models
 from rlcore.data.mixture import load as load_problems
 from rlcore.evaluation.during import PeriodicEvaluation, compare
-from rlcore.plan import plan
-from rlcore.prompts import Prompter, refuse_long
+from rlcore.prompts import Prompter
 from rlcore.recipe.load import Loaded
 from rlcore.recipe.schema import RL, Checkpoint, Sft, Stop
 from rlcore.report.page import write_report
 from rlcore.run.folder import Run, claim
 from rlcore.toy import warmstart
-from trainers import rl, sft
-from trainers.loop import Parts, train
-from trainers.prepare import Prepare
-from trainers.sampler import Sampler
+from trainers import sft
+from trainers.build import build_parts, build_policy
+from trainers.loop import train
+from trainers.plan import plan
 
 
 def run(loaded: Loaded, resume: bool) -> dict[str, Any]:
@@ -35,36 +35,24 @@ def _rl(loaded: Loaded, recipe: RL) -> dict[str, Any]:
     # everything that can be refused without a model
     run = Run(loaded, steps=recipe.steps, keep=recipe.checkpoint, stop=recipe.stop)
     asked = plan(recipe)
-    problems, rewards = asked.problems, asked.rewards
-    for line in problems.describe():
+    for line in asked.problems.describe():
         run.console.say(line)
-    # the models
-    location = warmstart.resolve(recipe.model, recipe.seed)
-    tokenizer = models.load_tokenizer(location, recipe.trust_remote_code)
-    prompter = Prompter(recipe.prompt, tokenizer)
     run.console.say(f"{recipe.model} on {models.pick_device(recipe.device)} in {recipe.dtype}")
-    context = models.context(location, recipe.trust_remote_code)
-    refuse_long(prompter, [*problems.problems, *asked.held_out], context, recipe.rollout.max_new_tokens)
-    engine = rl.build_engine(recipe, location, tokenizer, prompter)
-    learner = rl.build_learner(recipe, rl.build_policy(recipe, location), tokenizer, asked.objective)
-    reference = rl.build_reference(recipe, location, tokenizer, asked.objective)
-    # the loop
-    sampler = Sampler(recipe, problems, prompter, engine, rewards)
-    prepare = Prepare(sampler.select, asked.advantage, reference, recipe.algorithm.mask_truncated)
-    run.learners = {"policy": learner}
-    run.cursors = {"data": sampler, "rewards": rewards}
+    parts = build_parts(recipe, asked, warmstart.resolve(recipe.model, recipe.seed))
+    run.learners = {"policy": parts.learner}
+    run.cursors = {"data": parts.sampler, "rewards": parts.rewards}
     try:
         if recipe.eval is None:
-            step = train(Parts(sampler, engine, rewards, prepare, learner, lambda _: {}, recipe.dtype), run)
-            summary: dict[str, Any] = {}
+            step, summary = train(parts, run), {}
         else:
-            evaluation = PeriodicEvaluation(recipe, asked.held_out, engine, prompter, rewards.verify)
+            verify = parts.rewards.verify
+            evaluation = PeriodicEvaluation(recipe, asked.held_out, parts.engine, parts.sampler.prompter, verify)
             before = run.once("evaluation_before.json", evaluation.thorough)
-            step = train(Parts(sampler, engine, rewards, prepare, learner, evaluation, recipe.dtype), run)
+            step = train(replace(parts, evaluate=evaluation), run)
             summary = compare(before, evaluation.thorough(), recipe.rollout.temperature)
     finally:
-        engine.close()
-        rewards.close()
+        parts.engine.close()
+        parts.rewards.close()
         run.console.stop()
     return _finish(run, {**summary, "steps": step})
 
@@ -74,7 +62,7 @@ def _sft(loaded: Loaded, recipe: Sft) -> dict[str, Any]:
     run = Run(loaded, steps=recipe.epochs * -(-len(problems) // recipe.batch_size), keep=Checkpoint(), stop=Stop())
     location = warmstart.resolve(recipe.model, recipe.seed)
     tokenizer = models.load_tokenizer(location, recipe.trust_remote_code)
-    policy = rl.build_policy(recipe, location)
+    policy = build_policy(recipe, location)
     run.begin()
     try:
         result = sft.train(recipe, policy, tokenizer, Prompter(recipe.prompt, tokenizer), problems, run.folder, run.log)

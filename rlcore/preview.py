@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 
 from rlcore import models, plugins
 from rlcore.data.mixture import load as load_problems
-from rlcore.plan import plan
 from rlcore.prompts import Prompter
 from rlcore.recipe.estimate import Shape, memory, token_budget
 from rlcore.recipe.schema import RL, Recipe
 from rlcore.toy import warmstart
 from rlcore.types import Problem
+from trainers.plan import plan
 
 
 def preview(recipe: Recipe) -> Iterator[str]:

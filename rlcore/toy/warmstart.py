@@ -22,7 +22,8 @@ from rlcore.recipe.load import load, shipped
 from rlcore.recipe.schema import Job, Sft
 from rlcore.run.console import Console
 from rlcore.toy import model, world
-from trainers import rl, sft
+from trainers import sft
+from trainers.build import build_policy
 
 PREFIX = "toy:"
 
@@ -69,7 +70,7 @@ def _train(recipe: Sft, parent: str, folder: Path) -> None:
     console.say(f"making toy:{recipe.name}, {steps} steps of supervised training; once, then kept in {models.cache_dir()}")
     console.start(0)
     tokenizer = models.load_tokenizer(parent)
-    policy = rl.build_policy(recipe, parent)
+    policy = build_policy(recipe, parent)
     try:
         sft.train(
             recipe,

@@ -1,4 +1,4 @@
-"""From an RL recipe to the parts of the loop."""
+"""From a recipe, and what was planned for it, to the models and the parts of the loop."""
 
 from __future__ import annotations
 
@@ -6,14 +6,31 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlcore import plugins
+from rlcore import models, plugins
 from rlcore.models import ModelSpec
-from rlcore.prompts import Prompter, stop_ids
+from rlcore.prompts import Prompter, refuse_long, stop_ids
 from rlcore.protocols import Engine
 from rlcore.recipe.schema import RL, Job
 from trainers.learner import Learner
+from trainers.loop import Parts
 from trainers.objective import Objective
-from trainers.prepare import Scorer
+from trainers.plan import Plan
+from trainers.prepare import Prepare, Scorer
+from trainers.sampler import Sampler
+
+
+def build_parts(recipe: RL, asked: Plan, location: str) -> Parts:
+    """Everything the loop needs, with the models loaded. Raises UserError, before that, for prompts that do not fit."""
+    tokenizer = models.load_tokenizer(location, recipe.trust_remote_code)
+    prompter = Prompter(recipe.prompt, tokenizer)
+    context = models.context(location, recipe.trust_remote_code)
+    refuse_long(prompter, [*asked.problems.problems, *asked.held_out], context, recipe.rollout.max_new_tokens)
+    engine = build_engine(recipe, location, tokenizer, prompter)
+    learner = build_learner(recipe, build_policy(recipe, location), tokenizer, asked.objective)
+    reference = build_reference(recipe, location, tokenizer, asked.objective)
+    sampler = Sampler(recipe, asked.problems, prompter, engine, asked.rewards)
+    prepare = Prepare(sampler.select, asked.advantage, reference, recipe.algorithm.mask_truncated)
+    return Parts(sampler, engine, asked.rewards, prepare, learner, recipe.dtype)
 
 
 def build_engine(recipe: RL, location: str, tokenizer: PreTrainedTokenizerBase, prompter: Prompter) -> Engine:
