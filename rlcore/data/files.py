@@ -1,6 +1,7 @@
-"""Where a benchmark's rows are found: the source's `path`, else a file in `$RLCORE_DATA_DIR`, else the Hugging Face hub.
+"""Where data files are found. A benchmark's rows: the source's `path`, else a file in `$RLCORE_DATA_DIR`, else the hub.
 
-Called by the benchmark sources (`gsm8k`, `math500`, `math`); the reading itself is `rlcore.data.rows`.
+Called by the benchmark sources (`gsm8k`, `math500`, `math`) and by `rlcore.data.formats`; the reading itself is
+`rlcore.data.rows`.
 """
 
 from __future__ import annotations
@@ -29,3 +30,11 @@ def benchmark_rows(
     remedy = f"set {DATA_DIR} to a folder with {file} in it, or give the source a `path`"
     rows = [row for config in configs for row in rows_of_hub(dataset, config, split, limit, remedy=remedy)]
     return rows[:limit]
+
+
+def rows_named(path: str, limit: int | None) -> list[Row]:
+    """The rows of the file called `path`; a relative one that is not here is meant to be in `$RLCORE_DATA_DIR`, if set."""
+    named = Path(path).expanduser()
+    if not named.is_file() and os.environ.get(DATA_DIR):
+        named = Path(os.environ[DATA_DIR]).expanduser() / named  # an absolute path stays what it is
+    return rows_of_file(named, limit)

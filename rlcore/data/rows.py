@@ -1,7 +1,7 @@
 """Rows: what stands in a data file or hub dataset, before a source makes `Problem`s of it.
 
 A row knows where it came from, so that whatever is wrong with it is reported with file, line and field. Used by
-`rlcore.data.sources`; knows nothing of problems.
+`rlcore.data.sources` and `rlcore.data.formats`; knows nothing of problems.
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rlcore.errors import UserError
+
+T = TypeVar("T")
+KINDS = {str: "a string", int: "an integer", bool: "true or false", list: "a list", dict: "an object"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +31,15 @@ class Row:
             raise self.error(f"field {name!r} is missing; the row has {', '.join(map(repr, self.fields)) or 'no fields'}")
         return self.fields[name]
 
-    def string(self, name: str) -> str:
+    def of(self, name: str, kind: type[T]) -> T:
+        """A value that is of this kind, one of `KINDS`, and of no other: true is not an integer."""
         value = self.value(name)
-        if not isinstance(value, str):
-            raise self.error(f"field {name!r} is not a string but {type(value).__name__}")
-        return value.strip()
+        if type(value) is not kind:
+            raise self.error(f"field {name!r} is not {KINDS[kind]} but {type(value).__name__}")
+        return value
+
+    def string(self, name: str) -> str:
+        return self.of(name, str).strip()
 
     def text(self, name: str) -> str:
         """A string with something in it, without the white space around it."""
@@ -47,8 +54,35 @@ class Row:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         return str(value) if is_number else self.text(name)
 
+    def texts(self, name: str) -> tuple[str, ...]:
+        """A list of texts, at least one."""
+        items = self._items(name)
+        if not items.fields:
+            raise self.error(f"field {name!r} is empty")
+        return tuple(items.text(item) for item in items.fields)
+
+    def integers(self, name: str) -> tuple[int, ...]:
+        items = self._items(name)
+        return tuple(items.of(item, int) for item in items.fields)
+
+    def object(self, name: str) -> Row:
+        """An object within the row, as a row whose errors name the place."""
+        return Row(f"{self.where}: {name}", self.number, self.of(name, dict))
+
+    def objects(self, name: str) -> tuple[Row, ...]:
+        items = self._items(name)
+        return tuple(items.object(item) for item in items.fields)
+
+    def without(self, *names: str) -> dict[str, Any]:
+        """The other fields."""
+        return {name: value for name, value in self.fields.items() if name not in names}
+
     def error(self, what: str) -> UserError:
         return UserError(f"{self.where}: {what}")
+
+    def _items(self, name: str) -> Row:
+        """The items of a list, each as a field that is called by its place in the list."""
+        return Row(self.where, self.number, {f"{name}[{i}]": item for i, item in enumerate(self.of(name, list))})
 
 
 def rows_of_file(path: Path, limit: int | None = None) -> list[Row]:
