@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from rlcore.run.metrics import Max, Mean, Metrics, merge
@@ -88,14 +89,16 @@ def token_weights(loss_mask: Tensor, aggregate: Aggregation, constant_length: in
     """(B, T) weights whose sum with per-token losses is the mini-batch's loss; made from the whole mini-batch at once.
 
     token_mean      1 / Σ mask                  every token counts alike (DAPO, eq. 8)
-    sequence_mean   1 / (B · |y_i|)             every completion counts alike (GRPO): long answers are cheap, the length bias
+    sequence_mean   1 / (B′ · |y_i|)            every completion counts alike (GRPO): long answers are cheap, the length bias
     constant        1 / (B · constant_length)   neither (Dr.GRPO, §3.2); constant_length is max_new_tokens
+
+    B′ is the number of completions that are in the loss at all, B that of all: a constant that knew which completions were
+    masked would be none.
     """
     lengths = loss_mask.sum(1, keepdim=True)
-    completions = (lengths > 0).sum().clamp(min=1)
     denominator = {
         "token_mean": lengths.sum().clamp(min=1),
-        "sequence_mean": completions * lengths.clamp(min=1),
-        "constant": completions * constant_length,
+        "sequence_mean": (lengths > 0).sum().clamp(min=1) * lengths.clamp(min=1),
+        "constant": torch.tensor(len(loss_mask) * constant_length),
     }[aggregate]
     return loss_mask / denominator

@@ -58,9 +58,10 @@ def load(arguments: Sequence[str]) -> Loaded:
     if not files:
         raise UserError(f"no recipe given; shipped recipes: {', '.join(shipped())}")
     for argument in arguments:
-        layer, places = _override(argument) if "=" in argument else _read(_locate(argument))
+        is_override = "=" in argument
+        layer, places = _override(argument) if is_override else _read(_locate(argument))
         _merge(merged, layer, origins, places, ())
-        if _is_run(argument):
+        if not is_override and _is_run(argument):
             merged["output"] = argument  # a run is gone on with where it lies
     return Loaded(_validate(merged, origins), origins)
 

@@ -70,6 +70,7 @@ def small(tiny: Path, folder: Path) -> list[str]:
         (["rewards=[compose]"], r"rewards.compose is no plugin: it holds nothing called 'compose'"),
         (["device=tpu"], r"device 'tpu' is none of auto, cpu, cuda, mps"),
         (["rewards=[anser]"], r"did you mean 'answer'"),
+        (["rewards=[{name: overlong, max_tokens: 9, buffer: 3}]"], r"no reward component is verifiable: add `answer`"),
         (["rewards=[{name: 'no_such_module:Thing'}]"], r"cannot import 'no_such_module:Thing'"),
         (["algorithm.loss={name: ppo_clip, clip_hihg: 1}"], r"no option 'clip_hihg'; did you mean 'clip_high'"),
         (["rollout.engine=vlm"], r"there is no 'vlm' in rollout/engines"),

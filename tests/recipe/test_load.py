@@ -127,3 +127,8 @@ def test_a_mapping_that_names_another_plugin_replaces_the_old_one(recipe: Path) 
     other = load([str(recipe), "data={name: gsm8k, limit: 3}"]).recipe
     assert (same.data[0].name, same.data[0].options) == ("chain", {"count": 7})
     assert (other.data[0].name, other.data[0].options) == ("gsm8k", {"limit": 3})
+
+
+def test_an_override_may_be_longer_than_a_file_name(recipe: Path) -> None:
+    template = "solve " * 100 + "{problem}"
+    assert load([str(recipe), f"prompt.template={template}"]).recipe.prompt.template == template

@@ -32,7 +32,7 @@ def test_worked_values(make_batch: Callable, advantage: Callable, rewards: list[
     batch = make_batch(rewards, [0] * len(rewards), [3, 1, 2, 4][: len(rewards)])
     got = advantage(batch)
     for i, value in enumerate(expected):
-        torch.testing.assert_close(got.policy[i], torch.full_like(got.policy[i], value), atol=1e-5, rtol=0)
+        torch.testing.assert_close(got.policy[i], torch.full_like(got.policy[i], value), atol=1e-6, rtol=0)
     assert not got.degenerate.any()
 
 

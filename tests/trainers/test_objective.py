@@ -1,4 +1,4 @@
-"""Losses, KL estimators, importance weights and aggregation, values and gradients against closed forms."""
+"""Losses, importance weights and aggregation, values and gradients against closed forms."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from trainers import kl
 from trainers.losses.ppo_clip import ppo_clip
+from trainers.losses.ppo_clip_sequence import ppo_clip_sequence
 from trainers.objective import LossInputs, Objective, token_weights, truncated_importance_weights
 
 
@@ -46,25 +46,17 @@ def test_clip_higher_moves_the_upper_bound_only() -> None:
     assert loss.metrics["clip_fraction"].value == 0.5
 
 
-@pytest.mark.parametrize(
-    ("estimator", "value", "gradient"),
-    [(kl.k1, 0.5, 1.0), (kl.k2, 0.125, 0.5), (kl.k3, 0.106531, 0.393469)],
-)
-def test_kl_estimators(estimator, value: float, gradient: float) -> None:
-    """At d = log π − log π_ref = 0.5: d, d²/2, e^−d + d − 1 and their derivatives 1, d, 1 − e^−d."""
-    logprobs = torch.tensor([-1.0], requires_grad=True)
-    penalty = estimator(logprobs, torch.tensor([-1.5]))
-    penalty.backward()
-    assert penalty.item() == pytest.approx(value, abs=1e-6)
-    assert logprobs.grad.item() == pytest.approx(gradient, abs=1e-6)
-
-
-@pytest.mark.parametrize("estimator", [kl.k1, kl.k3])
-def test_unbiased_kl_estimators_average_to_the_divergence(estimator) -> None:
-    """Exact expectation over a five-token distribution."""
-    p, q = torch.tensor([0.5, 0.2, 0.1, 0.1, 0.1]), torch.tensor([0.2, 0.2, 0.2, 0.2, 0.2])
-    expected = (p * (p / q).log()).sum()
-    torch.testing.assert_close((p * estimator(p.log(), q.log())).sum(), expected)
+@pytest.mark.parametrize(("clip_high", "value", "gradient"), [(0.5, -2.64, -2.64), (0.28, -2.56, 0.0)])
+def test_a_completions_ratio_is_the_product_of_its_tokens(clip_high: float, value: float, gradient: float) -> None:
+    """Tokens of ratios 1.1 and 1.2, and one outside the loss; A = 2: −2 · 1.32 for the completion, or clipped as a whole."""
+    logprobs = torch.tensor([[1.1, 1.2, 7.0]]).log().requires_grad_()
+    inputs = inputs_of(logprobs, torch.full((1, 3), 2.0), old=torch.zeros(1, 3))
+    inputs = replace(inputs, loss_mask=torch.tensor([[1.0, 1, 0]]))
+    loss = ppo_clip_sequence(inputs, clip_high=clip_high)
+    total = (loss.per_token * token_weights(inputs.loss_mask, "sequence_mean", 10)).sum()
+    total.backward()
+    assert total.item() == pytest.approx(value, abs=1e-5)
+    assert logprobs.grad[0].tolist() == pytest.approx([gradient, gradient, 0], abs=1e-5)
 
 
 def test_truncated_importance_weights_cap_and_carry_no_gradient() -> None:

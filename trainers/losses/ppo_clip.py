@@ -10,14 +10,19 @@ Where the clip is active the gradient is zero; on the first pass r = 1 and the g
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from rlcore.run.metrics import Max, Mean
 from trainers.objective import Loss, LossInputs
 
 
 def ppo_clip(inputs: LossInputs, *, clip_low: float = 0.2, clip_high: float = 0.2) -> Loss:
-    log_ratio = (inputs.logprobs - inputs.old_logprobs).clamp(-20, 20)
-    ratio = log_ratio.exp()
+    return clipped_surrogate(inputs, inputs.logprobs - inputs.old_logprobs, clip_low, clip_high)
+
+
+def clipped_surrogate(inputs: LossInputs, log_ratio: Tensor, clip_low: float, clip_high: float) -> Loss:
+    """L for log-ratios (b, t), whatever they are measured over."""
+    ratio = log_ratio.clamp(-20, 20).exp()
     unclipped = -inputs.advantages * ratio
     clipped = -inputs.advantages * ratio.clamp(1 - clip_low, 1 + clip_high)
     mask = inputs.loss_mask
