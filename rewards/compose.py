@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from rewards.from_trl import from_trl
 from rlcore import plugins
 from rlcore.batch import GradedBatch, pad
 from rlcore.errors import UserError
@@ -37,7 +38,7 @@ class Rewards:
 
     def __init__(self, specs: Sequence[Component], max_invalid_fraction: float) -> None:
         self.specs = {spec.label: spec for spec in specs}
-        self.components: dict[str, Reward] = {spec.label: plugins.bind("rewards", spec.name, spec.options)() for spec in specs}
+        self.components = {spec.label: _component(spec) for spec in specs}
         self.states = {k: c.initial_state() for k, c in self.components.items() if isinstance(c, StatefulReward)}
         self.verifiable = next((label for label, c in self.components.items() if c.verifiable), None)
         self.max_invalid_fraction = max_invalid_fraction
@@ -53,7 +54,7 @@ class Rewards:
         Raises UserError when a component returns the wrong count, or more completions than allowed are invalid.
         """
         verified = verified if verified is not None or self.verifiable is None else self._score(self.verifiable, groups)
-        groups = _with_accuracy(groups, verified) if verified is not None else list(groups)
+        groups = with_accuracy(groups, verified) if verified is not None else list(groups)
         scores = {
             label: verified if verified is not None and label == self.verifiable else self._score(label, groups)
             for label in self.components
@@ -95,23 +96,7 @@ class Rewards:
     # -- helpers ---------------------------------------------------------------------------------------------------------
 
     def _score(self, label: str, groups: Sequence[Group]) -> list[Score]:
-        wanted = sum(len(group.completions) for group in groups)
-        try:
-            scores = self.components[label].score(groups, self.states.get(label))
-        except UserError:
-            raise
-        except Exception as error:  # a user's reward may raise anything; the run stops and says where
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            where = f"{place.filename}:{place.lineno}"
-            raise UserError(f"reward {label!r} raised {type(error).__name__}: {error} ({where})") from error
-        if stranger := next((s for s in scores if not isinstance(s, Scored | Invalid)), None):
-            raise UserError(f"reward {label!r} returned {stranger!r}: a score is Scored(value) or Invalid(reason)")
-        if len(scores) != wanted:
-            raise UserError(
-                f"reward {label!r} returned {len(scores)} scores for {wanted} completions: it must return one for each"
-            )
-        completions = [completion for group in groups for completion in group.completions]
-        return [_checked(label, score, len(c.token_ids)) for score, c in zip(scores, completions, strict=True)]
+        return scored(label, self.components[label], groups, self.states.get(label))
 
     def _weighted(self, i: int, scores: dict[str, list[Score]]) -> dict[str, float] | None:
         """Each component's weighted, gated value for completion i; None where a component could not judge."""
@@ -209,9 +194,38 @@ class Rewards:
         return metrics
 
 
-def _with_accuracy(groups: Sequence[Group], verified: Sequence[Score]) -> list[Group]:
+def scored(label: str, component: Reward, groups: Sequence[Group], state: Any) -> list[Score]:
+    """One checked score per completion: a value that is not finite is Invalid. Raises UserError, naming the component, for
+    what a reward must not do: raise, return the wrong count or something else than scores, or spread a value wrongly."""
+    wanted = sum(len(group.completions) for group in groups)
+    try:
+        scores = component.score(groups, state)
+    except UserError:
+        raise
+    except Exception as error:  # a user's reward may raise anything; the run stops and says where
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{place.filename}:{place.lineno}"
+        raise UserError(f"reward {label!r} raised {type(error).__name__}: {error} ({where})") from error
+    if stranger := next((s for s in scores if not isinstance(s, Scored | Invalid)), None):
+        raise UserError(f"reward {label!r} returned {stranger!r}: a score is Scored(value) or Invalid(reason)")
+    if len(scores) != wanted:
+        raise UserError(f"reward {label!r} returned {len(scores)} scores for {wanted} completions: it must return one for each")
+    completions = [completion for group in groups for completion in group.completions]
+    return [_checked(label, score, len(c.token_ids)) for score, c in zip(scores, completions, strict=True)]
+
+
+def with_accuracy(groups: Sequence[Group], verified: Sequence[Score]) -> list[Group]:
+    """The groups with the verifiable component's raw values in `accuracy`, None where it was invalid."""
     values = iter(score.value if isinstance(score, Scored) else None for score in verified)
     return [replace(group, accuracy=tuple(next(values) for _ in group.completions)) for group in groups]
+
+
+def _component(spec: Component) -> Reward:
+    target = plugins.find("rewards", spec.name)
+    if isinstance(target, type) and issubclass(target, Reward):
+        component: Reward = plugins.bind("rewards", spec.name, spec.options)()
+        return component
+    return from_trl(spec.name, target, spec.options)
 
 
 def _spread(score: Score, factor: float, length: int) -> tuple[float, ...]:

@@ -12,7 +12,7 @@ import functools
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rlcore.errors import UserError
@@ -56,12 +56,20 @@ def find(package: str, name: str) -> Any:
 def bind(package: str, name: str, options: Mapping[str, Any]) -> Callable[..., Any]:
     """`find`, with the recipe's options bound as keyword arguments. Raises UserError for an option it does not take."""
     target = find(package, name)
-    taken = [p.name for p in inspect.signature(target).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    keywords = [p for p in inspect.signature(target).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    return with_options(name, target, options, keywords)
+
+
+def with_options(
+    name: str, target: Callable[..., Any], options: Mapping[str, Any], parameters: Sequence[inspect.Parameter]
+) -> Callable[..., Any]:
+    """`target` with the options bound, of which `parameters` are what there is. Raises UserError, naming `name`, for any other
+    option and where one without a default is missing."""
+    taken = [p.name for p in parameters]
     for option in options:
         if option not in taken:
             raise UserError(f"{name!r} has no option {option!r}{nearest(option, taken) if taken else '; it takes none'}")
-    parameters = inspect.signature(target).parameters.values()
-    missing = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty and p.name not in options]
+    missing = [p.name for p in parameters if p.default is p.empty and p.name not in options]
     if missing:
         raise UserError(f"{name!r} needs the option {', '.join(map(repr, missing))}")
     return functools.partial(target, **options)

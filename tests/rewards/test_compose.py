@@ -161,8 +161,3 @@ def test_what_sampling_verified_is_not_scored_again(compose: Callable) -> None:
     rewards = compose({"name": "Told"})
     verified: list[Score] = [Scored(1.0), Scored(1.0)]
     assert rewards.grade(groups(["0", "0"]), verified).batch.accuracy.tolist() == [1, 1]
-
-
-def test_accuracy_without_a_verifiable_component_is_refused(compose: Callable) -> None:
-    with pytest.raises(UserError, match="no reward component is verifiable"):
-        compose({"name": "Half"}).verify(groups(["1"]))
