@@ -1,5 +1,5 @@
 # `make demo` and `make test` work on a bare machine: Linux x86-64 (both), macOS arm64 and WSL (demo). See scripts/install.sh.
-.PHONY: demo test test-slow check lock clean
+.PHONY: demo test test-slow bench check lock clean
 
 RUN = .venv/bin/rlcore
 
@@ -10,7 +10,7 @@ demo: ## the light core, and the main job on it
 test: ## the full CPU stack, and the whole suite
 	@bash scripts/install.sh cpu
 	@$(MAKE) --no-print-directory check
-	.venv/bin/python -m pytest -m "not slow" --numprocesses 2
+	.venv/bin/python -m pytest -m "not slow" --numprocesses 2 --dist loadgroup
 
 test-slow: ## what takes minutes: kills and resumes
 	@bash scripts/install.sh cpu
@@ -20,6 +20,14 @@ check: ## style and types
 	.venv/bin/ruff check --quiet .
 	.venv/bin/ruff format --check --quiet .
 	.venv/bin/mypy
+
+BENCHMARKS = step_vs_trl sampler learner grading
+bench: ## speed and memory, against TRL, transformers and vLLM; writes docs/performance.md
+	@bash scripts/install.sh cpu
+	@mkdir -p runs/benchmarks
+	@for name in $(BENCHMARKS); do \
+	  .venv/bin/python benchmarks/$$name.py --json runs/benchmarks/$$name.json > /dev/null || exit 1; done
+	.venv/bin/python benchmarks/report.py runs/benchmarks
 
 lock: ## renew locks/
 	@bash scripts/install.sh uv

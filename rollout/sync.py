@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
@@ -30,15 +31,22 @@ def weight_update(version: int, tensors: Mapping[str, Tensor], kind: Literal["fu
 
 
 def checksum(tensor: Tensor) -> int:
-    """A 63-bit sum of the tensor's bit patterns, each weighted by an odd number of its position: any flipped bit, lost or
-    exchanged element changes it. Runs on the tensor's device, in pieces that bound the memory."""
+    """A 63-bit sum of the tensor's words (its bit patterns as integers), each times an odd number of its position: any flipped
+    bit, lost or exchanged element changes it. Runs on the tensor's device, in pieces that bound the memory."""
+    words = tensor.detach().contiguous().view(-1).view(_WORDS[tensor.element_size()])
     total = 0
-    bits = tensor.detach().contiguous().view(-1).view(torch.uint8)
-    for start in range(0, len(bits), 1 << 20):
-        piece = bits[start : start + (1 << 20)].long()
-        weights = torch.arange(start, start + len(piece), device=piece.device) * 2654435761 % 2147483647 * 2 + 1
-        total += int((piece * weights).sum())
+    for piece in words.split(PIECE):
+        total = total * 6364136223846793005 + int((piece * _multipliers(piece.device)[: len(piece)]).sum())
     return total & ((1 << 63) - 1)
+
+
+PIECE = 1 << 20
+_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@functools.cache
+def _multipliers(device: torch.device) -> Tensor:
+    return torch.arange(PIECE, device=device) * 2654435761 % 2147483647 * 2 + 1
 
 
 class SyncError(UserError):

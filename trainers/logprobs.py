@@ -32,10 +32,9 @@ def token_logprobs(
     column = torch.cat([torch.arange(n) for n in lengths]).to(device)
     predicting = torch.cat([torch.arange(n) + len(p) - 1 for p, n in zip(prompts, lengths, strict=True)]).to(device)
     picked, targets = hidden[row, predicting], tokens.to(device)[row, column]
-    parts = [
-        checkpoint(_head, model, h, t, temperature, use_reentrant=False)
-        for h, t in zip(picked.split(chunk), targets.split(chunk), strict=True)
-    ]
+    *first, last = zip(picked.split(chunk), targets.split(chunk), strict=True)
+    parts = [checkpoint(_head, model, h, t, temperature, use_reentrant=False) for h, t in first]
+    parts.append(_head(model, *last, temperature))  # its backward comes first: nothing would be saved by computing it twice
     flat_logprobs, flat_entropies = (torch.cat(part) for part in zip(*parts, strict=True))
     shape = tuple(tokens.shape)
     logprobs = torch.zeros(shape, device=device).index_put((row, column), flat_logprobs)

@@ -176,7 +176,7 @@ class Transformers(Engine):
         logits = self.model(
             self._state.last[rows, None],
             position_ids=lengths[:, None],
-            attention_mask=(columns <= lengths[:, None])[:, None, None, :],
+            attention_mask=torch.where(columns <= lengths[:, None], 0.0, -torch.inf).to(self.model.dtype)[:, None, None, :],
             past_key_values=self._cache,
             use_cache=True,
         ).logits[:, 0]

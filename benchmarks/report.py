@@ -1,0 +1,134 @@
+"""docs/performance.md from the JSON files that the benchmarks wrote: `python benchmarks/report.py FOLDER`. `make bench` runs all."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+
+
+def main(folder: Path) -> None:
+    results = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    PAGE.parent.mkdir(exist_ok=True)
+    PAGE.write_text("\n".join(page(results)) + "\n")
+    print(PAGE)
+
+
+def page(results: dict[str, dict[str, Any]]) -> Iterator[str]:
+    machine = next(iter(results.values()))["machine"]
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    yield "# Performance"
+    yield ""
+    yield "Written by `make bench`; do not edit. Two sides take turns in processes of their own; times are medians, and what"
+    yield "counts is their ratio: above 1, rlcore is the faster one."
+    yield ""
+    yield f"{machine['cpu']}, {machine['threads']} threads; {versions}."
+    for name, render in (("step_vs_trl", step), ("sampler", sampler), ("learner", learner), ("grading", grading)):
+        if name in results:
+            yield ""
+            yield from render({key: value for key, value in results[name].items() if key != "machine"})
+
+
+def step(result: dict[str, Any]) -> Iterator[str]:
+    yield "## A GRPO step against TRL's GRPOTrainer"
+    yield ""
+    yield "`benchmarks/step_vs_trl.py`. The same model, dtype, micro-batch, threads and reward. `toy` and `small` have completions"
+    yield "of one fixed length; in `toy_own_length` they end where they like, as in training. Memory: peak above weights,"
+    yield "gradients and optimiser, ours over TRL's."
+    yield ""
+    yield from table(
+        ("workload", "model", "TRL's step", "ours", "ratio", "generate", "learn", "memory: sample", "memory: learn"),
+        [
+            (
+                name,
+                row["model"],
+                seconds(theirs(row)["step"]),
+                seconds(row["sides"]["rlcore"]["step"]),
+                f"**{row['ratio']:.2f}**",
+                f"{row['parts']['generate']:.2f}",
+                f"{row['parts']['learn']:.2f}",
+                f"{row['memory_ratio']['sample']:.2f}",
+                f"{row['memory_ratio']['learn']:.2f}",
+            )
+            for name, row in result.items()
+        ],
+    )
+    yield ""
+    yield "Where the time goes, in seconds:"
+    yield ""
+    yield from table(
+        ("workload", "side", "generate", "grade", "learn", "sync"),
+        [
+            (name, side, *(f"{values[part]:.3f}" if part in values else "" for part in ("generate", "grade", "learn", "sync")))
+            for name, row in result.items()
+            for side, values in row["sides"].items()
+        ],
+    )
+    yield ""
+    for name, row in result.items():
+        learn, whole = theirs(row)["learn"], theirs(row)["step"]
+        tried = ", ".join(f"{side} {seconds(value)}" for side, value in row["trl_tried"].items())
+        yield f"- `{name}`: TRL's variants took {tried} in a first turn. Learning is {learn / whole:.0%} of TRL's step: an engine"
+        yield f"  that sampled in no time would give a ratio of {whole / learn:.2f} with a learner as fast as TRL's."
+
+
+def theirs(row: dict[str, Any]) -> dict[str, float]:
+    return next(values for side, values in row["sides"].items() if side != "rlcore")
+
+
+def sampler(result: dict[str, Any]) -> Iterator[str]:
+    yield "## Sampling against what the engines are built on"
+    yield ""
+    yield "`benchmarks/sampler.py`. Tokens per second; `toy` ends its answers where it likes."
+    yield ""
+    rows = []
+    for name, row in result.items():
+        mine, other = row["sides"].items()
+        rates = [f"{side}: {values['tokens'] / values['generate']:,.0f}" for side, values in (mine, other)]
+        rows.append((name, f"{row['prompts']} x {row['samples']} x {row['length']}", *rates, f"**{row['ratio']:.2f}**"))
+    yield from table(("workload", "prompts x samples x tokens", "ours", "theirs", "ratio"), rows)
+
+
+def learner(result: dict[str, Any]) -> Iterator[str]:
+    yield "## The learner against a bare forward and backward pass"
+    yield ""
+    yield "`benchmarks/learner.py`. Memory: peak above weights, gradients and optimiser, ours over the bare one's."
+    yield ""
+    rows = [
+        (
+            row["model"],
+            f"{row['completions']} x {row['length']}",
+            seconds(row["sides"]["bare"]["update"]),
+            seconds(row["sides"]["learner"]["update"]),
+            f"**{row['ratio']:.2f}**",
+            f"{row['memory_ratio']:.2f}",
+        )
+        for row in result.values()
+    ]
+    yield from table(("model", "completions x tokens", "bare", "ours", "ratio", "memory"), rows)
+
+
+def grading(result: dict[str, Any]) -> Iterator[str]:
+    yield "## Grading"
+    yield ""
+    yield "`benchmarks/grading.py`."
+    yield ""
+    yield from table(("what", "measured"), [(name.replace("_", " "), f"{value:,.3g}") for name, value in result.items()])
+
+
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[str]:
+    yield "| " + " | ".join(head) + " |"
+    yield "|" + "---|" * len(head)
+    yield from ("| " + " | ".join(row) + " |" for row in rows)
+
+
+def seconds(value: float) -> str:
+    return f"{value:.2f} s"
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
