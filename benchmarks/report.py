@@ -1,4 +1,4 @@
-"""docs/performance.md from the JSON files that the benchmarks wrote: `python benchmarks/report.py FOLDER`. `make bench` runs all."""
+"""docs/performance.md from the JSON files that the benchmarks wrote: `report.py FOLDER`, the last step of `make bench`."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def page(results: dict[str, dict[str, Any]]) -> Iterator[str]:
 def step(result: dict[str, Any]) -> Iterator[str]:
     yield "## A GRPO step against TRL's GRPOTrainer"
     yield ""
-    yield "`benchmarks/step_vs_trl.py`. The same model, dtype, micro-batch, threads and reward. `toy` and `small` have completions"
-    yield "of one fixed length; in `toy_own_length` they end where they like, as in training. Memory: peak above weights,"
-    yield "gradients and optimiser, ours over TRL's."
+    yield "`benchmarks/step_vs_trl.py`. The same model, dtype, micro-batch, threads and reward. The completions of"
+    yield "`toy` and `small` have one fixed length; in `toy_own_length` they end where they like, as in training. Memory: peak"
+    yield "above weights, gradients and optimiser, ours over TRL's."
     yield ""
     yield from table(
         ("workload", "model", "TRL's step", "ours", "ratio", "generate", "learn", "memory: sample", "memory: learn"),
@@ -72,8 +72,8 @@ def step(result: dict[str, Any]) -> Iterator[str]:
     for name, row in result.items():
         learn, whole = theirs(row)["learn"], theirs(row)["step"]
         tried = ", ".join(f"{side} {seconds(value)}" for side, value in row["trl_tried"].items())
-        yield f"- `{name}`: TRL's variants took {tried} in a first turn. Learning is {learn / whole:.0%} of TRL's step: an engine"
-        yield f"  that sampled in no time would give a ratio of {whole / learn:.2f} with a learner as fast as TRL's."
+        yield f"- `{name}`: TRL's variants took {tried} in a first turn. Learning is {learn / whole:.0%} of its"
+        yield f"  step: with a learner as fast as TRL's, sampling in no time at all would give a ratio of {whole / learn:.2f}."
 
 
 def theirs(row: dict[str, Any]) -> dict[str, float]:
