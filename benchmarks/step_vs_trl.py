@@ -90,7 +90,7 @@ def trl_side(
     import torch
     from common import mean_of_digits
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
     torch.set_num_threads(threads)
@@ -155,6 +155,7 @@ def trl_side(
             use_transformers_continuous_batching=continuous_batching,
         ),
     )
+    trainer.remove_callback(PrinterCallback)
     memory = Memory(trainer.model)
     threading.Thread(target=trainer.train, daemon=True).start()
 
@@ -198,7 +199,7 @@ def main() -> None:
     result = {
         "toy": compare("scratch:llama-1m", options, prompts=16, samples=8, micro=32, fixed_length=True),
         "toy_own_length": compare("toy:chain", options, prompts=16, samples=8, micro=32, fixed_length=False),
-        "small": compare("smollm2-135m", options, prompts=2, samples=4, micro=8, fixed_length=True),
+        "small": compare("smollm2-135m", options, prompts=4, samples=4, micro=8, fixed_length=True),
     }
     finish(result, options)
 

@@ -40,12 +40,16 @@ class Rewards:
         self.specs = {spec.label: spec for spec in specs}
         self.components = {spec.label: _component(spec) for spec in specs}
         self.states = {k: c.initial_state() for k, c in self.components.items() if isinstance(c, StatefulReward)}
-        self.verifiable = next((label for label, c in self.components.items() if c.verifiable), None)
+        verifiable = [label for label, component in self.components.items() if component.verifiable]
+        if len(verifiable) > 1:
+            named = " and ".join(map(repr, verifiable))
+            raise UserError(f"rewards: {named} are all verifiable, and accuracy is the value of one: leave one of them")
+        self.verifiable = verifiable[0] if verifiable else None
         self.max_invalid_fraction = max_invalid_fraction
 
     def verify(self, groups: Sequence[Group]) -> list[Score]:
         """The raw verifiable component alone, for filters that act while sampling goes on."""
-        assert self.verifiable is not None  # `rlcore.plan` refuses recipes that would come here without one
+        assert self.verifiable is not None  # `trainers.plan` refuses recipes that would come here without one
         return self._score(self.verifiable, groups)
 
     def grade(self, groups: Sequence[Group], verified: list[Score] | None = None) -> Graded:
@@ -69,8 +73,7 @@ class Rewards:
         valid = Counter(flat[i][0] for i, w in enumerate(weighted) if w is not None)
         alone = [len(group.completions) == 1 for group in groups]
         kept = [i for i, w in enumerate(weighted) if w is not None and (valid[flat[i][0]] > 1 or alone[flat[i][0]])]
-        reasons = Counter(s.reason for label in scores for s in scores[label] if isinstance(s, Invalid))
-        self._refuse_broken(sum(w is None for w in weighted), len(flat), reasons)
+        refuse_broken(list(scores.values()), self.max_invalid_fraction)
         metrics = self._metrics(scores, weighted, flat, dropped=len({g for g, _, _ in flat} - {flat[i][0] for i in kept}))
         return Graded(groups, self._batch(flat, kept, scores), ledger, metrics)
 
@@ -113,14 +116,6 @@ class Rewards:
         condition = scores[spec.gate.component][i]
         return spec.weight if isinstance(condition, Scored) and condition.value >= spec.gate.at_least else 0.0
 
-    def _refuse_broken(self, invalid: int, total: int, reasons: Counter[str]) -> None:
-        if total and invalid / total > self.max_invalid_fraction:
-            told = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
-            raise UserError(
-                f"{invalid} of {total} completions could not be graded, more than algorithm.max_invalid_fraction "
-                f"{self.max_invalid_fraction}: {told}"
-            )
-
     def _ledger_row(
         self, problem: Problem, completion: Completion, label: str, score: Score, weighted: float | None
     ) -> dict[str, Any]:
@@ -152,7 +147,7 @@ class Rewards:
         def per_token(label: str) -> list[tuple[float, ...]]:
             return [_spread(scores[label][i], self._factor(label, i, scores), len(flat[i][2].token_ids)) for i in kept]
 
-        accuracy = [scores[self.verifiable][i].value if self.verifiable else 0.0 for i in kept]  # type: ignore[union-attr]
+        accuracy = None if self.verifiable is None else [scores[self.verifiable][i].value for i in kept]  # type: ignore[union-attr]
         return GradedBatch(
             prompt_ids=[c.prompt_ids for c in completions],
             tokens=pad([c.token_ids for c in completions], torch.long),
@@ -164,7 +159,7 @@ class Rewards:
             sampling=_common([completion.sampling for _, _, completion in flat]),
             group=torch.tensor([flat[i][0] for i in kept], dtype=torch.long),
             rewards={label: pad(per_token(label), torch.float32) for label in self.components},
-            accuracy=torch.tensor(accuracy, dtype=torch.float32),
+            accuracy=None if accuracy is None else torch.tensor(accuracy, dtype=torch.float32),
         )
 
     def _metrics(
@@ -185,11 +180,11 @@ class Rewards:
             "tokens": Mean(sum(len(c.token_ids) for c in completions), 1),
         }
         for label, values in scores.items():
-            scored = [s.value for s in values if isinstance(s, Scored)]
-            metrics[f"reward/{label}"] = Mean(sum(scored), len(scored))
+            judged = [s.value for s in values if isinstance(s, Scored)]
+            metrics[f"reward/{label}"] = Mean(sum(judged), len(judged))
         if self.verifiable is not None:
             metrics["accuracy"] = metrics[f"reward/{self.verifiable}"]
-            missing = sum(s.reason in ("no answer", "truncated") for s in scores[self.verifiable])
+            missing = sum(isinstance(s, Scored) and s.unanswered for s in scores[self.verifiable])
             metrics["answers/missing"] = Mean(missing, count)
         return metrics
 
@@ -212,6 +207,19 @@ def scored(label: str, component: Reward, groups: Sequence[Group], state: Any) -
         raise UserError(f"reward {label!r} returned {len(scores)} scores for {wanted} completions: it must return one for each")
     completions = [completion for group in groups for completion in group.completions]
     return [_checked(label, score, len(c.token_ids)) for score, c in zip(scores, completions, strict=True)]
+
+
+def refuse_broken(scores: Sequence[Sequence[Score]], max_invalid_fraction: float) -> None:
+    """Raise UserError with the reasons where too many completions were judged invalid. `scores` has a row per component, each
+    with an entry per completion."""
+    invalid = [any(isinstance(score, Invalid) for score in column) for column in zip(*scores, strict=True)]
+    if invalid and sum(invalid) / len(invalid) > max_invalid_fraction:
+        reasons = Counter(score.reason for row in scores for score in row if isinstance(score, Invalid))
+        told = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
+        raise UserError(
+            f"{sum(invalid)} of {len(invalid)} completions could not be graded, more than max_invalid_fraction "
+            f"{max_invalid_fraction}: {told}"
+        )
 
 
 def with_accuracy(groups: Sequence[Group], verified: Sequence[Score]) -> list[Group]:

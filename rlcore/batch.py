@@ -31,13 +31,17 @@ class GradedBatch:
     # what it is worth
     group: Tensor  # (B,) long; equal for the completions of one problem
     rewards: dict[str, Tensor]  # component → (B, T), weighted and gated
-    accuracy: Tensor  # (B,) the raw verifiable component, 0 or 1
+    accuracy: Tensor | None  # (B,) the raw verifiable component, 0 or 1; None where nothing is verified
 
     def __post_init__(self) -> None:
         shape = self.tokens.shape
         for name in ("present", "loss_mask", "rollout_logprobs", "versions"):
             if getattr(self, name).shape != shape:
                 raise ValueError(f"GradedBatch.{name} has shape {tuple(getattr(self, name).shape)}, not {tuple(shape)}")
+        for name in ("prompt_ids", "truncated", "group", "accuracy"):
+            value = getattr(self, name)
+            if value is not None and (len(value) != shape[0] or getattr(value, "ndim", 1) != 1):
+                raise ValueError(f"GradedBatch.{name} does not have one entry for each of {shape[0]} completions")
         for name, reward in self.rewards.items():
             if reward.shape != shape:
                 raise ValueError(f"reward {name!r} has shape {tuple(reward.shape)}, not {tuple(shape)}")
@@ -48,7 +52,7 @@ class GradedBatch:
         return self.present.sum(1)
 
     @property
-    def returns(self) -> Tensor:
+    def totals(self) -> Tensor:
         """(B,) each completion's summed reward over all components and tokens."""
         return torch.stack([reward.sum(1) for reward in self.rewards.values()]).sum(0)
 
@@ -74,14 +78,16 @@ def rows(batch: GradedBatch, index: Sequence[int]) -> GradedBatch:
     picked: dict[str, object] = {}
     for field in fields(batch):
         value = getattr(batch, field.name)
-        if isinstance(value, Tensor):
+        if field.name == "sampling" or value is None:
+            picked[field.name] = value
+        elif isinstance(value, Tensor):
             picked[field.name] = value[which]
         elif field.name == "rewards":
             picked[field.name] = {name: reward[which] for name, reward in value.items()}
         elif field.name == "prompt_ids":
             picked[field.name] = [value[i] for i in index]
         else:
-            picked[field.name] = value
+            raise TypeError(f"rows() does not know how to cut GradedBatch.{field.name}")
     return GradedBatch(**picked)  # type: ignore[arg-type]
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from rlcore import models
+from rlcore import __version__, models
 from rlcore.data.mixture import load as load_problems
 from rlcore.evaluation.during import PeriodicEvaluation, compare
 from rlcore.prompts import Prompter
 from rlcore.recipe.load import Loaded
-from rlcore.recipe.schema import RL, Checkpoint, Sft, Stop
+from rlcore.recipe.schema import RL, Checkpoint, Job, Sft, Stop
 from rlcore.report.page import write_report
 from rlcore.run.folder import Run, claim
 from rlcore.toy import warmstart
@@ -28,7 +29,7 @@ def run(loaded: Loaded, resume: bool) -> dict[str, Any]:
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     with claim(loaded, resume):
-        return _rl(loaded, recipe) if isinstance(recipe, RL) else _sft(loaded, recipe)
+        return WORK[type(recipe)](loaded, recipe)
 
 
 def _rl(loaded: Loaded, recipe: RL) -> dict[str, Any]:
@@ -54,7 +55,7 @@ def _rl(loaded: Loaded, recipe: RL) -> dict[str, Any]:
         parts.engine.close()
         parts.rewards.close()
         run.console.stop()
-    return _finish(run, {**summary, "steps": step})
+    return _finish(run, {"engine": recipe.rollout.engine.model_dump(), **summary, "steps": step})
 
 
 def _sft(loaded: Loaded, recipe: Sft) -> dict[str, Any]:
@@ -71,8 +72,12 @@ def _sft(loaded: Loaded, recipe: Sft) -> dict[str, Any]:
     return _finish(run, result)
 
 
-def _finish(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
-    summary = {**summary, "wall_s": round(run.elapsed, 1)}
+WORK: Mapping[type[Job], Callable[[Loaded, Any], dict[str, Any]]] = {RL: _rl, Sft: _sft}
+
+
+def _finish(run: Run, results: dict[str, Any]) -> dict[str, Any]:
+    about = {"recipe": run.recipe.name, "model": run.recipe.model, "rlcore": __version__}
+    summary = {**about, **results, "wall_s": round(run.elapsed, 1)}
     run.finish(summary)
     write_report(run.folder)
     return summary

@@ -1,13 +1,12 @@
 """How a name in a recipe becomes code: the folder is the registry.
 
 `find("trainers.advantages", "grpo")` imports `trainers/advantages/grpo.py` and returns the object in it that carries the
-file's name (`grpo`, or `Grpo` for a class). A name with a colon, `my_package.my_file:object`, is imported as it is, so
-a user's own file needs no registration.
+file's name (`grpo`, or `Grpo` for a class). A name with a colon, `my_package.my_file:object`, is imported as it is, so a user's
+own file needs no registration.
 """
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import inspect
@@ -15,23 +14,26 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rlcore.errors import UserError
+from rlcore.errors import UserError, nearest
 
 
 def names(package: str) -> dict[str, str]:
-    """Plugin name → module path, for every public module below `package`, sub-folders included. Imports none of them."""
-    root = importlib.import_module(package)
-    return {
-        info.name.rpartition(".")[2]: info.name
-        for info in pkgutil.walk_packages(root.__path__, package + ".")
-        if not info.ispkg
-    }
+    """Plugin name → module path. Imports none of the modules.
 
-
-def nearest(name: str, known: list[str]) -> str:
-    """A hint for a mistyped name: ` (did you mean 'x'?)`, or the list of what there is."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"
+    Where the folder has sub-folders (`rewards`), its plugins are the modules in those, and what stands beside them are their
+    helpers; otherwise they are the modules in the folder. Raises ValueError for two files of one name.
+    """
+    found = list(pkgutil.walk_packages(importlib.import_module(package).__path__, package + "."))
+    nested = any(info.ispkg for info in found)
+    plugins: dict[str, str] = {}
+    for module in (info.name for info in found if not info.ispkg):
+        folder, _, name = module.rpartition(".")
+        if nested and folder == package:
+            continue
+        if name in plugins:
+            raise ValueError(f"{plugins[name]} and {module} are both the plugin {name!r}: rename one of the files")
+        plugins[name] = module
+    return plugins
 
 
 def find(package: str, name: str) -> Any:

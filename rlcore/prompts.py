@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rlcore.errors import UserError
@@ -71,14 +70,13 @@ class Prompter:
         return str(rendered)
 
 
-def refuse_long(prompter: Prompter, problems: Sequence[Problem], context: int, max_new_tokens: int) -> None:
-    """Raise UserError, before anything is trained, where a prompt and its longest answer do not fit into the context."""
-    long = [problem for problem in problems if len(prompter.render(problem)) + max_new_tokens > context]
-    if long:
+def refuse_long(problem_id: str, prompt: int, max_new_tokens: int, context: int, key: str = "max_new_tokens") -> None:
+    """Raise UserError where a prompt of so many tokens and its longest completion do not fit into the model's context. `key` is
+    what the recipe calls the limit."""
+    if prompt + max_new_tokens > context:
         raise UserError(
-            f"{len(long)} of {len(problems)} prompts are too long, {long[0].id} the first with "
-            f"{len(prompter.render(long[0]))} tokens: with max_new_tokens {max_new_tokens} that is more than the model's "
-            f"context of {context}: shorten the prompt or lower rollout.max_new_tokens"
+            f"the prompt of {problem_id} has {prompt} tokens; with {key} {max_new_tokens} that is more than the model's "
+            f"context of {context}: shorten the prompt or lower {key}"
         )
 
 

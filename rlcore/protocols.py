@@ -132,7 +132,7 @@ class Learner(Protocol):
         """One pass over the batch: one or more optimiser steps."""
 
     def weights(self, version: int) -> WeightUpdate:
-        """The current policy weights, adapters merged, under the names of the plain checkpoint."""
+        """The current policy weights: all of them, adapters merged in, or the adapters alone (`WeightUpdate` names both)."""
 
     def save(self, folder: Path) -> None: ...
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 FinishReason = Literal["stop", "length", "interrupted"]
+NO_ANSWER, TRUNCATED = "no answer", "truncated"  # why a verdict is wrong where there was no answer to judge
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +155,11 @@ class Scored:
     reason: str = ""
     judged: str = ""
     per_token: tuple[float, ...] | None = None
+
+    @property
+    def unanswered(self) -> bool:
+        """The verdict was that there is no answer to judge."""
+        return self.reason in (NO_ANSWER, TRUNCATED)
 
 
 @dataclass(frozen=True, slots=True)

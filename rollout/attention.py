@@ -45,8 +45,8 @@ def grouped_query_attention(
 def _two_products(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, scale: float | None) -> Tensor:
     """softmax(QKᵀ·scale + mask)·V, the softmax in float32."""
     scores = query @ key.transpose(2, 3) * (scale or query.shape[-1] ** -0.5)
-    if attn_mask is not None:
-        scores = scores + attn_mask
+    if attn_mask is not None:  # True where a column is seen, or what to add, as in SDPA
+        scores = scores.where(attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
     return scores.softmax(-1, dtype=torch.float32).to(value.dtype) @ value
 
 

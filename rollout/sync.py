@@ -31,12 +31,14 @@ def weight_update(version: int, tensors: Mapping[str, Tensor], kind: Literal["fu
 
 
 def checksum(tensor: Tensor) -> int:
-    """A 63-bit sum of the tensor's words (its bit patterns as integers), each times an odd number of its position: any flipped
-    bit, lost or exchanged element changes it. Runs on the tensor's device, in pieces that bound the memory."""
+    """A 63-bit sum of the tensor's words (its bit patterns as integers), each times an odd number of its position, modulo 2³²:
+    any flipped bit or lost element changes it, and an exchange of elements but for a chance of some 2⁻¹⁵. Runs on the tensor's
+    device, in pieces that bound the memory."""
     words = tensor.detach().contiguous().view(-1).view(_WORDS[tensor.element_size()])
+    pieces = [(piece * _multipliers(piece.device)[: len(piece)]).sum(dtype=torch.int64) for piece in words.split(PIECE)]
     total = 0
-    for piece in words.split(PIECE):
-        total = total * 6364136223846793005 + int((piece * _multipliers(piece.device)[: len(piece)]).sum())
+    for value in torch.stack(pieces).tolist():
+        total = total * 6364136223846793005 + value
     return total & ((1 << 63) - 1)
 
 
@@ -46,7 +48,7 @@ _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 @functools.cache
 def _multipliers(device: torch.device) -> Tensor:
-    return torch.arange(PIECE, device=device) * 2654435761 % 2147483647 * 2 + 1
+    return ((torch.arange(PIECE, device=device) * 2654435761 % 2147483647) | 1).int()
 
 
 class SyncError(UserError):

@@ -8,26 +8,27 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlcore import models, plugins
 from rlcore.models import ModelSpec
-from rlcore.prompts import Prompter, refuse_long, stop_ids
+from rlcore.prompts import Prompter, stop_ids
 from rlcore.protocols import Engine
 from rlcore.recipe.schema import RL, Job
 from trainers.learner import Learner
 from trainers.loop import Parts
 from trainers.objective import Objective
-from trainers.plan import Plan
-from trainers.prepare import Prepare, Scorer
+from trainers.plan import Plan, longest_prompt
+from trainers.prepare import Prepare
 from trainers.sampler import Sampler
+from trainers.scorer import Scorer, WithoutAdapters
 
 
 def build_parts(recipe: RL, asked: Plan, location: str) -> Parts:
     """Everything the loop needs, with the models loaded. Raises UserError, before that, for prompts that do not fit."""
     tokenizer = models.load_tokenizer(location, recipe.trust_remote_code)
     prompter = Prompter(recipe.prompt, tokenizer)
-    context = models.context(location, recipe.trust_remote_code)
-    refuse_long(prompter, [*asked.problems.problems, *asked.held_out], context, recipe.rollout.max_new_tokens)
+    longest_prompt(recipe, asked, prompter, models.context(location, recipe.trust_remote_code))
     engine = build_engine(recipe, location, tokenizer, prompter)
-    learner = build_learner(recipe, build_policy(recipe, location), tokenizer, asked.objective)
-    reference = build_reference(recipe, location, tokenizer, asked.objective)
+    policy = build_policy(recipe, location)
+    learner = build_learner(recipe, policy, tokenizer, asked.objective)
+    reference = build_reference(recipe, location, policy)
     sampler = Sampler(recipe, asked.problems, prompter, engine, asked.rewards)
     prepare = Prepare(sampler.select, asked.advantage, reference, recipe.algorithm.mask_truncated)
     return Parts(sampler, engine, asked.rewards, prepare, learner, recipe.dtype)
@@ -74,9 +75,11 @@ def build_learner(
     )
 
 
-def build_reference(recipe: RL, location: str, tokenizer: PreTrainedTokenizerBase, objective: Objective) -> Scorer | None:
-    """The starting model, frozen, where a KL term needs it."""
+def build_reference(recipe: RL, location: str, policy: PreTrainedModel | PeftModel) -> Scorer | None:
+    """The model that the policy started from, where a KL term needs it."""
     if not recipe.algorithm.kl.coefficient:
         return None
+    if recipe.lora is not None:
+        return WithoutAdapters(policy, recipe.update, recipe.dtype)
     model = ModelSpec(location, "float32", recipe.device, recipe.trust_remote_code).load()
-    return build_learner(recipe, model, tokenizer, objective)  # asked for log-probs only; `Scorer` has nothing else
+    return Scorer(model, recipe.update, recipe.dtype)

@@ -1,14 +1,13 @@
 """The learner on plain torch: one model, one optimiser, any objective. Keeps the contract of `rlcore.protocols.Learner`.
 
-A step's batch is cut into mini-batches (one optimiser step each) and those, sorted by length, into micro-batches under a token
-budget. Denominators are made from the whole mini-batch, so the cut into micro-batches changes memory and nothing else.
+A step's batch is cut into mini-batches (one optimiser step each), and those into micro-batches (`trainers.scorer`, which it is
+one of). Denominators are made from the whole mini-batch, so the cut into micro-batches changes memory and nothing else.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -19,17 +18,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlcore.batch import GradedBatch, TrainingBatch
+from rlcore.batch import TrainingBatch
 from rlcore.errors import UserError
 from rlcore.protocols import WeightUpdate
 from rlcore.recipe.schema import Optimizer, Update
 from rlcore.run.metrics import Max, Mean, Metrics, merge
 from rollout.sync import weight_update
-from trainers.logprobs import token_logprobs
 from trainers.objective import Aggregation, LossInputs, Objective, token_weights
+from trainers.scorer import Scorer, microbatches
 
 
-class Learner:
+class Learner(Scorer):
     def __init__(
         self,
         model: PreTrainedModel | PeftModel,
@@ -44,9 +43,9 @@ class Learner:
         total_steps: int,
         serve: Literal["merged", "adapter"] = "merged",
     ) -> None:
-        self.model, self.tokenizer, self.objective = model.train(), tokenizer, objective
-        self.settings, self.cut, self.aggregate, self.constant_length = optimizer, update, aggregate, constant_length
-        self.dtype = getattr(torch, dtype)
+        super().__init__(model.train(), update, dtype)
+        self.tokenizer, self.objective, self.settings = tokenizer, objective, optimizer
+        self.aggregate, self.constant_length = aggregate, constant_length
         self.total_updates = total_steps * update.minibatches * update.epochs
         self.updates = 0
         self.serve = serve
@@ -100,8 +99,8 @@ class Learner:
         return merge([*parts, {"loss": Mean(total, 1), "grad_norm": Mean(norm, 1), "learning_rate": Max(rate)}])
 
     def _inputs(self, batch: TrainingBatch, old: Tensor | None, rows: Sequence[int]) -> LossInputs:
-        graded, device = batch.graded, next(iter(self.parameters.values())).device
-        logprobs, entropy = self._forward(graded, rows)
+        graded, device = batch.graded, self.device
+        logprobs, entropy = self.forward(graded, rows)
         width = logprobs.shape[1]
 
         def cut(values: Tensor) -> Tensor:
@@ -116,30 +115,6 @@ class Learner:
             advantages=cut(batch.advantages),
             loss_mask=cut(graded.loss_mask),
         )
-
-    @torch.no_grad()
-    def logprobs(self, batch: GradedBatch) -> Tensor:
-        result = torch.zeros(batch.tokens.shape)
-        self.model.eval()  # without dropout: what the engine serves
-        for rows in microbatches(batch, range(len(batch.tokens)), self.cut.tokens_per_microbatch):
-            values, _ = self._forward(batch, rows)
-            result[rows, : values.shape[1]] = values.cpu()
-        self.model.train()
-        return result
-
-    def _forward(self, batch: GradedBatch, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        lengths = [int(n) for n in batch.lengths[rows]]
-        prompts = [batch.prompt_ids[i] for i in rows]
-        model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        temperature = batch.sampling.temperature or 1.0
-        with self._precision():
-            return token_logprobs(
-                model, prompts, batch.tokens[rows][:, : max(lengths)], lengths, temperature, self.cut.logits_chunk
-            )
-
-    def _precision(self) -> AbstractContextManager[object]:
-        device = next(iter(self.parameters.values())).device.type
-        return nullcontext() if self.dtype == torch.float32 else torch.autocast(device, dtype=self.dtype)
 
     # -- weights ---------------------------------------------------------------------------------------------------------
 
@@ -203,19 +178,6 @@ class Learner:
             if f"{name}/step" in state:
                 moments = {key: state[f"{name}/{key}"].to(parameter.device) for key in ("exp_avg", "exp_avg_sq")}
                 self.optimizer.state[parameter] = {"step": state[f"{name}/step"], **moments}  # AdamW counts on the CPU
-
-
-def microbatches(batch: GradedBatch, index: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Rows in order of length, cut so that no micro-batch is wider × longer than `budget` padded tokens (one row at least)."""
-    length = {i: len(batch.prompt_ids[i]) + int(batch.lengths[i]) for i in index}
-    rows: list[int] = []
-    for i in sorted(index, key=lambda i: (length[i], i)):
-        if rows and length[i] * (len(rows) + 1) > budget:
-            yield rows
-            rows = []
-        rows.append(i)
-    if rows:
-        yield rows
 
 
 def learning_rate(settings: Optimizer, update: int, total: int) -> float:

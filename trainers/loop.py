@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from rewards.compose import Rewards
 from rlcore.batch import GradedBatch, TrainingBatch
 from rlcore.protocols import Engine
 from rlcore.run.folder import Run
-from rlcore.run.metrics import Mean, Metrics, merge, values
+from rlcore.run.metrics import Mean, Metrics, values
 from rollout.sync import push
 from trainers.learner import Learner
 from trainers.sampler import Sampler
@@ -50,7 +50,17 @@ def _train(parts: Parts, run: Run) -> int:
         with run.timed("sync"):
             parity = push(parts.learner, parts.engine, step, graded.batch, parts.dtype)
         run.ledger(step, graded.ledger)
-        run.log(step, values(merge([graded.metrics, changed, prepared, learned, {"parity": Mean(parity, 1)}])))
+        run.log(step, values(union([graded.metrics, changed, prepared, learned, {"parity": Mean(parity, 1)}])))
         run.log(step, parts.evaluate(step))
         run.checkpoint(step)
     return step
+
+
+def union(parts: Iterable[Metrics]) -> Metrics:
+    """The metrics of all parts. Raises ValueError where two report one name: added up, neither could be read any more."""
+    together: Metrics = {}
+    for part in parts:
+        if twice := together.keys() & part.keys():
+            raise ValueError(f"two parts of a step report the metric {min(twice)!r}: give one of them another name")
+        together |= part
+    return together

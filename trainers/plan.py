@@ -9,6 +9,7 @@ from rlcore.data.mixture import Mixture
 from rlcore.data.mixture import load as load_problems
 from rlcore.data.overlap import refuse_overlap
 from rlcore.errors import UserError
+from rlcore.prompts import Prompter, refuse_long
 from rlcore.recipe.schema import RL
 from rlcore.types import Problem
 from trainers import algorithm
@@ -35,3 +36,17 @@ def plan(recipe: RL) -> Plan:
     held_out = load_problems(recipe.eval.data)[: recipe.eval.limit] if recipe.eval else []
     refuse_overlap(problems.problems, held_out)
     return Plan(advantage, objective, rewards, problems, held_out)
+
+
+def longest_prompt(recipe: RL, asked: Plan, prompter: Prompter, context: int) -> int:
+    """Tokens of the longest prompt, held-out ones included. Raises UserError where one does not fit with its completion."""
+    training = evaluation = ("rollout.max_new_tokens", recipe.rollout.max_new_tokens)
+    if recipe.eval is not None and recipe.eval.max_new_tokens is not None:
+        evaluation = ("eval.max_new_tokens", recipe.eval.max_new_tokens)
+    longest = 0
+    for (key, limit), problems in ((training, asked.problems.problems), (evaluation, asked.held_out)):
+        for problem in problems:
+            tokens = len(prompter.render(problem))
+            refuse_long(problem.id, tokens, limit, context, key)
+            longest = max(longest, tokens)
+    return longest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,12 +33,13 @@ class Sampler:
     def collect(self, step: int) -> Rollouts:
         """The groups of a step: one round of `prompts_per_step`, or rounds until that many have mixed raw accuracy."""
         wanted = self.spec.prompts_per_step
+        drawn: Counter[str] = Counter()
         if self.dynamic is None:
-            return Rollouts(self._round(step, wanted), None)
+            return Rollouts(self._round(step, wanted, drawn), None)
         groups: list[Group] = []
         verified: list[Score] = []
-        for again in range(self.dynamic.max_rounds):
-            fresh = self._round(step, wanted, again)
+        for _ in range(self.dynamic.max_rounds):
+            fresh = self._round(step, wanted, drawn)
             groups += fresh
             verified += self.rewards.verify(fresh)
             if sum(mixed(groups, verified)) >= wanted:
@@ -48,6 +50,7 @@ class Sampler:
         """What of the graded batch goes into training: everything, or the first `prompts_per_step` groups of mixed accuracy."""
         if self.dynamic is None:
             return batch
+        assert batch.accuracy is not None  # `trainers.plan` refuses dynamic sampling where nothing is verified
         informative = (~uniform(batch.accuracy, batch.group)).nonzero()[:, 0]
         chosen = list(dict.fromkeys(batch.group[informative].tolist()))[: self.spec.prompts_per_step]
         return rows(batch, torch.isin(batch.group, torch.tensor(chosen, dtype=torch.long)).nonzero()[:, 0].tolist())
@@ -58,11 +61,9 @@ class Sampler:
     def restore(self, state: Any) -> None:
         self.problems.restore(state)
 
-    def _round(self, step: int, count: int, again: int = 0) -> list[Group]:
-        """Round number `again` of a step; a problem drawn in two rounds gets samples of other numbers, and so other tokens."""
-        problems, first = self.problems.next(count), again * self.spec.samples
-        numbers = range(first, first + self.spec.samples)
-        return sample_groups(self.engine, self.prompter, problems, numbers, self.spec.sampling, (self.seed, step))
+    def _round(self, step: int, count: int, drawn: Counter[str]) -> list[Group]:
+        problems, numbers = self.problems.next(count), range(self.spec.samples)
+        return sample_groups(self.engine, self.prompter, problems, numbers, self.spec.sampling, (self.seed, step), drawn=drawn)
 
 
 def sample_groups(
@@ -73,13 +74,21 @@ def sample_groups(
     sampling: Sampling,
     seed: tuple[object, ...],
     progress: Progress = no_progress,
+    drawn: Counter[str] | None = None,
 ) -> list[Group]:
-    """A completion of each problem for each sample number; its random numbers depend on `seed`, problem and number only."""
-    requests = [
-        Request(problem.id, k, seed_from(*seed, problem.id, k), prompter.render(problem), sampling)
-        for problem in problems
-        for k in samples
-    ]
+    """A completion of each problem for each sample number; its random numbers depend on `seed`, problem and number only.
+
+    `drawn` counts how often each problem was sampled with this seed; it is updated. A problem that comes again gets the numbers
+    after those, and so other tokens: exact copies would count twice.
+    """
+    drawn = Counter() if drawn is None else drawn
+    requests = []
+    for problem in problems:
+        prompt_ids, first = prompter.render(problem), drawn[problem.id] * len(samples)
+        requests += [
+            Request(problem.id, first + k, seed_from(*seed, problem.id, first + k), prompt_ids, sampling) for k in samples
+        ]
+        drawn[problem.id] += 1
     completions: list[Completion] = engine.generate(requests, progress)
     size = len(samples)
     return [Group(problem, completions[i * size : (i + 1) * size]) for i, problem in enumerate(problems)]

@@ -62,6 +62,8 @@ def train(
         disable_tqdm=True,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
+    if arguments.n_gpu > 1:  # transformers would split each batch over them, and take one of that many times the size
+        raise UserError(f"job: sft trains on one GPU and sees {arguments.n_gpu}: launch with CUDA_VISIBLE_DEVICES=0")
     trainer = SFTTrainer(
         model=model,
         args=arguments,

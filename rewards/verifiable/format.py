@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rlcore.errors import UserError
+from rlcore.errors import UserError, nearest
 from rlcore.grading.extract import extract
-from rlcore.plugins import nearest
 from rlcore.protocols import Reward
 from rlcore.types import Group, Score, Scored
 

@@ -7,6 +7,7 @@ import inspect
 import json
 import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -19,10 +20,11 @@ from rlcore.errors import UserError
 from rlcore.evaluation.evaluate import evaluate
 from rlcore.grading.pool import GRADER_VERSION
 from rlcore.prompts import Prompter, stop_ids
-from rlcore.recipe.schema import Prompt, Source
+from rlcore.protocols import Engine
+from rlcore.recipe.load import load
+from rlcore.recipe.schema import Plugin, Prompt, Source
 from rlcore.toy import warmstart
 from rlcore.types import Sampling
-from rollout.engines.transformers import Transformers
 
 CHAT_TEMPLATE = "{problem}\n\nReason step by step, and put your final answer within \\boxed{}."
 
@@ -36,34 +38,44 @@ class EvalOptions:
     seed: int
     temperature: float
     max_new_tokens: int
-    template: str  # empty: CHAT_TEMPLATE for chat models, the bare problem for base models
-    system: str
-    batch_size: int
+    template: str | None  # None: the run's where the model is a checkpoint of one, else what suits the model
+    system: str | None
+    engine: str
     dtype: str
     device: str
+    max_invalid_fraction: float
 
 
 def run(options: EvalOptions, json_file: str) -> None:
     if options.dtype not in ("float32", "bfloat16"):
         raise UserError(f"--dtype {options.dtype!r} is neither float32 nor bfloat16")
     check_json(json_file)
-    if options.template and "{problem}" not in options.template:
+    if options.template is not None and "{problem}" not in options.template:
         raise UserError("--template must contain {problem}, where the problem's text goes")
+    plugin = Plugin.model_validate(_named(options.engine, "--engine", "transformers"))
+    make = plugins.bind("rollout.engines", plugin.name, plugin.options)
     problems = load_problems([_source(options.data)])[: options.limit or None]
     location = warmstart.resolve(options.model, seed=0)
     tokenizer = models.load_tokenizer(location)
-    template = options.template or (CHAT_TEMPLATE if getattr(tokenizer, "chat_template", None) else "{problem}")
-    prompt = Prompt(template=template, system=options.system)
+    prompt = _prompt(options, chat=bool(getattr(tokenizer, "chat_template", None)))
     prompter = Prompter(prompt, tokenizer)
     spec = models.ModelSpec(location, options.dtype, options.device)
-    engine = Transformers(spec, tokenizer, stop_ids(spec, prompter), batch_size=options.batch_size)
+    engine: Engine = make(spec, tokenizer, stop_ids(spec, prompter))
     sampling = Sampling(temperature=options.temperature, max_new_tokens=options.max_new_tokens)
     grader = Answer()
     try:
         done = evaluate(
-            engine, prompter, problems, lambda groups: grader.score(groups, None), options.samples, sampling, options.seed
+            engine,
+            prompter,
+            problems,
+            lambda groups: grader.score(groups, None),
+            options.samples,
+            sampling,
+            options.seed,
+            options.max_invalid_fraction,
         )
     finally:
+        engine.close()
         grader.close()
     summary = done.summary()
     completions = summary.pop("samples")
@@ -74,6 +86,9 @@ def run(options: EvalOptions, json_file: str) -> None:
         **summary,
         "completions": completions,
         **asdict(options),
+        "template": prompt.template,
+        "system": prompt.system,
+        "engine": plugin.model_dump(),
         "grader": GRADER_VERSION,
         "prompt_hash": hashlib.sha256(json.dumps(prompt.model_dump()).encode()).hexdigest()[:12],
     }
@@ -81,18 +96,35 @@ def run(options: EvalOptions, json_file: str) -> None:
     write_json(result, json_file)
 
 
+def _prompt(options: EvalOptions, chat: bool) -> Prompt:
+    """What the run was trained with where the model lies in a run folder, else a default; as far as no option says other."""
+    place = Path(options.model).absolute()
+    above = [place, *place.parents] if place.is_dir() else []
+    runs = [folder for folder in above if (folder / "recipe.yaml").is_file() and (folder / "metrics.jsonl").is_file()]
+    default = Prompt(template=CHAT_TEMPLATE if chat else "{problem}")
+    trained = load([str(runs[0] / "recipe.yaml")]).recipe.prompt if runs else default
+    given = {"template": options.template, "system": options.system}
+    return trained.model_copy(update={name: text for name, text in given.items() if text is not None})
+
+
 def _source(text: str) -> Source:
-    """A source by name or as a YAML mapping; the test split unless it says otherwise."""
+    """The test split, unless the text says otherwise."""
+    fields = _named(text, "--data", "gsm8k")
+    source = plugins.find("rlcore.data.sources", fields["name"])
+    split = {"split": "test"} if "split" in inspect.signature(source).parameters else {}
+    return Source.model_validate(split | fields)
+
+
+def _named(text: str, option: str, example: str) -> dict[str, Any]:
+    """A plugin by name, or as a YAML mapping with its options."""
     try:
         spec = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UserError(f"--data {text!r} is neither a name nor a YAML mapping") from error
+        raise UserError(f"{option} {text!r} is neither a name nor a YAML mapping") from error
     fields: Any = {"name": spec} if isinstance(spec, str) else spec
-    if not isinstance(fields, dict) or "name" not in fields:
-        raise UserError(f"--data {text!r} names no source; for example: gsm8k, or '{{name: chain, count: 200}}'")
-    source = plugins.find("rlcore.data.sources", str(fields["name"]))
-    split = {"split": "test"} if "split" in inspect.signature(source).parameters else {}
-    return Source.model_validate(split | fields)
+    if not isinstance(fields, dict) or not isinstance(fields.get("name"), str):
+        raise UserError(f"{option} {text!r} names nothing; for example: {example}, or '{{name: {example}, OPTION: VALUE}}'")
+    return fields
 
 
 def _readable(result: dict[str, Any], options: EvalOptions) -> str:
@@ -101,6 +133,10 @@ def _readable(result: dict[str, Any], options: EvalOptions) -> str:
     for name, value in result.items():
         if "@" in name and not name.endswith(("_low", "_high")):
             lines.append(f"  {name:<9} {value:.1%}  ({result[name + '_low']:.1%} to {result[name + '_high']:.1%})")
+    if "problems_fully_judged" in result:
+        lines.append(
+            f"  all samples judged of {result['problems_fully_judged']} problems, which alone count for @{options.samples}"
+        )
     lines.append(
         f"  length {result['length']:.0f} tokens, truncated {result['truncated']:.1%}, invalid {result['invalid']:.1%}"
     )

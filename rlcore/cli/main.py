@@ -9,11 +9,11 @@ from typing import Annotated
 
 import typer
 
+from rlcore import __version__
 from rlcore.errors import UserError
 
 app = typer.Typer(
     name="rlcore",
-    help="RL post-training of reasoning models in which a reward is a first-class, inspectable thing.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -21,6 +21,20 @@ app = typer.Typer(
 
 Json = Annotated[str, typer.Option("--json", metavar="FILE", help="Write the result as JSON ('-': standard output).")]
 Offline = Annotated[bool, typer.Option("--offline", help="Never touch the network: local files and caches only.")]
+FROM_RUN = "Default: that of the run whose checkpoint this is."
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"rlcore {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """RL post-training of reasoning models in which a reward is a first-class, inspectable thing."""
 
 
 @app.command()
@@ -48,11 +62,16 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Decides every random number.")] = 0,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longer completions are cut off.")] = 512,
-    template: Annotated[str, typer.Option(help="What the user says; {problem} is the problem's text.")] = "",
-    system: Annotated[str, typer.Option(help="System message.")] = "",
-    batch_size: Annotated[int, typer.Option(min=1, help="Completions decoded together.")] = 64,
+    template: Annotated[
+        str | None, typer.Option(help=f"What the user says; {{problem}} is the problem's text. {FROM_RUN}")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help=f"System message. {FROM_RUN}")] = None,
+    engine: Annotated[
+        str, typer.Option(help="As a recipe's rollout.engine: vllm, '{name: vllm, kv_cache_gb: 4}'.")
+    ] = "transformers",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    max_invalid_fraction: Annotated[float, typer.Option(min=0, max=1, help="More ungradable than this is an error.")] = 0.2,
     offline: Offline = False,
     json: Json = "",
 ) -> None:
@@ -60,7 +79,22 @@ def evaluate(
     _environment(offline)
     from rlcore.cli.eval import EvalOptions, run
 
-    run(EvalOptions(**{k: v for k, v in locals().items() if k in EvalOptions.__dataclass_fields__}), json)
+    options = EvalOptions(
+        model=model,
+        data=data,
+        samples=samples,
+        limit=limit,
+        seed=seed,
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        template=template,
+        system=system,
+        engine=engine,
+        dtype=dtype,
+        device=device,
+        max_invalid_fraction=max_invalid_fraction,
+    )
+    run(options, json)
 
 
 @app.command()
@@ -83,7 +117,7 @@ def _environment(offline: bool) -> None:
 
 
 def main() -> None:
-    """Entry point. Errors that are meant for the user become one line and exit status 1; Ctrl-C gives 130."""
+    """Entry point. Errors that are meant for the user become one line and exit status 1; Ctrl-C gives 130, by Typer."""
     sys.path.append("")  # a user's own rewards and losses are found in the current folder
     try:
         app()
@@ -95,9 +129,6 @@ def main() -> None:
         sys.exit(
             f"error: {error.strerror}: {error.filename or 'while writing'}; free space or choose another place, then --resume"
         )
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ source marks as not gradable, with the reason in `meta["unusable"]`, and for tra
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import random
 from collections import Counter
@@ -63,16 +64,18 @@ class Mixture:
 
     def state(self) -> dict[str, Any]:
         cursors = [dataclasses.asdict(stream.cursor) for stream in self._streams]
-        return {"data": self._fingerprint(), "draws": self._draws, "cursors": cursors}
+        return {"data": self._fingerprint, "draws": self._draws, "cursors": cursors}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        if state["data"] != self._fingerprint():
+        if state["data"] != self._fingerprint:
             raise UserError("the training data, its weights or the seed have changed since the checkpoint: it cannot go on")
         self._draws = state["draws"]
         for stream, cursor in zip(self._streams, state["cursors"], strict=True):
             stream.move(_Cursor(**cursor))
 
+    @functools.cached_property
     def _fingerprint(self) -> int:
+        """Of everything that decides what comes next; it takes a while to make, and problems never change."""
         weights = [source.weight for source in self._sources]
         return seed_from(self._seed, weights, *((p.id, p.prompt, p.answer) for p in self.problems))
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from rlcore.data.overlap import normalise
-from rlcore.errors import UserError
-from rlcore.plugins import nearest
+from rlcore.errors import UserError, nearest
 from rlcore.types import Problem, seed_from
 
 SPLITS = ("train", "test")

@@ -22,6 +22,7 @@ class PeriodicEvaluation:
         self.problems, self.engine, self.prompter, self.verify = problems, engine, prompter, verify
         limit = self.spec.max_new_tokens or recipe.rollout.max_new_tokens
         self.sampling = replace(recipe.rollout.sampling, max_new_tokens=limit)
+        self.max_invalid_fraction = recipe.algorithm.max_invalid_fraction
         self._known: dict[tuple[int, float], dict[str, float]] = {}  # by weight version and temperature
 
     def __call__(self, step: int) -> dict[str, float]:
@@ -38,7 +39,16 @@ class PeriodicEvaluation:
         key = (self.engine.version, temperature)
         if key not in self._known:
             sampling = replace(self.sampling, temperature=temperature)
-            done = evaluate(self.engine, self.prompter, self.problems, self.verify, self.spec.samples, sampling, self.spec.seed)
+            done = evaluate(
+                self.engine,
+                self.prompter,
+                self.problems,
+                self.verify,
+                self.spec.samples,
+                sampling,
+                self.spec.seed,
+                self.max_invalid_fraction,
+            )
             self._known[key] = done.summary()
         return self._known[key]
 

@@ -21,7 +21,6 @@ class Shape:
     hidden: int
     vocabulary: int
     kv_width: int  # key-value heads times head size
-    context: int
 
 
 def memory(recipe: RL, shape: Shape, longest_prompt: int, engine: type[Engine]) -> dict[str, int]:
@@ -29,6 +28,7 @@ def memory(recipe: RL, shape: Shape, longest_prompt: int, engine: type[Engine]) 
     tokens = longest_prompt + recipe.rollout.max_new_tokens
     width = WIDTH[recipe.dtype]
     trained = shape.parameters if recipe.lora is None else _lora_parameters(recipe.lora.rank, shape)
+    adapter_alone = recipe.lora is not None and recipe.lora.serve == "adapter"
     sequences = recipe.rollout.prompts_per_step * recipe.rollout.samples
     sequence_cache = 2 * width * tokens * shape.layers * shape.kv_width
     microbatch = max(recipe.update.tokens_per_microbatch, tokens)
@@ -37,7 +37,8 @@ def memory(recipe: RL, shape: Shape, longest_prompt: int, engine: type[Engine]) 
         "trained weights": FLOAT32 * (shape.parameters if recipe.lora is None else shape.parameters + trained),
         "gradients and optimiser": 3 * FLOAT32 * trained,
         "rollout copy of the weights": width * shape.parameters,
-        "reference model": FLOAT32 * shape.parameters if recipe.algorithm.kl.coefficient else 0,
+        "copy of the weights for a sync": width * (trained if adapter_alone else shape.parameters),
+        "reference model": FLOAT32 * shape.parameters if recipe.algorithm.kl.coefficient and recipe.lora is None else 0,
         "key-value cache": engine.cache_bytes(sequences, sequence_cache, **recipe.rollout.engine.options),
         "activations of a micro-batch": width * microbatch * shape.layers * shape.hidden * kept,
         "logits of a chunk": 3 * FLOAT32 * min(recipe.update.logits_chunk, microbatch) * shape.vocabulary,

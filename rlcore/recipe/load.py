@@ -19,8 +19,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from rlcore.errors import UserError
-from rlcore.plugins import nearest
+from rlcore.errors import UserError, nearest
 from rlcore.recipe.schema import JOBS, Recipe
 
 Path_ = tuple[str | int, ...]

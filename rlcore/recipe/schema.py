@@ -121,6 +121,12 @@ class KL(Section):
     estimator: Literal["k1", "k2", "k3"] = "k3"
     coefficient: NonNegativeFloat = 0.0
 
+    @model_validator(mode="after")
+    def _pulls(self) -> KL:
+        if self.estimator == "k1" and self.coefficient:
+            raise ValueError("k1 as a loss has an expected gradient of zero: use k2 (pulls as the reverse KL does) or k3")
+        return self
+
 
 class DynamicSampling(Section):
     """DAPO: groups whose raw accuracy is all 0 or all 1 teach nothing; sample others in their place."""
@@ -158,6 +164,12 @@ class Optimizer(Section):
     max_grad_norm: PositiveFloat = 1.0
 
 
+class SftOptimizer(Optimizer):
+    """The same with the rate that supervised training is usually given."""
+
+    learning_rate: PositiveFloat = 1e-5
+
+
 class Update(Section):
     """How a step's batch is cut: into mini-batches (one optimiser step each), and those into micro-batches (memory only)."""
 
@@ -173,7 +185,7 @@ class Evaluation(Section):
     data: Sources
     limit: PositiveInt | None = None  # problems
     samples: PositiveInt = 1  # completions per problem at the rollout temperature; the eval seed fixes them
-    temperatures: list[NonNegativeFloat] = []  # besides, before and after training; 0 is greedy
+    temperatures: list[NonNegativeFloat] = []  # also measured at these, before and after training only; 0 is greedy
     seed: int = 0
     max_new_tokens: PositiveInt | None = None  # default: the rollout's
 
@@ -181,13 +193,13 @@ class Evaluation(Section):
 class Checkpoint(Section):
     every: PositiveInt = 20  # steps; the last step is always kept
     keep_last: PositiveInt = 2
-    keep_best: str | None = None  # a metric, e.g. eval/accuracy
+    keep_best: str | None = None  # a metric of which higher is better, e.g. eval/accuracy
 
 
 class Stop(Section):
     """End before `steps`: when a metric has not risen for `patience` evaluations, or a budget is spent."""
 
-    metric: str = "eval/accuracy"
+    metric: str = "eval/accuracy"  # higher is better
     patience: PositiveInt | None = None
     max_hours: PositiveFloat | None = None
     max_tokens: PositiveInt | None = None
@@ -256,6 +268,7 @@ class Sft(Job):
     job: Literal["sft"] = "sft"
     data: Sources
     prompt: Prompt = Prompt()
+    optimizer: SftOptimizer = SftOptimizer()
     epochs: PositiveInt = 1
     batch_size: PositiveInt = 64
     max_length: PositiveInt = 1024

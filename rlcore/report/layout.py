@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+import numpy as np
+
 from rlcore.report.read import Series
 
 
@@ -30,6 +32,7 @@ class Section:
     title: str
     panels: Sequence[Panel]
     columns: int  # on a wide screen
+    constant: Sequence[str]  # metrics that never changed: told, not drawn
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,8 @@ WIDE = {"Accuracy"}  # what a run is about
 
 
 def sections(metrics: Mapping[str, Series]) -> list[Section]:
-    """Every metric in exactly one panel; bounds are drawn as the band of the metric that they bound."""
+    """Every metric in exactly one panel; bounds are drawn as the band of the metric that they bound. A panel in which nothing
+    ever changes is not drawn: its metrics are among the section's constant ones."""
     left = [name for name in metrics if not _is_bound(name, metrics)]
     found = []
     for title, rules in SECTIONS.items():
@@ -85,7 +89,9 @@ def sections(metrics: Mapping[str, Series]) -> list[Section]:
             left = [name for name in left if name not in names]
             panels += rule.panels(names) if names else []
         if panels:
-            found.append(Section(title, panels, columns=2 if title in WIDE else 3))
+            drawn = [panel for panel in panels if not all(_is_constant(name, metrics) for name in panel.names)]
+            constant = [name for panel in panels if panel not in drawn for name in panel.names]
+            found.append(Section(title, drawn, columns=2 if title in WIDE else 3, constant=constant))
     return found
 
 
@@ -98,6 +104,12 @@ def bounds(name: str, metrics: Mapping[str, Series]) -> tuple[Series, Series] | 
 def _is_bound(name: str, metrics: Mapping[str, Series]) -> bool:
     whole = name.removesuffix("_low").removesuffix("_high")
     return whole != name and whole in metrics and bounds(whole, metrics) is not None
+
+
+def _is_constant(name: str, metrics: Mapping[str, Series]) -> bool:
+    """The same value at every step, of which there are several, and without an interval that a panel would show."""
+    values = metrics[name].values
+    return len(values) > 1 and bool(np.all(values == values[0])) and bounds(name, metrics) is None
 
 
 def _matching(names: Iterable[str], patterns: Sequence[str]) -> list[str]:

@@ -70,8 +70,10 @@ def _anchor(section: Section) -> str:
 
 def _section(section: Section, metrics: Mapping[str, Series]) -> str:
     panels = "".join(_panel(panel, metrics, section.columns) for panel in section.panels)
-    grid = f'<div class="panels columns-{section.columns}">{panels}</div>'
-    return f'<section id="{_anchor(section)}"><h2>{section.title}</h2>{grid}</section>'
+    grid = f'<div class="panels columns-{section.columns}">{panels}</div>' if panels else ""
+    held = ", ".join(f"{escape(name)} {number(float(metrics[name].values[0]))}" for name in section.constant)
+    constant = f'<p class="note">constant: {held}</p>' if held else ""
+    return f'<section id="{_anchor(section)}"><h2>{section.title}</h2>{grid}{constant}</section>'
 
 
 def _panel(panel: Panel, metrics: Mapping[str, Series], columns: int) -> str:

@@ -33,7 +33,9 @@ def save(root: Path, step: int, learners: Mapping[str, Saved], state: Mapping[st
             (aside / name).mkdir(parents=True)
             learner.save(aside / name)
         (aside / "state.json").write_text(json.dumps(state))
-        _flush(aside)
+        for path in aside.rglob("*"):
+            if path.is_file():
+                flush(path)
         shutil.rmtree(target, ignore_errors=True)
         aside.rename(target)
     except SafetensorError as error:  # how safetensors reports a full disk
@@ -70,9 +72,7 @@ def prune(root: Path, keep: set[int | None]) -> None:
         shutil.rmtree(leftover)
 
 
-def _flush(folder: Path) -> None:
-    """Have the disk hold every file before the rename makes them count."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+def flush(path: Path) -> None:
+    """Have the disk hold a file before something makes it count: a rename, or a position in it that is written down."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

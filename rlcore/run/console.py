@@ -31,10 +31,11 @@ UNLESS_ZERO = {  # troubles: shown when there are any
     "importance/capped": "capped",
 }
 
+TERMINAL = RichConsole(stderr=True, highlight=False, soft_wrap=True)  # one: it stacks the bars that are shown at a time
+
 
 class Console:
     def __init__(self, name: str, total: int) -> None:
-        self.rich = RichConsole(stderr=True, highlight=False, soft_wrap=True)
         self.progress = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -42,7 +43,7 @@ class Console:
             TimeElapsedColumn(),
             TextColumn("ETA"),
             TimeRemainingColumn(),
-            console=self.rich,
+            console=TERMINAL,
             disable=not sys.stderr.isatty(),
         )
         self.task = self.progress.add_task(name, total=total)
@@ -63,10 +64,10 @@ class Console:
             self.say(f"step {step}/{self.total}  {readable(metrics)}")
 
     def say(self, message: str) -> None:
-        self.rich.print(message, markup=False)
+        TERMINAL.print(message, markup=False)
 
     def warn(self, message: str) -> None:
-        self.rich.print(f"warning: {message}", style="yellow", markup=False)
+        TERMINAL.print(f"warning: {message}", style="yellow", markup=False)
 
     def stop(self) -> None:
         self.progress.stop()
@@ -75,7 +76,7 @@ class Console:
 @contextmanager
 def watched(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A progress bar on a terminal while something long goes on; tell the function that it yields how much more is done."""
-    with RichProgress(console=RichConsole(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+    with RichProgress(console=TERMINAL, transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task(what, total=total)
         yield lambda done: progress.advance(task, done)
 
@@ -97,8 +98,10 @@ def _of_evaluation(metrics: Mapping[str, float]) -> Iterator[str]:
     for name, value in metrics.items():
         if f"{name}_low" in metrics:
             yield f"{name} {value:.1%} ({metrics[name + '_low']:.1%} to {metrics[name + '_high']:.1%})"
-        elif name in ("length", "entropy") or (name in ("truncated", "no_answer", "invalid") and value):
-            yield f"{name} {_short(value)}"
+        elif name in ("length", "entropy", "problems_fully_judged") or (
+            name in ("truncated", "no_answer", "invalid") and value
+        ):
+            yield f"{name.replace('_', ' ')} {_short(value)}"
 
 
 def _short(value: float) -> str:

@@ -14,22 +14,20 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
+from uuid import uuid4
 
-import yaml
 from filelock import FileLock, Timeout
 
-from rlcore.errors import UserError
-from rlcore.plugins import nearest
-from rlcore.recipe.load import Loaded
+from rlcore.errors import UserError, nearest
+from rlcore.recipe.load import Loaded, load
 from rlcore.recipe.schema import Checkpoint, Stop
 from rlcore.run import checkpoint
 from rlcore.run.checkpoint import Saved
 from rlcore.run.console import Console
-from rlcore.run.trackers import Tracker, open_trackers
+from rlcore.run.trackers import Tracked, Tracker, find_trackers
 
 # What a resumed run may change: how long it goes on and what it tells.
 CHANGEABLE = ("steps", "stop", "checkpoint", "log", "output", "name")
@@ -48,20 +46,19 @@ class Stateful(Protocol):
 
 
 class Run:
-    """One run. `learners` and `cursors` are what its checkpoints hold; both are restored together."""
+    """One run. `learners` and `cursors` are what its checkpoints hold; both are restored together. Raises UserError where a
+    tracker's package is not installed."""
 
     def __init__(self, loaded: Loaded, *, steps: int, keep: Checkpoint, stop: Stop) -> None:
-        self.folder = Path(loaded.recipe.folder)
+        self.recipe, self.folder = loaded.recipe, Path(loaded.recipe.folder)
         self.steps, self.keep, self.rules = steps, keep, stop
         self.console = Console(loaded.recipe.name, steps)
         self.learners: dict[str, Saved] = {}
         self.cursors: dict[str, Stateful] = {}
         self.trackers: list[Tracker] = []
-        self._open_trackers = partial(
-            open_trackers, loaded.recipe.log, self.folder, loaded.recipe.name, loaded.recipe.model_dump(mode="json")
-        )
+        self._open_trackers = find_trackers(loaded.recipe.log)
         self._times: dict[str, float] = {}
-        self._history: dict[str, Any] = {"elapsed": 0.0, "tokens": 0.0, "best": {}}
+        self._history: dict[str, Any] = {"id": uuid4().hex, "elapsed": 0.0, "tokens": 0.0, "best": {}}
         self._watched = {m for m in (keep.keep_best, stop.metric if stop.patience else None) if m}
         self._stopped = ""  # the stop rule that ended the run
         self._since = time.monotonic()
@@ -77,10 +74,14 @@ class Run:
             state = checkpoint.load(self.folder / "checkpoints", step, self.learners)
             for name, cursor in self.cursors.items():
                 cursor.restore(state["cursors"][name])
-            self._history, written = state["history"], state["written"]
+            self._history, written = self._history | state["history"], state["written"]
             self.console.say(f"resumed from step {step} in {self.folder}")
         self.begin(step, written)
         self._stopped = self._stop_reason() if step else ""
+        if step >= self.steps:
+            self.console.say(f"nothing left to train: step {step} of {self.steps} is done; to go on, raise steps=")
+        elif self._stopped:
+            self.console.say(f"nothing left to train: {self._stopped}; to go on, raise that rule of the recipe's `stop`")
         return step
 
     @contextmanager
@@ -99,7 +100,8 @@ class Run:
         for path in (self.folder / "ledger").glob("step-*.parquet"):
             if int(path.stem.removeprefix("step-")) > step:
                 path.unlink()
-        self.trackers = self._open_trackers()
+        tracked = Tracked(self.folder, self.recipe.name, self._history["id"], self.recipe.model_dump(mode="json"))
+        self.trackers = [open_tracker(tracked) for open_tracker in self._open_trackers]
         self.console.start(step)
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
@@ -155,6 +157,7 @@ class Run:
         folder.mkdir(exist_ok=True)
         aside = folder / f".step-{step:06d}.parquet"
         pq.write_table(pa.Table.from_pylist([{"step": step, **row} for row in rows]), aside, compression="zstd")
+        checkpoint.flush(aside)
         aside.rename(folder / f"step-{step:06d}.parquet")
 
     def checkpoint(self, step: int) -> None:
@@ -164,11 +167,13 @@ class Run:
             self.console.say(f"stopping after step {step}: {self._stopped}")
         best = self._history["best"].get(self.keep.keep_best, {}).get("step")
         if step % self.keep.every == 0 or not self.goes_on(step) or best == step or self._interrupted:
+            metrics = self.folder / "metrics.jsonl"
+            checkpoint.flush(metrics)
             state = {
                 "step": step,
                 "cursors": {name: cursor.state() for name, cursor in self.cursors.items()},
                 "history": {**self._history, "elapsed": self.elapsed},
-                "written": (self.folder / "metrics.jsonl").stat().st_size,
+                "written": metrics.stat().st_size,
             }
             root = self.folder / "checkpoints"
             checkpoint.save(root, step, self.learners, state)
@@ -183,7 +188,7 @@ class Run:
         for metric in self._watched:
             best = self._history["best"].get(metric)
             if metric not in metrics:
-                if step > 0 and best is None:
+                if best is None and metrics.get("groups/trained"):  # a step that trained on something has every metric
                     raise UserError(f"the recipe watches {metric!r}, which no metric is called{nearest(metric, list(metrics))}")
             elif best is None or metrics[metric] > best["value"]:
                 self._history["best"][metric] = {"value": metrics[metric], "step": step, "stale": 0}
@@ -207,6 +212,11 @@ class Run:
             self.console.warn("more than half of the completions are cut by rollout.max_new_tokens: raise it")
         if metrics.get("answers/missing", 0) > 0.5:
             self.console.warn("more than half of the completions have no answer to extract: look at the ledger and the prompt")
+        if metrics.get("groups/trained") == 0 or metrics.get("groups/degenerate") == 1:
+            self.console.warn(
+                "this step had nothing to teach: every group was dropped or paid all its completions alike; make the problems "
+                "easier or harder, or raise rollout.samples"
+            )
 
     def _on_interrupt(self, signum: int, frame: FrameType | None) -> None:
         if self._interrupted:
@@ -252,11 +262,13 @@ def write_aside(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     aside = path.with_name(f".{path.name}")
     aside.write_text(text, encoding="utf-8")
+    checkpoint.flush(aside)
     aside.rename(path)
 
 
 def _refuse_changes(loaded: Loaded, recipe_file: Path) -> None:
-    before, now = yaml.safe_load(recipe_file.read_text()), yaml.safe_load(loaded.to_yaml())
+    """Both recipes as today's schema has them, so that a default which came later is no difference."""
+    before, now = (each.recipe.model_dump(mode="json") for each in (load([str(recipe_file)]), loaded))
     changed = [key for key in now if now[key] != before.get(key) and key not in CHANGEABLE]
     if changed:
         raise UserError(

@@ -16,7 +16,7 @@ class Mean:
 
     @property
     def value(self) -> float:
-        return self.total / self.count if self.count else 0.0
+        return self.total / self.count
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,4 +40,5 @@ def merge(parts: Iterable[Metrics]) -> Metrics:
 
 
 def values(metrics: Mapping[str, Mean | Max]) -> dict[str, float]:
-    return {name: metric.value for name, metric in metrics.items()}
+    """What is logged. A mean over nothing has no value and is left out: the accuracy where nothing was judged is not 0."""
+    return {name: metric.value for name, metric in metrics.items() if isinstance(metric, Max) or metric.count}

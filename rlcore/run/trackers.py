@@ -1,9 +1,12 @@
-"""Experiment trackers that a recipe's `log` asks for. Each becomes a function of (step, metrics)."""
+"""Experiment trackers that a recipe's `log` asks for. Each becomes a function of (step, metrics) when the run begins; that its
+package is there is known before, when `rlcore.run.folder` makes the run."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +15,30 @@ from rlcore.errors import UserError
 Tracker = Callable[[int, Mapping[str, float]], None]
 
 
-def open_trackers(names: Sequence[str], folder: Path, run_name: str, config: Mapping[str, Any]) -> list[Tracker]:
-    return [_OPEN[name](folder, run_name, config) for name in names]
+@dataclass(frozen=True)
+class Tracked:
+    """The run that a tracker is told of. `id` is the same in every resume."""
+
+    folder: Path
+    name: str
+    id: str
+    recipe: Mapping[str, Any]
 
 
-def _import(package: str) -> Any:
+def find_trackers(names: Sequence[str]) -> list[Callable[[Tracked], Tracker]]:
+    """How each is opened, its package imported. Raises UserError for a package that is not installed."""
+    return [partial(_OPEN[name], _import(name)) for name in names]
+
+
+def _import(name: str) -> Any:
     try:
-        return importlib.import_module(package)
+        return importlib.import_module("torch.utils.tensorboard" if name == "tensorboard" else name)
     except ImportError as error:
-        raise UserError(
-            f"log: {package.split('.')[0]!r} is not installed: pip install it, or drop it from the recipe"
-        ) from error
+        raise UserError(f"log: {name!r} is not installed: pip install it, or drop it from the recipe") from error
 
 
-def _tensorboard(folder: Path, run_name: str, config: Mapping[str, Any]) -> Tracker:
-    writer = _import("torch.utils.tensorboard").SummaryWriter(log_dir=str(folder / "tensorboard"))
+def _tensorboard(module: Any, run: Tracked) -> Tracker:
+    writer = module.SummaryWriter(log_dir=str(run.folder / "tensorboard"))
 
     def log(step: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
@@ -36,17 +48,14 @@ def _tensorboard(folder: Path, run_name: str, config: Mapping[str, Any]) -> Trac
     return log
 
 
-def _wandb_like(package: str) -> Callable[[Path, str, Mapping[str, Any]], Tracker]:
-    def open_it(folder: Path, run_name: str, config: Mapping[str, Any]) -> Tracker:
-        module = _import(package)
-        module.init(project="rlcore", name=run_name, config=dict(config))
-        return lambda step, metrics: module.log(dict(metrics), step=step)
-
-    return open_it
+def _wandb(module: Any, run: Tracked) -> Tracker:
+    module.init(project="rlcore", name=run.name, id=run.id, resume="allow", config=dict(run.recipe))
+    return lambda step, metrics: module.log(dict(metrics), step=step)
 
 
-_OPEN: dict[str, Callable[[Path, str, Mapping[str, Any]], Tracker]] = {
-    "tensorboard": _tensorboard,
-    "wandb": _wandb_like("wandb"),
-    "trackio": _wandb_like("trackio"),
-}
+def _trackio(module: Any, run: Tracked) -> Tracker:
+    module.init(project="rlcore", name=run.name, config=dict(run.recipe))
+    return lambda step, metrics: module.log(dict(metrics), step=step)
+
+
+_OPEN: dict[str, Callable[[Any, Tracked], Tracker]] = {"tensorboard": _tensorboard, "wandb": _wandb, "trackio": _trackio}

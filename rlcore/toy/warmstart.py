@@ -15,8 +15,7 @@ from pathlib import Path
 from rlcore import models, prompts
 from rlcore.data.mixture import load as load_problems
 from rlcore.data.sources import chain
-from rlcore.errors import UserError
-from rlcore.plugins import nearest
+from rlcore.errors import UserError, nearest
 from rlcore.prompts import Prompter
 from rlcore.recipe.load import load, shipped
 from rlcore.recipe.schema import Job, Sft

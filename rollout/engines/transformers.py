@@ -239,6 +239,8 @@ class Transformers(Engine):
         if self._state.fits(slots, capacity):
             return
         slots, capacity = max(slots, self._state.slots), max(capacity, self._state.capacity)
+        if not self._rows:
+            self._release()  # nothing to carry over: the old cache need not stand beside the new one
         cache = SlotCache(self.model.config, slots, capacity, self.model.dtype, self.model.device)
         state = RowState(slots, capacity, self.model.device)
         cache.take(self._cache, len(self._rows))

@@ -1,7 +1,9 @@
 """vLLM in this process, on a CPU or a GPU: the fast engine. Same contract as the transformers engine, same recipe.
 
 Where it differs: its random numbers are vLLM's, so the tokens of a seed are other ones, and a completion that goes on from a
-forced prefix continues with fresh numbers instead of the unbroken run's. In float32 its log-probs are the learner's to 1e-5.
+forced prefix continues with fresh numbers instead of the unbroken run's. It applies min-p before top-k and top-p, and
+`rlcore.types.Sampling` has it last: with min_p and top_p together the nucleus is made of what min-p left, and is the smaller
+one (the log-probs are those of what it sampled from). In float32 its log-probs are the learner's to 1e-5.
 """
 
 from __future__ import annotations
@@ -80,6 +82,7 @@ class Vllm(Engine):
             max_loras=1,
             lora_target_modules=_linears(plain),
             disable_log_stats=True,
+            use_tqdm_on_load=False,
         )
         self._version = 0
         self._adapter: Any = None  # the vllm.lora.request.LoRARequest that is served

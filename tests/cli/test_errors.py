@@ -13,6 +13,8 @@ from rlcore.cli import main as cli
 from rlcore.protocols import Reward
 from rlcore.types import Invalid, Scored
 
+MISTYPED = "{name: transformers, batch_sise: 7}"
+
 
 class Failing(Reward):
     verifiable = True
@@ -67,10 +69,13 @@ def small(tiny: Path, folder: Path) -> list[str]:
         (["rewards=[{name: 'HERE:Failing'}]"], r"could not be graded, .*max_invalid_fraction 0.2: 256 x the grader is down"),
         (["rewards=[answer, {name: 'HERE:Short'}]"], r"reward 'Short' returned 1 scores for 256 completions"),
         (["rewards=[answer, overlong]"], r"'overlong' needs the option 'max_tokens', 'buffer'"),
-        (["rewards=[compose]"], r"rewards.compose is no plugin: it holds nothing called 'compose'"),
+        (["rewards=[compose]"], r"there is no 'compose' in rewards; "),
         (["device=tpu"], r"device 'tpu' is none of auto, cpu, cuda, mps"),
         (["rewards=[anser]"], r"did you mean 'answer'"),
-        (["rewards=[{name: overlong, max_tokens: 9, buffer: 3}]"], r"no reward component is verifiable: add `answer`"),
+        (
+            ["rewards=[{name: overlong, max_tokens: 9, buffer: 3}]", "algorithm.dynamic_sampling={}"],
+            r"no reward component is verifiable: add `answer`",
+        ),
         (["rewards=[{name: 'no_such_module:Thing'}]"], r"cannot import 'no_such_module:Thing'"),
         (["algorithm.loss={name: ppo_clip, clip_hihg: 1}"], r"no option 'clip_hihg'; did you mean 'clip_high'"),
         (["rollout.engine=vlm"], r"there is no 'vlm' in rollout/engines"),
@@ -110,6 +115,8 @@ def test_training_on_the_evaluation_problems_is_refused(rlcore: Callable, tiny: 
 
 def test_eval_and_report_refuse_in_one_line(rlcore: Callable, tmp_path: Path) -> None:
     assert "did you mean 'gsm8k'" in rlcore("eval", "--model", "toy:chain", "--data", "gsm8")
+    assert "did you mean 'batch_size'" in rlcore("eval", "--model", "x", "--data", "chain", "--engine", MISTYPED)
+    assert "--engine '3' names nothing" in rlcore("eval", "--model", "x", "--data", "chain", "--engine", "3")
     assert "neither float32 nor bfloat16" in rlcore("eval", "--model", "x", "--data", "chain", "--dtype", "fp8")
     assert str(tmp_path) in rlcore("report", str(tmp_path))
 

@@ -57,6 +57,16 @@ def test_a_restored_mixture_goes_on_exactly(source: Any, steps_before: int) -> N
     assert resumed.state() == unbroken.state()
 
 
+def test_checkpoints_do_not_read_all_problems_again(source: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    mixture, read = Mixture([source("a", 9)], seed=5), []
+    problems = Mixture.problems.fget
+    monkeypatch.setattr(Mixture, "problems", property(lambda self: read.append(1) or problems(self)))
+    states = [mixture.state() for _ in range(3)]
+    mixture.restore(states[0])
+    assert states[0] == states[1] == states[2]
+    assert len(read) == 1
+
+
 @pytest.mark.parametrize("change", ["rows", "answers", "weight", "seed"])
 def test_a_mixture_of_other_data_is_not_resumed(source: Any, change: str) -> None:
     state = Mixture([source("a", 9)], seed=5).state()

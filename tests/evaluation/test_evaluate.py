@@ -3,35 +3,46 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from transformers import PreTrainedTokenizerBase
 
 from rewards.verifiable.answer import Answer
 from rlcore.cli import main as cli
 from rlcore.data.sources.chain import chain
 from rlcore.errors import UserError
-from rlcore.evaluation.evaluate import evaluate
-from rlcore.models import load_tokenizer
+from rlcore.evaluation.evaluate import Verify, evaluate
+from rlcore.models import ModelSpec, load_tokenizer
 from rlcore.prompts import Prompter
 from rlcore.recipe.schema import Prompt
-from rlcore.types import Invalid, Request, Sampling
-from rollout.engines.scripted import Scripted
+from rlcore.types import Group, Invalid, Request, Sampling, Score, Scored
+from rollout.scripted import Scripted
 
 PROBLEMS = chain(split="test", count=4)
+SMALL_BATCH = "{name: transformers, batch_size: 7}"
 
 
-def scripted(tiny: Path, script: Callable[[Request], str], samples: int = 4) -> dict[str, float]:
+def scripted(
+    tiny: Path,
+    script: Callable[[Request], str],
+    verify: Verify | None = None,
+    samples: int = 4,
+    max_invalid_fraction: float = 1.0,
+) -> dict[str, float]:
+    """The summary of an evaluation of what the script says, judged by the real grader unless by another."""
     tokenizer = load_tokenizer(str(tiny))
     prompter = Prompter(Prompt(), tokenizer)
     sampling = Sampling(max_new_tokens=20)
+    engine = Scripted(tokenizer, script)
     grader = Answer()
+    judge = verify or (lambda groups: grader.score(groups, None))
     try:
-        return evaluate(
-            Scripted(tokenizer, script), prompter, PROBLEMS, lambda g: grader.score(g, None), samples, sampling, 0
-        ).summary()
+        return evaluate(engine, prompter, PROBLEMS, judge, samples, sampling, 0, max_invalid_fraction).summary()
     finally:
         grader.close()
 
@@ -57,36 +68,121 @@ def test_every_number_of_a_scripted_evaluation(tiny: Path) -> None:
     assert summary["accuracy_low"] < summary["accuracy"] < summary["accuracy_high"]
 
 
+def test_k_is_what_was_asked_over_the_problems_that_were_judged_whole(tiny: Path) -> None:
+    """Of 4 samples each: problem 0 loses one to the grader, 1 all four; 2 has one right answer, 3 none."""
+
+    def verify(groups: Sequence[Group]) -> list[Score]:
+        down: Score = Invalid("grader down")
+        right, wrong = Scored(1.0, judged="right"), Scored(0.0, judged="wrong")
+        rows = [[down, right, right, right], [down] * 4, [right, wrong, wrong, wrong], [wrong] * 4]
+        return [score for row in rows for score in row]
+
+    summary = scripted(tiny, lambda _: "#### 1", verify)
+    assert summary["accuracy"] == pytest.approx((1 + 0.25 + 0) / 3)
+    assert summary["pass@4"] == pytest.approx(1 / 2)
+    assert summary["maj@4"] == 0
+    assert summary["problems_fully_judged"] == 2
+    assert not [name for name in summary if "@3" in name]
+
+
+def test_a_reward_that_tells_no_answers_has_no_majority_and_no_share_without_answer(tiny: Path) -> None:
+    def verify(groups: Sequence[Group]) -> list[Score]:
+        return [Scored(float(c.sample == 0)) for group in groups for c in group.completions]
+
+    summary = scripted(tiny, lambda _: "#### 1", verify)
+    assert summary["pass@4"] == 1
+    assert not {"maj@4", "no_answer"} & set(summary)
+
+
+def test_the_grader_that_finds_no_answer_anywhere_says_so(tiny: Path) -> None:
+    summary = scripted(tiny, lambda _: "wait")
+    assert (summary["no_answer"], summary["maj@4"]) == (1, 0)
+
+
+def test_a_half_broken_grader_stops_an_evaluation_with_its_reasons(tiny: Path) -> None:
+    def verify(groups: Sequence[Group]) -> list[Score]:
+        return [Invalid("down") if c.sample == 0 else Scored(1.0) for group in groups for c in group.completions]
+
+    with pytest.raises(UserError, match=r"4 of 16 completions could not be graded, .*max_invalid_fraction 0.2: 4 x down"):
+        scripted(tiny, lambda _: "#### 1", verify, max_invalid_fraction=0.2)
+    assert scripted(tiny, lambda _: "#### 1", verify, max_invalid_fraction=0.25)["invalid"] == pytest.approx(0.25)
+
+
 def test_nothing_but_invalid_verdicts_is_an_error(tiny: Path) -> None:
-    tokenizer = load_tokenizer(str(tiny))
-    done = evaluate(
-        Scripted(tokenizer, lambda _: "#### 1"),
-        Prompter(Prompt(), tokenizer),
-        PROBLEMS,
-        lambda groups: [Invalid("grader down") for group in groups for _ in group.completions],
-        1,
-        Sampling(max_new_tokens=20),
-        0,
-    )
-    with pytest.raises(UserError, match="not one of 4 completions could be graded: grader down"):
-        done.summary()
+    with pytest.raises(UserError, match="not one of 16 completions could be graded: grader down"):
+        scripted(tiny, lambda _: "#### 1", lambda groups: [Invalid("grader down") for g in groups for _ in g.completions])
 
 
-def test_the_command_gives_the_same_number_for_the_same_seed(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def run(file: str, *extra: str) -> dict:
-        arguments = ["--model", str(tiny), "--data", "{name: chain, count: 30}", "--max-new-tokens", "12", "--samples", "2"]
-        monkeypatch.setattr(sys, "argv", ["rlcore", "eval", *arguments, "--json", str(tmp_path / file), *extra])
+@pytest.fixture
+def measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """Run `rlcore eval --model MODEL …` on a few small problems; its JSON."""
+
+    def run(model: Path, *extra: str) -> dict[str, Any]:
+        file = tmp_path / "result.json"
+        arguments = ["--model", str(model), "--data", "{name: chain, count: 30}", "--max-new-tokens", "12", "--samples", "2"]
+        monkeypatch.setattr(sys, "argv", ["rlcore", "eval", *arguments, "--json", str(file), *extra])
         with pytest.raises(SystemExit) as stopped:
             cli.main()
         assert not stopped.value.code
-        result: dict = json.loads((tmp_path / file).read_text())
+        result: dict[str, Any] = json.loads(file.read_text())
         return result
 
-    first, again, other = run("a"), run("b", "--batch-size", "7"), run("c", "--seed", "1")
+    return run
+
+
+def test_the_command_gives_the_same_number_for_the_same_seed(tiny: Path, measure: Callable) -> None:
+    first, again, other = measure(tiny), measure(tiny, "--engine", SMALL_BATCH), measure(tiny, "--seed", "1")
     assert again.pop("entropy") == pytest.approx(first["entropy"], abs=1e-6)  # log-probs are equal to rounding, tokens exactly
-    assert again | {"batch_size": 64} == {k: v for k, v in first.items() if k != "entropy"}
+    assert again.pop("engine") == {"name": "transformers", "batch_size": 7}
+    assert first["engine"] == {"name": "transformers"}
+    assert again == {k: v for k, v in first.items() if k not in ("entropy", "engine")}
     assert first["entropy"] != other["entropy"]
     for key in ("accuracy", "low", "high", "pass@2", "maj@2", "length", "truncated", "invalid", "grader", "prompt_hash"):
         assert key in first
+
+
+class Parrot(Scripted):
+    """An engine of one's own, with an option."""
+
+    closed = 0
+
+    def __init__(self, spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int], *, says: str) -> None:
+        super().__init__(tokenizer, lambda _: says)
+
+    def close(self) -> None:
+        type(self).closed += 1
+
+
+def test_the_engine_is_the_one_that_was_asked_for_with_its_options(tiny: Path, measure: Callable) -> None:
+    def parrot(says: str) -> dict[str, Any]:
+        result: dict[str, Any] = measure(tiny, "--engine", f"{{name: '{__name__}:Parrot', says: '{says}'}}")
+        return result
+
+    right = sum(problem.answer == "3" for problem in chain(split="test", count=30))
+    assert parrot("#### 3")["accuracy"] == pytest.approx(right / 30)
+    assert parrot("wait")["no_answer"] == 1
+    assert Parrot.closed == 2
+
+
+@pytest.mark.xdist_group("vllm")
+def test_the_command_runs_on_vllm(tiny: Path, measure: Callable) -> None:
+    """Real vLLM. Greedy, so that both engines say the same."""
+    vllm, here = (
+        measure(tiny, "--temperature", "0", "--engine", e) for e in ("{name: vllm, kv_cache_gb: 0.1}", "transformers")
+    )
+    assert vllm["engine"] == {"name": "vllm", "kv_cache_gb": 0.1}
+    assert (vllm["length"], vllm["accuracy"]) == (here["length"], here["accuracy"])
+
+
+def test_a_runs_checkpoint_is_asked_as_it_was_trained(tiny: Path, tmp_path: Path, measure: Callable) -> None:
+    policy = tmp_path / "run/checkpoints/step-1/policy"
+    shutil.copytree(tiny, policy / "model")
+    recipe = "model: a\nsteps: 1\ndata: gsm8k\nprompt: {template: 'Q: {problem} A:', system: Think., examples: EXAMPLES}\n"
+    (tmp_path / "run/recipe.yaml").write_text(recipe.replace("EXAMPLES", "[{prompt: '1+1', answer: '2'}]"))
+    (tmp_path / "run/metrics.jsonl").write_text("")
+    trained, bare = measure(policy), measure(tiny)
+    assert (trained["template"], trained["system"]) == ("Q: {problem} A:", "Think.")
+    assert (bare["template"], bare["system"]) == ("{problem}", "")
+    assert trained["prompt_hash"] != measure(tiny, "--template", "Q: {problem} A:", "--system", "Think.")["prompt_hash"]
+    changed = measure(policy, "--template", "{problem}!", "--system", "")
+    assert (changed["template"], changed["system"]) == ("{problem}!", "")

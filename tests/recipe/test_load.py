@@ -78,6 +78,7 @@ def test_job_selects_the_recipe_class(recipe: Path) -> None:
     [
         ("rollout: {sampels: 4}\n", r"mine.yaml:5: unknown key 'rollout.sampels'; did you mean 'samples'\?"),
         ("algorithm: {kl: {estimator: k4}}\n", r"mine.yaml:5: 'algorithm.kl.estimator': .*'k1', 'k2' or 'k3'"),
+        ("algorithm: {kl: {estimator: k1, coefficient: 0.1}}\n", r"mine.yaml:5: 'algorithm.kl': k1 as a loss .*use k2 .*or k3"),
         ("seed: [1\n", r"mine.yaml:\d: not readable as YAML"),
         ("job: dance\n", r"job 'dance' is none of rl, sft"),
         ("rollout: {top_p: 0.9}\n", r"importance_sampling_cap"),
@@ -105,6 +106,15 @@ def test_what_is_refused(recipe: Path, text: str, message: str) -> None:
 def test_arguments_that_are_refused(arguments: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         load(arguments)
+
+
+@pytest.mark.parametrize("section", ["", "optimizer: {schedule: cosine}\n"])
+def test_supervised_training_has_a_rate_of_its_own(tmp_path: Path, section: str) -> None:
+    """Also where the recipe says something else of the optimiser."""
+    path = tmp_path / "sft.yaml"
+    path.write_text("job: sft\nmodel: a\ndata: gsm8k\n" + section)
+    assert load([str(path)]).recipe.optimizer.learning_rate == 1e-5
+    assert load([str(path), "job=rl", "steps=1"]).recipe.optimizer.learning_rate == 1e-6
 
 
 def test_a_missing_key_is_named(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def make_ledger(folder: Path, step: int, groups: int, *, invalid: bool = False, 
 
 def step(number: int) -> dict[str, Any]:
     metrics = {"accuracy": number / 30, "reward": 1.0, "reward/answer": number / 30, "length/mean": 40, "grad_norm": 0.5}
-    times = {"time/generate": 2.0, "time/learn": 1.0, "time/step": 3.0}
+    times = {"time/generate": 1 + 1 / number, "time/learn": 1.0, "time/step": 2 + 1 / number}
     return {"step": number, **metrics, **times, "kl/reference": 1e-5 * number, "mine/depth": 3}
 
 
@@ -130,10 +130,22 @@ def test_says_what_the_run_came_to(page: Page) -> None:
 def test_draws_every_metric_once(page: Page) -> None:
     titles = re.findall(r"<h3>(.*?)</h3>", page.source)
     assert titles[:2] == ["evaluation", "training, as sampled"]
-    assert "mine/depth" in titles  # unknown to the layout, yet shown
     assert len(titles) == len(set(titles)) == page.source.count("<svg ")
     assert "eval/accuracy_low" not in page.text
     assert "time/generate" in page.text
+
+
+def test_what_never_changed_is_told_and_not_drawn(page: Page) -> None:
+    titles = re.findall(r"<h3>(.*?)</h3>", page.source)
+    assert "constant: mine/depth 3.00" in page.text  # unknown to the layout, yet shown
+    assert "constant: grad_norm 0.500" in page.text
+    assert not {"mine/depth", "grad_norm", "reward"} & set(titles)
+    assert {"seconds per step", "reward/answer"} <= set(titles)  # one part of the time is constant, the whole is not
+
+
+def test_an_evaluation_is_drawn_even_where_it_never_changed(tmp_path: Path) -> None:
+    report = Page(write_report(make_run(tmp_path, [evaluation(0, 0.5), evaluation(20, 0.5)])))
+    assert re.findall(r"<h3>(.*?)</h3>", report.source) == ["evaluation"]
 
 
 def test_is_self_contained(page: Page) -> None:
@@ -210,7 +222,9 @@ def test_an_unfinished_run_shows_its_evaluations_so_far(tmp_path: Path) -> None:
 def test_a_supervised_run(tmp_path: Path) -> None:
     rows = [{"step": number, "loss": 1 / number, "learning_rate": 1e-4} for number in range(1, 5)]
     run = make_run(tmp_path, rows, job="sft")
-    assert re.findall(r"<h3>(.*?)</h3>", Page(write_report(run)).source) == ["loss", "learning_rate"]
+    report = Page(write_report(run))
+    assert re.findall(r"<h3>(.*?)</h3>", report.source) == ["loss"]
+    assert "constant: learning_rate 0.0001" in report.text
 
 
 def test_nan_is_left_out_and_counted(tmp_path: Path) -> None:

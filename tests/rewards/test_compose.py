@@ -91,11 +91,23 @@ def compose() -> Callable[..., Rewards]:
     return make
 
 
+def test_two_verifiable_components_are_refused_by_name(compose: Callable) -> None:
+    """Which of them is the accuracy that filters and evaluation read?"""
+    with pytest.raises(UserError, match="'Told' and 'again' are all verifiable"):
+        compose({"name": "Told"}, {"name": "Half"}, {"name": "Told", "label": "again"})
+
+
+def test_a_batch_of_which_nothing_is_verified_has_no_accuracy(compose: Callable) -> None:
+    graded = compose({"name": "Half"}).grade(groups(["1", "0"]))
+    assert graded.batch.accuracy is None
+    assert "accuracy" not in graded.metrics
+
+
 def test_weighted_values_stand_at_the_last_token(compose: Callable) -> None:
     batch = compose({"name": "Told"}, {"name": "Half", "weight": 0.2}).grade(groups(["1", "0"])).batch
     torch.testing.assert_close(batch.rewards["Told"], torch.tensor([[0.0, 1, 0], [0, 0, 0]]))
     torch.testing.assert_close(batch.rewards["Half"], torch.tensor([[0.0, 0.1, 0], [0, 0, 0.1]]))
-    torch.testing.assert_close(batch.returns, torch.tensor([1.1, 0.1]))
+    torch.testing.assert_close(batch.totals, torch.tensor([1.1, 0.1]))
     assert batch.accuracy.tolist() == [1, 0]
 
 

@@ -11,9 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlcore.models import ModelSpec
 from rlcore.protocols import Engine
 from rlcore.types import Request
-from rollout.engines.scripted import Scripted
 from rollout.engines.transformers import Transformers
 from rollout.engines.vllm import Vllm
+from rollout.scripted import Scripted
 from rollout.sync import weight_update
 
 

@@ -18,7 +18,7 @@ from rlcore.errors import UserError
 from rlcore.models import ModelSpec
 from rlcore.protocols import Engine, WeightUpdate
 from rlcore.types import Completion, Request, Sampling, seed_from
-from rollout.engines.scripted import Scripted
+from rollout.scripted import Scripted
 from rollout.sync import SyncError, weight_update
 
 RANK = 4  # of the engines' adapters

@@ -79,7 +79,7 @@ def test_splits_share_no_problem_and_shares_are_kept() -> None:
     ("options", "message"),
     [
         ({"strategies": {"direkt": 1.0}}, "did you mean 'direct'"),
-        ({"split": "dev"}, "neither 'train' nor 'test'"),
+        ({"split": "tests"}, "'chain' has no split 'tests'; did you mean 'test'"),
         ({"difficulty": [3, 2]}, "is not .low, high."),
     ],
 )

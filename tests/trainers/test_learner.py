@@ -14,11 +14,14 @@ from transformers import PreTrainedTokenizerBase
 
 from rlcore.batch import GradedBatch, TrainingBatch, rows
 from rlcore.errors import UserError
-from rlcore.models import ModelSpec
-from rlcore.recipe.schema import Optimizer, Update
-from trainers.learner import Learner, learning_rate, microbatches
+from rlcore.models import ModelSpec, load_tokenizer
+from rlcore.recipe.load import load
+from rlcore.recipe.schema import RL, Optimizer, Update
+from trainers.build import build_learner, build_policy, build_reference
+from trainers.learner import Learner, learning_rate
 from trainers.losses.ppo_clip import ppo_clip
 from trainers.objective import Objective
+from trainers.scorer import WithoutAdapters, microbatches
 
 LENGTHS = [5, 1, 7, 3, 9, 2]
 
@@ -234,3 +237,50 @@ def test_microbatches_keep_the_budget_and_every_row(training: TrainingBatch) -> 
         for part in cut:
             longest = max(3 + LENGTHS[i] for i in part)
             assert len(part) == 1 or longest * len(part) <= budget
+
+
+def test_cutting_a_batch_measures_its_lengths_once(training: TrainingBatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for each row would take time that grows with the square of the batch."""
+    measured: list[int] = []
+    measure = GradedBatch.lengths.fget
+    monkeypatch.setattr(GradedBatch, "lengths", property(lambda batch: measured.append(1) or measure(batch)))
+    list(microbatches(training.graded, range(6), 20))
+    assert len(measured) == 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_reference_of_a_lora_policy_stays_the_model_it_started_from(
+    tiny_spec: ModelSpec, training: TrainingBatch, dtype: str
+) -> None:
+    """To the bit, after updates that moved the policy, as adapters start at zero; and asking leaves the policy as it was."""
+    recipe = recipe_of(tiny_spec, "lora={rank: 4}", f"dtype={dtype}", "optimizer.learning_rate=1e-2")
+    policy = build_policy(recipe, tiny_spec.location)
+    learner = build_learner(recipe, policy, load_tokenizer(tiny_spec.location), Objective(ppo_clip))
+    start = learner.logprobs(training.graded)
+    reference = build_reference(recipe, tiny_spec.location, policy)
+    for _ in range(3):
+        learner.update(training)
+    moved = learner.logprobs(training.graded)
+    assert (moved - start).abs().max() > 0.01
+    assert reference is not None
+    assert torch.equal(reference.logprobs(training.graded), start)
+    assert torch.equal(learner.logprobs(training.graded), moved)
+    assert learner.model.training
+    assert all(p.requires_grad for p in learner.parameters.values())
+
+
+def test_the_reference_needs_a_second_model_only_where_all_weights_are_trained(tiny_spec: ModelSpec) -> None:
+    for lora, shared in (("lora={rank: 4}", True), ("lora=null", False)):
+        recipe = recipe_of(tiny_spec, lora)
+        policy = build_policy(recipe, tiny_spec.location)
+        reference = build_reference(recipe, tiny_spec.location, policy)
+        assert reference is not None
+        assert isinstance(reference, WithoutAdapters) == (reference.model is policy) == shared
+        assert not hasattr(reference, "optimizer")
+
+
+def recipe_of(spec: ModelSpec, *overrides: str) -> RL:
+    kl = "algorithm.kl={estimator: k3, coefficient: 0.1}"
+    recipe = load(["quickstart", f"model={spec.location}", "device=cpu", "eval=null", kl, *overrides]).recipe
+    assert isinstance(recipe, RL)
+    return recipe

@@ -17,6 +17,7 @@ from rlcore.recipe.load import load
 from rlcore.run.folder import Interrupted, Run
 from rlcore.run.metrics import Mean
 from rlcore.types import Scored
+from trainers.loop import union
 
 DIGITS = f"{{name: '{__name__}:Digits'}}"
 COUNTING = f"rewards=[answer, {DIGITS}, {{name: '{__name__}:Counting'}}]"
@@ -221,10 +222,22 @@ def test_dynamic_sampling_trains_on_mixed_groups_only(launch: Callable) -> None:
     assert len({(row["problem_id"], row["sample"]) for row in ledger}) == len(ledger)
 
 
+def test_a_run_that_verifies_nothing_says_nothing_of_accuracy(launch: Callable) -> None:
+    folder = launch("run", "steps=1", "eval=null", f"rewards=[{DIGITS}]")
+    assert not any("accuracy" in name for row in metrics(folder) for name in row)
+
+
+def test_two_parts_of_a_step_cannot_report_one_metric() -> None:
+    assert union([{"a": Mean(1, 1)}, {}, {"b": Mean(2, 1)}]) == {"a": Mean(1, 1), "b": Mean(2, 1)}
+    with pytest.raises(ValueError, match="two parts of a step report the metric 'a'"):
+        union([{"a": Mean(1, 1)}, {"b": Mean(2, 1)}, {"a": Mean(3, 1)}])
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
         ["algorithm.kl={estimator: k3, coefficient: 0.1}"],
+        ["lora={rank: 4}", "algorithm.kl={estimator: k2, coefficient: 0.1}"],
         ["algorithm.importance_sampling_cap=2.0", "rollout.top_p=0.9"],
         ["lora={rank: 4}"],
         ["algorithm={advantage: rloo, aggregate: sequence_mean, mask_truncated: true}"],
@@ -235,7 +248,7 @@ def test_dynamic_sampling_trains_on_mixed_groups_only(launch: Callable) -> None:
         ["eval=null"],
         ["log=[tensorboard]"],
     ],
-    ids=lambda o: o[0].split("=")[0],
+    ids=lambda o: "+".join(override.split("=")[0] for override in o),
 )
 def test_what_a_recipe_can_choose_runs(launch: Callable, overrides: list[str]) -> None:
     folder = launch("run", "steps=2", *overrides)

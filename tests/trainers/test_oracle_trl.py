@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 import trainers.learner
 import trainers.prepare
+import trainers.scorer
 from rlcore.batch import GradedBatch, TrainingBatch, pad
 from rlcore.models import ModelSpec
 from rlcore.recipe.load import load
@@ -30,10 +31,10 @@ from rlcore.recipe.schema import RL
 from rlcore.types import Sampling
 from trainers import algorithm
 from trainers.build import build_learner, build_policy, build_reference
-from trainers.learner import microbatches
 from trainers.logprobs import token_logprobs
 from trainers.objective import LossInputs, token_weights
 from trainers.prepare import Prepare
+from trainers.scorer import microbatches
 
 pytestmark = pytest.mark.filterwarnings("ignore:TRL currently supports vLLM")
 
@@ -187,9 +188,10 @@ def draw(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, seed: int) -> tupl
 def ours(recipe: RL, graded: GradedBatch, spec: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> Result:
     """From the recipe on: two epochs of `Learner.update`, watched before each step of the optimiser."""
     objective = algorithm.objective(recipe)
-    reference = build_reference(recipe, spec.location, tokenizer, objective)
+    policy = build_policy(recipe, spec.location)
+    reference = build_reference(recipe, spec.location, policy)
     prepare = Prepare(lambda batch: batch, algorithm.advantage(recipe), reference, recipe.algorithm.mask_truncated)
-    learner = build_learner(recipe, build_policy(recipe, spec.location), tokenizer, objective)
+    learner = build_learner(recipe, policy, tokenizer, objective)
     passes: list[Pass] = []
 
     def watch(*_: Any) -> None:
@@ -213,7 +215,7 @@ def theirs(
     """Two iterations of TRL's own `training_step` over the rollout in two accumulated halves, at the given `weights`. Nothing
     of TRL is replaced but the sampling of completions; and RLOO's log-probs are widened to float64, since it subtracts two sums
     over a completion, which costs 4e-6 in float32."""
-    trainer = trainer_of(case, spec, tokenizer, prompts, graded.returns.tolist(), cut=2)
+    trainer = trainer_of(case, spec, tokenizer, prompts, graded.totals.tolist(), cut=2)
     lengths = [int(n) for n in graded.lengths]
     completions, logprobs = (
         [row[:n] for row, n in zip(values.tolist(), lengths, strict=True)]
@@ -277,7 +279,7 @@ def flipped_advantages(patch: pytest.MonkeyPatch) -> None:
 
 
 def logprobs_of_the_token_before(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(trainers.learner, "token_logprobs", lambda *a: tuple(values.roll(1, 1) for values in token_logprobs(*a)))
+    patch.setattr(trainers.scorer, "token_logprobs", lambda *a: tuple(values.roll(1, 1) for values in token_logprobs(*a)))
 
 
 def denominators_of_the_microbatch(patch: pytest.MonkeyPatch) -> None:
@@ -294,7 +296,7 @@ def denominators_of_the_microbatch(patch: pytest.MonkeyPatch) -> None:
             weights[rows] = token_weights(mask[rows], *how) / len(cut)
         return weights
 
-    patch.setattr(trainers.learner, "microbatches", watched)  # `logprobs` cuts the same batch before the first step
+    patch.setattr(trainers.scorer, "microbatches", watched)  # `logprobs` cuts the same batch before the first step
     patch.setattr(trainers.learner, "token_weights", local)
 
 

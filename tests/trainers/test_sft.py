@@ -56,6 +56,16 @@ def test_the_loss_is_on_the_solution_and_its_end_only(tiny: Path) -> None:
     assert tokenizer.decode(row["input_ids"]).startswith("1+2=?\n")
 
 
+def test_several_gpus_are_refused(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transformers would take a batch of `batch_size` for each of them."""
+    from trl import SFTConfig
+
+    monkeypatch.setattr(SFTConfig, "n_gpu", 4)
+    text = f"model: {tiny}\ndata: {{name: chain, count: 8, strategies: {{steps: 1}}}}\n"
+    with pytest.raises(UserError, match="trains on one GPU and sees 4: launch with CUDA_VISIBLE_DEVICES=0"):
+        jobs.run(load([recipe(tmp_path, text), f"output={tmp_path / 'run'}"]), resume=False)
+
+
 def test_a_problem_without_a_solution_or_too_long_is_refused(tiny: Path) -> None:
     prompter = Prompter(Prompt(), models.load_tokenizer(str(tiny)))
     with pytest.raises(UserError, match="p has no solution to learn from"):

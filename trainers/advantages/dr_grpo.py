@@ -14,6 +14,6 @@ from trainers.groups import group_mean, uniform
 
 @needs("groups")
 def dr_grpo(batch: GradedBatch) -> Advantages:
-    returns = batch.returns.double()
-    centred = (returns - group_mean(returns, batch.group)).float()
-    return Advantages(centred[:, None].expand_as(batch.tokens), uniform(returns, batch.group))
+    totals = batch.totals.double()
+    centred = (totals - group_mean(totals, batch.group)).float()
+    return Advantages(centred[:, None].expand_as(batch.tokens), uniform(totals, batch.group))

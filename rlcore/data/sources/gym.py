@@ -11,8 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rlcore.data.splits import distinct, known_split
-from rlcore.errors import UserError
-from rlcore.plugins import nearest
+from rlcore.errors import UserError, nearest
 from rlcore.types import Problem, seed_from
 
 CHUNK = 500  # a task object knows its size, and some tasks have no problem beyond it

@@ -1,0 +1,63 @@
+"""Memory by hand: a model of round numbers, each line multiplied out here as it is in no code."""
+
+from __future__ import annotations
+
+import pytest
+
+from rlcore.recipe.estimate import Shape, memory
+from rlcore.recipe.load import load
+from rlcore.recipe.schema import RL
+from rollout.engines.transformers import Transformers
+
+SHAPE = Shape(parameters=1000, layers=2, hidden=10, vocabulary=50, kv_width=4)
+BASE = [
+    "quickstart",
+    "eval=null",
+    "dtype=bfloat16",
+    "rollout={prompts_per_step: 3, samples: 2, max_new_tokens: 20, engine: {name: transformers, batch_size: 4}}",
+    "update={tokens_per_microbatch: 100, logits_chunk: 30}",
+    "algorithm.kl.coefficient=0.1",
+]
+
+
+@pytest.mark.parametrize(
+    ("lora", "different"),
+    [
+        ("lora=null", {}),
+        (
+            "lora={rank: 2}",  # 18 · 2 · 10 · 2 = 720 parameters in the adapters
+            {
+                "trained weights": 6880,  # 4 · (1000 + 720)
+                "gradients and optimiser": 8640,  # 12 · 720
+                "reference model": 0,  # the policy with its adapters switched off
+            },
+        ),
+        (
+            "lora={rank: 2, serve: adapter}",
+            {
+                "trained weights": 6880,
+                "gradients and optimiser": 8640,
+                "copy of the weights for a sync": 1440,  # 2 bytes · 720
+                "reference model": 0,
+            },
+        ),
+    ],
+)
+def test_memory_of_a_worked_example(lora: str, different: dict[str, int]) -> None:
+    """The longest sequence is 5 + 20 tokens; four of the six are decoded together."""
+    recipe = load([*BASE, lora]).recipe
+    assert isinstance(recipe, RL)
+    assert (
+        memory(recipe, SHAPE, 5, Transformers)
+        == {
+            "trained weights": 4000,  # 4 bytes · 1000
+            "gradients and optimiser": 12000,  # a gradient and two moments: 3 · 4 · 1000
+            "rollout copy of the weights": 2000,  # 2 bytes · 1000
+            "copy of the weights for a sync": 2000,  # as served: 2 bytes · 1000
+            "reference model": 4000,  # 4 · 1000
+            "key-value cache": 3200,  # 4 rows · 25 tokens · 2 layers · keys and values of 4 · 2 bytes
+            "activations of a micro-batch": 80000,  # 100 tokens · 2 layers · 20 vectors of 10 · 2 bytes
+            "logits of a chunk": 18000,  # logits, their softmax and gradient: 3 · 30 positions · 50 · 4 bytes
+        }
+        | different
+    )

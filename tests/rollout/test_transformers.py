@@ -1,0 +1,60 @@
+"""The transformers engine's memory: how its cache grows. What it samples is `test_contract`'s."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from rlcore.models import ModelSpec
+from rlcore.types import Request, Sampling
+from rollout.engines import transformers
+from rollout.engines.transformers import Transformers
+
+
+@pytest.fixture
+def engine(tiny_spec: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> Transformers:
+    return Transformers(tiny_spec, tokenizer, [], batch_size=4)
+
+
+def ask(count: int, length: int, first: int = 0) -> list[Request]:
+    """Nothing stops them before `length` tokens."""
+    return [Request(f"p{i}", 0, i, (5, 6, 7), Sampling(max_new_tokens=length)) for i in range(first, first + count)]
+
+
+def test_a_cache_that_holds_nothing_is_freed_before_a_larger_one_is_made(
+    engine: Transformers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory at worst is then that of one cache. The new one is no narrower than the old, so that sizes do not go to and
+    fro."""
+    engine.generate(ask(2, 20))
+    before = weakref.ref(engine._cache)
+    made: list[tuple[int, int]] = []
+
+    class Watched(transformers.SlotCache):
+        def __init__(self, config: Any, slots: int, capacity: int, *rest: Any) -> None:
+            if slots:
+                assert before() is None
+                made.append((slots, capacity))
+            super().__init__(config, slots, capacity, *rest)
+
+    monkeypatch.setattr(transformers, "SlotCache", Watched)
+    engine.generate(ask(4, 10))
+    assert made == [(4, 23)]
+    engine.generate(ask(3, 20))
+    assert len(made) == 1
+
+
+def test_what_is_under_way_is_carried_over_into_a_larger_cache(engine: Transformers) -> None:
+    expected = [c.token_ids for c in engine.generate([*ask(2, 30), *ask(2, 50, first=2), *ask(1, 5, first=4)])]
+    engine.close()
+    engine.submit([*ask(2, 30), *ask(1, 5, first=4)])
+    done = engine.poll()
+    assert len(done) == 1
+    engine.submit(ask(2, 50, first=2))
+    assert engine._state.capacity < 53
+    while finished := engine.poll():
+        done += finished
+    assert [c.token_ids for c in sorted(done, key=lambda c: c.problem_id)] == expected

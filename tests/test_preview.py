@@ -1,0 +1,93 @@
+"""The dry run and the launch refuse the same; and every job there is has its work and its preview."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rlcore import jobs, preview
+from rlcore.errors import UserError
+from rlcore.recipe.load import Loaded, load
+from rlcore.recipe.schema import JOBS
+
+
+@pytest.fixture
+def loaded(tiny: Path, tmp_path: Path) -> Callable[..., Loaded]:
+    """A recipe over 1200 short problems and one of `training` characters, and one held-out problem of `held_out`: a token
+    for each, and one for the end of the line, in a model with a context of 512."""
+
+    def make(training: int, held_out: int, *overrides: str) -> Loaded:
+        for name, texts in (("train", [f"{i}?" for i in range(1200)] + ["1" * training]), ("test", ["2" * held_out])):
+            rows = [json.dumps({"prompt": text, "answer": "1"}) for text in texts]
+            (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
+        return load(
+            [
+                "quickstart",
+                f"model={tiny}",
+                f"output={tmp_path / 'run'}",
+                "steps=1",
+                "rollout.max_new_tokens=100",
+                f"data={{name: file, path: {tmp_path / 'train.jsonl'}}}",
+                f"eval={{data: {{name: file, path: {tmp_path / 'test.jsonl'}}}}}",
+                *overrides,
+            ]
+        )
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("training", "held_out", "overrides", "message"),
+    [
+        (
+            412,
+            9,
+            [],
+            r"train/1201 has 413 tokens; with rollout.max_new_tokens 100 .* context of 512: .*lower rollout.max_new_tok",
+        ),
+        (9, 412, [], r"test/1 has 413 tokens; with rollout.max_new_tokens 100 .* lower rollout.max_new_tokens"),
+        (
+            9,
+            212,
+            ["eval.max_new_tokens=300"],
+            r"test/1 has 213 tokens; with eval.max_new_tokens 300 .* lower eval.max_new_tokens",
+        ),
+    ],
+)
+@pytest.mark.parametrize("start", ["launch", "dry run"])
+def test_a_prompt_that_does_not_fit_is_refused_with_the_key_that_says_so(
+    loaded: Callable, training: int, held_out: int, overrides: list[str], message: str, start: str
+) -> None:
+    recipe = loaded(training, held_out, *overrides)
+    with pytest.raises(UserError, match=message):
+        jobs.run(recipe, resume=False) if start == "launch" else list(preview.preview(recipe.recipe))
+
+
+@pytest.mark.parametrize(
+    ("training", "held_out", "overrides", "longest"),
+    [
+        (411, 9, [], 412),
+        (9, 411, [], 412),
+        (9, 411, ["eval.max_new_tokens=50"], 412),
+        (411, 9, ["eval.max_new_tokens=500"], 412),
+    ],
+)
+def test_the_longest_prompt_of_all_is_what_the_budget_counts_with(
+    loaded: Callable, training: int, held_out: int, overrides: list[str], longest: int
+) -> None:
+    """Each fits to the token, and each has its own limit."""
+    assert f"longest sequence: {longest + 100}" in list(preview.preview(loaded(training, held_out, *overrides).recipe))
+
+
+def test_the_dry_run_of_a_supervised_job(tiny: Path) -> None:
+    recipe = load(["toy/chain-steps", f"model={tiny}", "data.count=7"]).recipe
+    lines = list(preview.preview(recipe))
+    assert lines[0] == "7 training problems"
+    assert lines[1].startswith("first prompt, ")
+
+
+def test_every_job_has_its_own_work_and_preview() -> None:
+    assert set(jobs.WORK) == set(preview.OF_JOB) == set(JOBS.values())

@@ -1,0 +1,34 @@
+"""What happens between grading and learning, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from rlcore.batch import rows
+from trainers.advantages.dr_grpo import dr_grpo
+from trainers.prepare import Prepare
+
+
+def test_the_reference_sees_what_was_chosen_and_masked_and_is_asked_before_the_advantage(make_batch: Callable) -> None:
+    """Rewards may come to depend on the reference, and advantages depend on rewards."""
+    graded = make_batch([1, 0, 1, 0], [0, 0, 1, 1], [3, 2, 4, 1])
+    graded = replace(graded, truncated=torch.tensor([False, True, False, False]))
+    seen: list[tuple[str, list[float]]] = []
+
+    class Watched:
+        def logprobs(self, batch: Any) -> torch.Tensor:
+            seen.append(("reference", batch.loss_mask.sum(1).tolist()))
+            return torch.full(batch.tokens.shape, -2.0)
+
+    def advantage(batch: Any) -> Any:
+        seen.append(("advantage", batch.loss_mask.sum(1).tolist()))
+        return dr_grpo(batch)
+
+    batch, _ = Prepare(lambda batch: rows(batch, [0, 1]), advantage, Watched(), mask_truncated=True)(graded)
+    assert seen == [("reference", [3, 0]), ("advantage", [3, 0])]
+    assert batch.reference_logprobs is not None
+    assert batch.reference_logprobs.unique().tolist() == [-2]
