@@ -1,32 +1,26 @@
 r"""Decides whether two answers are the same mathematics: first by their spelling, then by math-verify. Serves `graders`.
 
 Strict where leniency would pay a guesser: numbers are compared exactly (0.333 is not 1/3, 0.5 is not 50%), letters keep their
-case, a base must be the gold's. Lenient in how one thing is written: delimiters, spacing, \dfrac, units, thousands commas.
+case, a base and brackets must be the gold's. Lenient in how one thing is written: delimiters, spacing, \dfrac, units, commas.
 """
 
 from __future__ import annotations
 
 import re
 from fractions import Fraction
+from itertools import product
 from typing import Any
 
-MAX_LENGTH = 2000  # characters
-MAX_DEPTH = 50  # nested braces and brackets; the recursive parsers behind us give up, or crash, some way above
+from rlcore.grading.limits import MAX_BITS, MAX_LENGTH, bits
+from rlcore.grading.refute import different
 
 
 class UnparsableGoldError(ValueError):
     """math-verify cannot read the reference answer, so nothing can be compared with it."""
 
 
-def oversized(answer: str) -> str | None:
-    """Why an answer is too big to be looked at, `too long` or `too deep`; None for any sane one."""
-    if len(answer) > MAX_LENGTH:
-        return "too long"
-    depth = deepest = 0
-    for character in answer:
-        depth += (character in "{([") - (character in "})]")
-        deepest = max(deepest, depth)
-    return "too deep" if deepest > MAX_DEPTH else None
+class TooLargeError(ValueError):
+    """The answer's numbers would not fit into memory, and are not what the reference answer is."""
 
 
 def same_spelling(gold: str, answer: str) -> bool | None:
@@ -42,7 +36,7 @@ def same_spelling(gold: str, answer: str) -> bool | None:
         return _word(one) == _word(other)
     if based := _BASED.fullmatch(one):
         return other == based["digits"]
-    if "%" in other or _SIDE_BY_SIDE.search(other) or _letters_differ_in_case(one, other):
+    if "%" in other or _SIDE_BY_SIDE.search(other) or _letters_differ_in_case(one, other) or _brackets_differ(one, other):
         return False
     return None
 
@@ -55,16 +49,23 @@ def same_value(gold: str, answer: str) -> bool:
     from math_verify import verify  # takes seconds to import
 
     gold, answer = _comparable(gold, answer)
-    reference = _parse(gold)
+    reference, found = _parse(gold), _parse(answer)
     if not reference:
         raise UnparsableGoldError(gold)
+    if sum(map(bits, found)) > max(MAX_BITS, 2 * sum(map(bits, reference))):
+        raise TooLargeError(answer)
+    if all(different(*pair) for pair in product(reference, found)):
+        return False
     # 12 decimals, as math-verify's default of 6 takes 0.0 for 10^{-8}.
-    return verify(reference, _parse(answer), float_rounding=12, timeout_seconds=None, raise_on_error=True)
+    return verify(reference, found, float_rounding=12, timeout_seconds=None, raise_on_error=True)
 
 
 def normalise(answer: str) -> str:
-    r"""One spelling for what differs in writing only: `\dfrac12`, `\frac{1}{2}`; `$1,234.50`, `1234.5`; `5 cm`, `5`."""
-    return _spell(_tidy(answer))
+    r"""One spelling for what differs in writing only: `\dfrac12`, `\frac{1}{2}`; `$1,234.50`, `1234.5`; `5 cm`, `5`.
+
+    Of an endless answer, its beginning.
+    """
+    return _spell(_tidy(answer[:MAX_LENGTH]))
 
 
 def _comparable(gold: str, answer: str) -> tuple[str, str]:
@@ -79,6 +80,7 @@ _CHANGES_THE_VALUE = (
     "minus|mod|base|and|or|not|to|pi|sqrt|log|exp|sin|cos|tan|cot|sec|csc|inf|infinity"
 )
 _POWER = r"(?:\^\{?[0-9]\}?)?$"
+_PERCENT = "(?:percent(?:age)?|pct)"
 _UNIT_IN_TEXT = rf"(?:(?<=[0-9}})])|(?<=\\pi))\s*{_TEXT}\{{(?![^{{}}]*\b(?:{_CHANGES_THE_VALUE})\b)[A-Za-z./\s]*\}}" + _POWER
 _UNIT_WORD = rf"\s*(?:cm|mm|km|kg|mg|ml|ft|lbs?|oz|mph)\b|\s+(?:of|in)\b|\s+(?!(?:{_CHANGES_THE_VALUE})\b)[A-Za-z]{{3,}}"
 _UNIT_IN_WORDS = rf"^([-+]?[0-9.,/\s]*[0-9])(?:{_UNIT_WORD})+" + _POWER
@@ -92,7 +94,7 @@ _TIDY = [
         (r"(?<!\\)\\ |~|\\q?quad(?![A-Za-z])|\s+", " "),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (r"\s*\^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\})|\\degree(?![A-Za-z])|°", ""),
-        (rf"\\%|\s*{_TEXT}\{{\s*percent\s*\}}|\s*\bpercent\b", "%"),
+        (rf"\\%|\s*{_TEXT}\{{\s*{_PERCENT}\s*\}}|\s*\b{_PERCENT}\b", "%"),
         (r"\*\*", "^"),
         (r"(?<![\\A-Za-z])pi(?![A-Za-z])", r"\\pi "),
         (_UNIT_IN_TEXT, ""),
@@ -138,13 +140,14 @@ def _canonical(sign: str, whole: str, decimals: str | None) -> str:
     return minus + (whole or "0") + ("." + decimals if decimals else "")
 
 
+_MAX_DIGITS = 4300  # more, Python does not read
 _LATEX_FRACTION = re.compile(r"([-+]?)([0-9]*)\\frac\{([0-9]+)\}\{([0-9]+)\}")
 _SLASH_FRACTION = re.compile(r"([-+]?)(?:([0-9]+) )?([0-9]+)/([0-9]+)")
 
 
 def _number(text: str) -> Fraction | None:
     """The exact value of a normalised integer, decimal, fraction or mixed number; None for anything else."""
-    if len(text) > MAX_LENGTH:
+    if len(text) > _MAX_DIGITS:
         return None
     if _PLAIN_NUMBER.fullmatch(text):
         return Fraction(text)
@@ -158,6 +161,8 @@ def _number(text: str) -> Fraction | None:
 _WORDS = re.compile(_TEXT + r"\{[^{}]*\}")
 _BASED = re.compile(r"(?P<digits>[0-9][0-9A-Z]*)_(?:[0-9]|\{[0-9]+\})")
 _SIDE_BY_SIDE = re.compile(r"[0-9] +[0-9]")  # two numbers, which math-verify would add up
+_INSIDE = r"(?:\\[^{}]|[^\\()\[\]])*"
+_BRACKETED = re.compile(rf"(?P<open>\(|\[|\\\{{){_INSIDE},{_INSIDE}(?P<close>\)|\]|\\\}})")
 _NO_SYMBOL = re.compile(r"\\[A-Za-z]+|[A-Za-z]{3,}|[^A-Za-z]")
 
 
@@ -169,6 +174,12 @@ def _letters_differ_in_case(gold: str, answer: str) -> bool:
     """Whether the answer has a variable that the gold has in the other case only; math-verify would not tell them apart."""
     known, used = (set(_NO_SYMBOL.sub("", text)) for text in (gold, answer))
     return any(letter.swapcase() in known for letter in used - known)
+
+
+def _brackets_differ(gold: str, answer: str) -> bool:
+    """Whether both are one bracketed list, in brackets of other kinds: (1,2) is not [1,2]; a list without any may be either."""
+    one, other = _BRACKETED.fullmatch(gold), _BRACKETED.fullmatch(answer)
+    return one is not None and other is not None and one.group("open", "close") != other.group("open", "close")
 
 
 def _parse(answer: str) -> list[Any]:

@@ -12,9 +12,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rlcore.errors import UserError
-from rlcore.grading import equal
-from rlcore.plugins import nearest
+from rlcore.errors import UserError, nearest
+from rlcore.grading import equal, limits
 from rlcore.types import Problem, Verdict
 
 
@@ -33,7 +32,7 @@ def at_length(answer: str, problem: Problem) -> Verdict:
 
 def math_by_spelling(answer: str, problem: Problem) -> Verdict | None:
     """Mathematical equality with `problem.answer`, as far as the spelling shows it; see `rlcore.grading.equal`."""
-    if refusal := equal.oversized(answer):
+    if refusal := limits.oversized(answer, problem.answer):
         return Verdict("wrong", refusal)
     same = equal.same_spelling(problem.answer, answer)
     return None if same is None else _verdict(same, answer)
@@ -45,6 +44,8 @@ def math_by_value(answer: str, problem: Problem) -> Verdict:
         return _verdict(equal.same_value(problem.answer, answer), answer)
     except equal.UnparsableGoldError:
         return _unparsable_gold(problem)
+    except equal.TooLargeError:
+        return Verdict("wrong", "too large")
 
 
 def exact(answer: str, problem: Problem) -> Verdict:
@@ -92,10 +93,7 @@ def _gym_check(task: str, config: str) -> Callable[[str, Mapping[str, Any]], flo
 
 AT_ONCE: dict[str, Callable[[str, Problem], Verdict | None]] = {"math": math_by_spelling, "exact": exact, "roles": roles}
 AT_LENGTH: dict[str, Callable[[str, Problem], Verdict]] = {"math": math_by_value, "gym": gym}
-LIBRARIES = {
-    "math": "math_verify",
-    "gym": "reasoning_gym",
-}  # imported before the first answer, not on its time: it takes seconds
+LIBRARIES = {"math": "rlcore.grading.warm", "gym": "reasoning_gym"}  # imported before the first answer: it takes seconds
 
 
 def _verdict(same: bool, answer: str) -> Verdict:

@@ -14,15 +14,14 @@ from dataclasses import replace
 from importlib.metadata import version
 from typing import Self
 
-from rlcore.errors import UserError
+from rlcore.errors import UserError, nearest
 from rlcore.grading.equal import normalise
 from rlcore.grading.extract import FINDERS, ORDER, extract
 from rlcore.grading.graders import at_once
 from rlcore.grading.workers import Workers
-from rlcore.plugins import nearest
-from rlcore.types import Problem, Verdict
+from rlcore.types import NO_ANSWER, TRUNCATED, Problem, Verdict
 
-GRADER_VERSION = f"1+math-verify-{version('math-verify')}"  # the first number goes up whenever a verdict may change
+GRADER_VERSION = f"2+math-verify-{version('math-verify')}"  # the first number goes up whenever a verdict may change
 
 
 class Grader:
@@ -30,7 +29,8 @@ class Grader:
 
     `deadline_s` (seconds) and `memory_mb` bound one answer. An answer that breaks a limit or raises is tried once more, on a
     fresh process. If it fails again, the gold answer is graded against itself: where that works, the answer is
-    wrong(ungradable); where it does not, the verdict is invalid. `counts` counts the verdicts given, by reason.
+    wrong(ungradable); where it does not, the verdict is invalid. `counts` counts the verdicts given, by reason, and `failures`
+    the first tries that gave none, by the name of the exception: TimeoutError for the deadline.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class Grader:
                 raise UserError(f"grading: there is no {name!r} to extract answers from{nearest(name, list(FINDERS))}")
         self.extract_order = tuple(extract_order)
         self.counts: Counter[str] = Counter()
+        self.failures: Counter[str] = Counter()
         self._limits = workers, deadline_s, memory_mb
         self._workers = Workers(*self._limits)
         self._lock = threading.Lock()
@@ -58,7 +59,7 @@ class Grader:
         hard: dict[tuple[int, str], list[int]] = {}  # samples of a group often agree: one answer to one problem is one task
         for place, ((problem, _, truncated), answer) in enumerate(zip(completions, answers, strict=True)):
             if answer is None:
-                verdicts[place] = Verdict("wrong", "truncated" if truncated else "no answer")
+                verdicts[place] = Verdict("wrong", TRUNCATED if truncated else NO_ANSWER)
             elif verdict := at_once(answer, problem):
                 verdicts[place] = verdict
             else:
@@ -86,17 +87,19 @@ class Grader:
     def _judge(self, tasks: Sequence[tuple[str, Problem]]) -> list[Verdict]:
         outcomes = self._workers.run(tasks) if tasks else []
         failed = [task for task, outcome in zip(tasks, outcomes, strict=True) if not isinstance(outcome, Verdict)]
+        with self._lock:
+            self.failures.update(type(outcome).__name__ for outcome in outcomes if not isinstance(outcome, Verdict))
         second = iter(self._second_opinions(failed) if failed else [])
         return [outcome if isinstance(outcome, Verdict) else next(second) for outcome in outcomes]
 
     def _second_opinions(self, tasks: Sequence[tuple[str, Problem]]) -> list[Verdict]:
-        golds = [(problem.answer, problem) for _, problem in tasks]
+        problems = {id(problem): problem for _, problem in tasks}
         with closing(Workers(*self._limits, single_use=True)) as fresh:
-            outcomes = fresh.run([*tasks, *golds])
-        on_answer, on_gold = outcomes[: len(tasks)], outcomes[len(tasks) :]
+            outcomes = fresh.run([*tasks, *((problem.answer, problem) for problem in problems.values())])
+        on_gold = dict(zip(problems, outcomes[len(tasks) :], strict=True))
         return [
-            answer if isinstance(answer, Verdict) else _blame(problem, answer, gold)
-            for (_, problem), answer, gold in zip(tasks, on_answer, on_gold, strict=True)
+            outcome if isinstance(outcome, Verdict) else _blame(problem, outcome, on_gold[id(problem)])
+            for (_, problem), outcome in zip(tasks, outcomes, strict=False)
         ]
 
     def _count(self, verdicts: Iterable[Verdict]) -> None:

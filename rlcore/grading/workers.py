@@ -1,23 +1,25 @@
 """Processes that grade what may hang (`graders.at_length`), each answer under a time and a memory limit. Serves `pool`.
 
-They come from a fork server which has the imports done, so that replacing a killed one takes a moment, and they do not
-outlive their parent, whatever kills it: an idle worker sees the pipe close, a busy one is ended by its own alarm clock.
+They come from a fork server that is the warm spare of them all: it has imported and warmed up (`warm`) what they need, so that
+a killed one's replacement answers within 20 ms. They do not outlive their parent, whatever kills it: an idle worker sees the
+pipe close, a busy one is ended by its own alarm clock.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
-import logging
 import multiprocessing
 import resource
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from types import ModuleType
 
 from pebble import ProcessFuture, ProcessPool
 
@@ -74,7 +76,9 @@ class Workers:
 
     def _start(self, library: str) -> ProcessPool:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["__main__", __name__, library])  # heeded when the fork server starts, once
+        # Heeded when the fork server starts, once, so other graders' libraries too; gym's, of seconds, only where it is in use.
+        libraries = [name for name in LIBRARIES.values() if name in (library, LIBRARIES["math"], *sys.modules)]
+        context.set_forkserver_preload([__name__, *libraries, *_what_main_imports()])
         return ProcessPool(
             max_workers=self.count,
             max_tasks=int(self.single_use),
@@ -82,6 +86,13 @@ class Workers:
             initargs=[library, self.memory_mb],
             context=context,
         )
+
+
+def _what_main_imports() -> list[str]:
+    """Every new process runs the main module's imports (to preload `__main__` itself does nothing: CPython gh-126631)."""
+    main = vars(sys.modules["__main__"]).values()
+    found = {value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None) for value in main}
+    return sorted(name for name in found if name in sys.modules and name != "__main__")
 
 
 def _outcome(pool: ProcessPool, future: ProcessFuture[Verdict]) -> Verdict | BaseException:
@@ -101,7 +112,6 @@ def _prepare(library: str, memory_mb: int) -> None:
     """Make this process a worker."""
     with contextlib.suppress(ImportError), warnings.catch_warnings(action="ignore"):
         importlib.import_module(library)  # where the package is missing, the grader says so
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own timeouts are off; ours are on
     # At once, and not when the interpreter next gets a turn: a worker may be inside one C call for hours.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)

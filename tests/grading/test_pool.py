@@ -1,7 +1,7 @@
 r"""`rlcore.grading.pool.Grader`: whose fault each failure is, and that nothing hangs, leaks or outlives the trainer.
 
-The answer that hangs is 9^(9^9), which sympy works on for hours. What is not exercised: a kernel that kills a worker for
-memory, which looks to the pool like the kernel's alarm clock, which is.
+The answer that hangs is an equation whose roots sympy looks for, for minutes. What is not exercised: a kernel that kills a
+worker for memory, which looks to the pool like the kernel's alarm clock, which is.
 """
 
 from __future__ import annotations
@@ -27,9 +27,8 @@ from rlcore.grading.pool import GRADER_VERSION, Grader
 from rlcore.grading.workers import Workers
 from rlcore.types import Problem, Verdict
 
-DATA = Path(os.environ.get("RLCORE_DATA_DIR", Path(__file__).parents[3] / "shared" / "data"))
 CORRECT = Verdict("correct")
-HANGS = "9^{9^{9}}"
+LINE, HANGS = "y=2x+3", "x^{5003}+x+1=0"
 
 
 @pytest.fixture(scope="module")
@@ -91,13 +90,62 @@ def test_easy_answers_need_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_hanging_answer_is_wrong_and_the_pool_goes_on(grader: Grader) -> None:
     """Deadline, once more on a fresh process, deadline: wrong(ungradable), counted for each completion that says it."""
-    before = grader.counts["ungradable"]
+    counts, failures = grader.counts["ungradable"], grader.failures["TimeoutError"]
     started = time.perf_counter()
-    gold = problem("x+1")
+    gold = problem(LINE)
     assert grader.grade([(gold, boxed(HANGS), False)] * 3) == [Verdict("wrong", "ungradable")] * 3
     assert 2.0 < time.perf_counter() - started < 15
-    assert grader.counts["ungradable"] == before + 3
+    assert grader.counts["ungradable"] == counts + 3
+    assert grader.failures["TimeoutError"] == failures + 1
     assert ask(grader, "x+1", "1+x") == CORRECT
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_killed_worker_is_replaced_by_a_warm_one() -> None:
+    """The new process spends next to nothing of what the fork server has spent on imports and on warming up."""
+    with closing(Workers(1, deadline_s=1.0, memory_mb=2048)) as pool:
+        before = pool._pool("math").schedule(os.getpid).result()
+        assert isinstance(pool.run([(HANGS, problem(LINE))])[0], TimeoutError)
+        assert pool.run([("1+x", problem("x+1"))]) == [CORRECT]
+        after, server = (pool._pool("math").schedule(ask).result() for ask in (os.getpid, os.getppid))
+        spent = pool._pool("math").schedule(time.process_time).result()
+    ticks = Path(f"/proc/{server}/stat").read_text().rpartition(")")[2].split()[11:13]
+    assert before != after
+    assert spent < sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK") / 4
+
+
+MAIN = """
+from big_library import helper
+from rlcore.grading.workers import Workers
+from rlcore.types import Problem
+
+if __name__ == "__main__":
+    pool = Workers(2, deadline_s=60.0, memory_mb=2048)
+    pool.run([("1+x", Problem("p", "", "x+1"))])
+    pool.close()
+"""
+
+
+def test_what_the_main_module_imports_no_worker_imports_again(tmp_path: Path) -> None:
+    """The library is imported twice: by the main module and by the fork server."""
+    (tmp_path / "big_library.py").write_text("import os, sys\nprint(os.getpid(), file=sys.stderr)\ndef helper(): ...\n")
+    (tmp_path / "main.py").write_text(MAIN)
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run(
+        [sys.executable, tmp_path / "main.py"], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stderr.split()) == 2, done.stderr
+
+
+def test_a_hang_does_not_keep_the_others_waiting() -> None:
+    """With as many hanging answers as workers, all others are judged by their replacements."""
+    line, square = problem(LINE), problem("(x+1)^2")
+    asked = [(line, boxed(HANGS), False), (line, boxed("x^{5009}+x+1=0"), False)]
+    asked += [(square, boxed(f"x^2+2x+{n}-{n - 1}"), False) for n in range(50)]
+    with Grader(deadline_s=1.0) as grader:
+        assert grader.grade(asked) == [Verdict("wrong", "ungradable")] * 2 + [CORRECT] * 50
+        assert grader.failures == {"TimeoutError": 2}
 
 
 def test_gym_checks_that_are_broken_are_invalid(grader: Grader) -> None:
@@ -214,7 +262,7 @@ from rlcore.types import Problem
 if __name__ == "__main__":
     grader = Grader(deadline_s=1.0)
     grader.grade([(Problem("p", "", "x+1"), r"\\boxed{1+x}", False)])
-    hangs = (Problem("p", "", "5"), r"\\boxed{9^{9^{9}}}", False)
+    hangs = (Problem("p", "", "y=2x+3"), r"\\boxed{x^{5003}+x+1=0}", False)
     threading.Thread(target=grader.grade, args=([hangs],), daemon=True).start()
     time.sleep(0.5)
     print("hanging", flush=True)
@@ -264,12 +312,11 @@ def test_the_version_names_the_library() -> None:
     assert re.fullmatch(r"[0-9]+\+math-verify-[0-9.]+", GRADER_VERSION)
 
 
-@pytest.mark.skipif(not DATA.exists(), reason=f"no data in {DATA}; set RLCORE_DATA_DIR")
-def test_real_solutions_are_correct() -> None:
+def test_real_solutions_are_correct(data_dir: Path) -> None:
     """The reference solutions of GSM8K's 1319 and MATH500's 500 test problems, graded like completions: all correct."""
-    rows = [json.loads(line) for line in (DATA / "gsm8k_test.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (data_dir / "gsm8k_test.jsonl").read_text().splitlines()]
     gsm8k = [(problem(row["answer"].rpartition("####")[2]), row["answer"], False) for row in rows]
-    rows = [json.loads(line) for line in (DATA / "math500_test.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (data_dir / "math500_test.jsonl").read_text().splitlines()]
     math500 = [(problem(row["answer"]), row["solution"], False) for row in rows]
     assert (len(gsm8k), len(math500)) == (1319, 500)
     with Grader() as grader:
