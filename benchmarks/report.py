@@ -19,7 +19,7 @@ def main(folder: Path) -> None:
 
 
 def page(results: dict[str, dict[str, Any]]) -> Iterator[str]:
-    machine = next(iter(results.values()))["machine"]
+    machine = next(result["machine"] for result in results.values() if "machine" in result)
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     yield "# Performance"
     yield ""
@@ -117,7 +117,7 @@ def grading(result: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield "`benchmarks/grading.py`."
     yield ""
-    yield from table(("what", "measured"), [(name.replace("_", " "), f"{value:,.3g}") for name, value in result.items()])
+    yield from table(("what", "measured"), [(name.replace("_", " "), str(value)) for name, value in result.items()])
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[str]:

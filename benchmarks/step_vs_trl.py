@@ -199,7 +199,7 @@ def main() -> None:
     result = {
         "toy": compare("scratch:llama-1m", options, prompts=16, samples=8, micro=32, fixed_length=True),
         "toy_own_length": compare("toy:chain", options, prompts=16, samples=8, micro=32, fixed_length=False),
-        "small": compare("smollm2-135m", options, prompts=4, samples=4, micro=8, fixed_length=True),
+        "small": compare("smollm2-135m", options, prompts=2, samples=4, micro=8, fixed_length=True),
     }
     finish(result, options)
 

@@ -64,7 +64,9 @@ def locate(name: str, seed: int = 0) -> str:
     if Path(name).is_dir():
         folder = Path(name) / "model" if (Path(name) / "model" / "config.json").exists() else Path(name)
         if not (folder / "config.json").exists():
-            raise UserError(f"model {name!r} is a folder without config.json: give the folder that save_pretrained wrote")
+            checkpoints = sorted(Path(name).glob("checkpoints/step-*/policy"), key=lambda p: p.stat().st_mtime)
+            instead = str(checkpoints[-1]) if checkpoints else "the folder that save_pretrained wrote"
+            raise UserError(f"model {name!r} is a folder without config.json: give {instead}")
         return str(folder)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"model folder {name!r} does not exist")

@@ -22,10 +22,11 @@ from rlcore.grading.pool import GRADER_VERSION
 from rlcore.prompts import Prompter, stop_ids
 from rlcore.protocols import Engine
 from rlcore.recipe.load import load
-from rlcore.recipe.schema import Plugin, Prompt, Source
+from rlcore.recipe.schema import RL, Plugin, Prompt, Recipe, Source
 from rlcore.toy import warmstart
 from rlcore.types import Sampling
 
+MAX_NEW_TOKENS = 512
 CHAT_TEMPLATE = "{problem}\n\nReason step by step, and put your final answer within \\boxed{}."
 
 
@@ -37,8 +38,9 @@ class EvalOptions:
     limit: int
     seed: int
     temperature: float
-    max_new_tokens: int
-    template: str | None  # None: the run's where the model is a checkpoint of one, else what suits the model
+    # None: the run's where the model is a checkpoint of one, else a default
+    max_new_tokens: int | None
+    template: str | None
     system: str | None
     engine: str
     dtype: str
@@ -57,11 +59,13 @@ def run(options: EvalOptions, json_file: str) -> None:
     problems = load_problems([_source(options.data)])[: options.limit or None]
     location = warmstart.resolve(options.model, seed=0)
     tokenizer = models.load_tokenizer(location)
-    prompt = _prompt(options, chat=bool(getattr(tokenizer, "chat_template", None)))
+    trained = _trained(options.model)
+    prompt = _prompt(options, trained, chat=bool(getattr(tokenizer, "chat_template", None)))
+    max_new_tokens = options.max_new_tokens or (trained.rollout.max_new_tokens if isinstance(trained, RL) else MAX_NEW_TOKENS)
     prompter = Prompter(prompt, tokenizer)
     spec = models.ModelSpec(location, options.dtype, options.device)
     engine: Engine = make(spec, tokenizer, stop_ids(spec, prompter))
-    sampling = Sampling(temperature=options.temperature, max_new_tokens=options.max_new_tokens)
+    sampling = Sampling(temperature=options.temperature, max_new_tokens=max_new_tokens)
     grader = Answer()
     try:
         done = evaluate(
@@ -86,6 +90,7 @@ def run(options: EvalOptions, json_file: str) -> None:
         **summary,
         "completions": completions,
         **asdict(options),
+        "max_new_tokens": max_new_tokens,
         "template": prompt.template,
         "system": prompt.system,
         "engine": plugin.model_dump(),
@@ -96,15 +101,19 @@ def run(options: EvalOptions, json_file: str) -> None:
     write_json(result, json_file)
 
 
-def _prompt(options: EvalOptions, chat: bool) -> Prompt:
-    """What the run was trained with where the model lies in a run folder, else a default; as far as no option says other."""
-    place = Path(options.model).absolute()
+def _trained(model: str) -> Recipe | None:
+    """The recipe of the run that the model is a checkpoint of, if it lies in a run folder."""
+    place = Path(model).absolute()
     above = [place, *place.parents] if place.is_dir() else []
     runs = [folder for folder in above if (folder / "recipe.yaml").is_file() and (folder / "metrics.jsonl").is_file()]
-    default = Prompt(template=CHAT_TEMPLATE if chat else "{problem}")
-    trained = load([str(runs[0] / "recipe.yaml")]).recipe.prompt if runs else default
+    return load([str(runs[0] / "recipe.yaml")]).recipe if runs else None
+
+
+def _prompt(options: EvalOptions, trained: Recipe | None, chat: bool) -> Prompt:
+    """What the model was trained with, else a default; as far as no option says other."""
+    prompt = trained.prompt if trained else Prompt(template=CHAT_TEMPLATE if chat else "{problem}")
     given = {"template": options.template, "system": options.system}
-    return trained.model_copy(update={name: text for name, text in given.items() if text is not None})
+    return prompt.model_copy(update={name: text for name, text in given.items() if text is not None})
 
 
 def _source(text: str) -> Source:

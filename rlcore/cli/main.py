@@ -61,7 +61,7 @@ def evaluate(
     limit: Annotated[int, typer.Option(min=0, help="Only the first problems (0: all).")] = 0,
     seed: Annotated[int, typer.Option(help="Decides every random number.")] = 0,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 1.0,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longer completions are cut off.")] = 512,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help=f"Longer completions are cut off. {FROM_RUN}")] = None,
     template: Annotated[
         str | None, typer.Option(help=f"What the user says; {{problem}} is the problem's text. {FROM_RUN}")
     ] = None,

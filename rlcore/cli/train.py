@@ -24,11 +24,9 @@ def train(arguments: Sequence[str], resume: bool, json_file: str) -> None:
         sys.exit(130)
     folder = loaded.recipe.folder
     if "accuracy_after" in summary:
-        before, best, after = (_interval(summary, name) for name in ("accuracy_before", BEST, "accuracy_after"))
-        print(
-            f"held-out accuracy {before}, at its best temperature {best}; after {summary['steps']} steps {after}",
-            file=sys.stderr,
-        )
+        before, after = (_interval(summary, name) for name in ("accuracy_before", "accuracy_after"))
+        best = f", at its best temperature {_interval(summary, BEST)}" if BEST in summary else ""
+        print(f"held-out accuracy {before}{best}; after {summary['steps']} steps {after}", file=sys.stderr)
     print(f"done: {folder}/summary.json, {folder}/report.html", file=sys.stderr)
     write_json(summary, json_file)
 

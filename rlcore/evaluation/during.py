@@ -55,7 +55,7 @@ class PeriodicEvaluation:
 
 def compare(before: dict[str, dict[str, float]], after: dict[str, dict[str, float]], temperature: float) -> dict[str, Any]:
     """summary.json's comparison of two thorough evaluations: each number of `before` and `after` at the rollout temperature,
-    greedy accuracy where 0 is among the temperatures, and the best accuracy that the starting model has at any temperature."""
+    greedy accuracy where 0 is among the temperatures and, where several were measured, the starting model's best."""
     result: dict[str, Any] = {}
     for when, sweep in (("before", before), ("after", after)):
         main = sweep[f"{temperature:g}"]
@@ -64,6 +64,8 @@ def compare(before: dict[str, dict[str, float]], after: dict[str, dict[str, floa
         for end in ("", "_low", "_high"):
             if "0" in sweep:
                 result[f"greedy_accuracy_{when}{end}"] = sweep["0"][f"accuracy{end}"]
+    if len(before) == 1:
+        return result
     best = max(before, key=lambda t: before[t]["accuracy"])
     result["best_temperature_before"] = float(best)
     for end in ("", "_low", "_high"):
@@ -79,4 +81,4 @@ def _named(name: str, when: str) -> str:
 
 
 def _accuracies(sweep: dict[str, dict[str, float]]) -> dict[str, float]:
-    return {temperature: summary["accuracy"] for temperature, summary in sweep.items()}
+    return {temperature: sweep[temperature]["accuracy"] for temperature in sorted(sweep, key=float)}

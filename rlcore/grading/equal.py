@@ -44,7 +44,7 @@ def same_spelling(gold: str, answer: str) -> bool | None:
 def same_value(gold: str, answer: str) -> bool:
     """Whether the answers are equal by algebra. It may hang or eat memory: call it in a process that can be killed.
 
-    Raises UnparsableGoldError, and whatever sympy raises.
+    Raises UnparsableGoldError, TooLargeError, and whatever sympy raises.
     """
     from math_verify import verify  # takes seconds to import
 

@@ -27,10 +27,11 @@ GRADER_VERSION = f"2+math-verify-{version('math-verify')}"  # the first number g
 class Grader:
     """Verdicts for completions, from any thread. Worker processes start with the first answer that needs one.
 
-    `deadline_s` (seconds) and `memory_mb` bound one answer. An answer that breaks a limit or raises is tried once more, on a
-    fresh process. If it fails again, the gold answer is graded against itself: where that works, the answer is
-    wrong(ungradable); where it does not, the verdict is invalid. `counts` counts the verdicts given, by reason, and `failures`
-    the first tries that gave none, by the name of the exception: TimeoutError for the deadline.
+    `deadline_s` (seconds) and `memory_mb` bound one answer; real ones take milliseconds, at most 0.15 s, the rest is for busy
+    machines. An answer that breaks a limit or raises is tried once more, on a fresh process. If it fails again, the gold answer
+    is graded against itself: where that works, the answer is wrong(ungradable); where it does not, the verdict is invalid.
+    `counts` counts the verdicts given, by reason, and `failures` the first tries that gave none, by the exception's name:
+    TimeoutError for the deadline.
     """
 
     def __init__(

@@ -236,7 +236,9 @@ def claim(loaded: Loaded, resume: bool) -> Iterator[None]:
     recipe_file = folder / "recipe.yaml"
     if checkpoint.latest(folder / "checkpoints") or (folder / "summary.json").exists():
         if not resume:
-            raise UserError(f"{folder} holds a run already: add --resume to go on with it, or choose another with name=NAME")
+            raise UserError(
+                f"{folder} holds a run already: add --resume to go on with it, or choose another with output=FOLDER"
+            )
         _refuse_changes(loaded, recipe_file)
     ours = not folder.exists()
     lock = FileLock(folder / ".lock", timeout=0)

@@ -36,7 +36,7 @@ KNOWN: dict[str, Callable[[Draw], tuple[str, str, bool]]] = {}  # (reference ans
 def strings(count: int, seed: int, canary: str) -> list[Hostile]:
     """`canary`: the file that injected code would create, were it run."""
     drawn = []
-    families = list(FAMILIES | KNOWN)
+    families = [*FAMILIES, *KNOWN, *KNOWN]
     for n in range(count):
         draw, family = random.Random(f"{seed}/{n}"), families[n % len(families)]
         if family in KNOWN:
@@ -78,7 +78,7 @@ def _one(draw: Draw, text: str, digits: int = 0) -> str:
 
 @nonsense
 def deep_braces(draw: Draw) -> str:
-    depth = draw.choice([2, 3, 8, 9, 10, 50, 51, 1000, 20_000])
+    depth = draw.choice([2, 5, 9, 10, 50, 51, 1000, 20_000])
     nests = r"""
         { ~ }   ( ~ )   [ ~ ]   \left( ~ \right)   \{ ~ \}   | ~ |   \lfloor ~\rfloor   \sqrt{ ~ }   \frac{1}{1+ ~ }
         -( ~ )   x^{ ~ }   2^{ ~ }   1+( ~ )   \sin( ~ )   ~ !   - ~   \overline{ ~ }   \begin{pmatrix} ~ \end{pmatrix}
@@ -258,7 +258,7 @@ def formulas(draw: Draw) -> str:
         x \in (F,\infty)   F \cup [1,2]
     """
     formula = "_"
-    for _ in range(draw.choice([1, 1, 2, 3])):
+    for _ in range(draw.choice([1, 1, 1, 1, 2])):
         formula = re.sub("_", lambda _: _one(draw, nodes, digits=2), formula)
     formula = re.sub(
         "_", lambda _: _one(draw, r"x   y   n   \pi   e   i   2   7   0.25   \theta   \infty   a   b   @"), formula
