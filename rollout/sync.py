@@ -51,6 +51,9 @@ def _multipliers(device: torch.device) -> Tensor:
     return ((torch.arange(PIECE, device=device) * 2654435761 % 2147483647) | 1).int()
 
 
+PROBE_TOKENS = 64  # each is computed twice, by the learner and by the engine
+
+
 class SyncError(UserError):
     """Weights did not reach the engine as they should. Says which tensor, and how it differs."""
 
@@ -114,7 +117,8 @@ def push(learner: Learner, engine: Engine, version: int, witnesses: GradedBatch 
         raise SyncError(f"after the sync to version {version} the engine still serves another {other[0]!r} than was sent")
     if witnesses is None or not len(witnesses.tokens):
         return 0.0
-    chosen = replace(rows(witnesses, range(min(4, len(witnesses.tokens)))), sampling=Sampling())
+    enough = int((witnesses.lengths.cumsum(0) < PROBE_TOKENS).sum()) + 1
+    chosen = replace(rows(witnesses, range(min(enough, len(witnesses.tokens)))), sampling=Sampling())
     ours, lengths = learner.logprobs(chosen).cpu(), chosen.lengths.long().tolist()
     sequences = [(prompt, row[:n].tolist()) for prompt, row, n in zip(chosen.prompt_ids, chosen.tokens, lengths, strict=True)]
     theirs = torch.tensor([logprob for row in engine.logprobs(sequences) for logprob in row])
