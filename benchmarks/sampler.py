@@ -1,8 +1,8 @@
 """Our engines against what they are built on, on the same prompts and settings: the transformers engine against
 `model.generate`, the vLLM engine against bare vLLM.
 
-Three workloads: a warm-started toy that ends its answers where it likes (what RL samples), the same size with every completion
-64 tokens long, and SmolLM2-135M with every completion 32 tokens long. `ratio` is their time over ours: above 1 we are faster.
+Workloads: a warm-started toy that ends its answers where it likes (what RL samples), a toy whose completions are all 64 tokens
+long, and SmolLM2-135M with 32 tokens at most. `ratio` is their time per token over ours: above 1 we are faster.
 """
 
 from __future__ import annotations
@@ -119,20 +119,27 @@ def compare(sides: Mapping[str, Any], options: Any, **settings: Any) -> dict[str
 
 def main() -> None:
     options = arguments(__doc__ or "", toy="toy:chain", toy_size="scratch:llama-1m", small="smollm2-135m", warmup=2, repeats=5)
+    from rlcore import models
     from rlcore.toy import warmstart
 
     transformers = {"transformers engine": functools.partial(ours, "transformers"), "model.generate": model_generate}
     vllm = {"vllm engine": functools.partial(ours, "vllm"), "vllm": bare_vllm}
     with tempfile.TemporaryDirectory() as folder:
         long = {name: str(endless(name, Path(folder) / name.replace(":", "-"))) for name in (options.toy_size, options.small)}
-        natural = dict(model=warmstart.resolve(options.toy, 0), prompts=32, samples=8, length=64)
-        fixed = dict(model=long[options.toy_size], prompts=16, samples=8, length=64)
-        small = dict(model=long[options.small], prompts=4, samples=4, length=32)
+        own_length = dict(model=warmstart.resolve(options.toy, 0), prompts=32, samples=8, length=64)
+        fixed_length = dict(model=long[options.toy_size], prompts=16, samples=8, length=64)
+        small = dict(prompts=4, samples=4, length=32)
+        workloads = [
+            ("transformers/toy", transformers, own_length),
+            ("transformers/toy_fixed_length", transformers, fixed_length),
+            ("transformers/small", transformers, {**small, "model": long[options.small]}),
+            ("vllm/toy", vllm, own_length),
+            ("vllm/small", vllm, {**small, "model": models.locate(options.small)}),  # vLLM wants an end token that exists
+        ]
         result = {}
-        for name, sides in (("transformers", transformers), ("vllm", vllm)):
-            for workload, settings in (("toy", natural), ("toy_fixed_length", fixed), ("small", small)):
-                print(f"{name}, {workload}", file=sys.stderr)
-                result[f"{name}/{workload}"] = compare(sides, options, **settings)
+        for name, sides, settings in workloads:
+            print(name, file=sys.stderr)
+            result[name] = compare(sides, options, **settings)
     finish(result, options)
 
 
