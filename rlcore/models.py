@@ -119,6 +119,17 @@ class ModelSpec:
         return model.to(pick_device(self.device))
 
 
+def without_weights(location: str, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model's modules and shapes from its configuration alone; no weights are made."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code)
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    return model
+
+
 def context(location: str, trust_remote_code: bool = False) -> int:
     """The longest sequence, in tokens, that a model's configuration allows; a very large number where it names none."""
     from transformers import AutoConfig

@@ -55,16 +55,12 @@ def _first(prompter: Prompter, problems: Sequence[Problem]) -> Iterator[str]:
 
 
 def _shape(location: str, trust_remote_code: bool) -> Shape:
-    """The model's dimensions from its configuration alone; no weights are made."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code)
-    with torch.device("meta"):
-        parameters = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code).num_parameters()
+    """The model's dimensions."""
+    model = models.without_weights(location, trust_remote_code)
+    config = model.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return Shape(parameters, config.num_hidden_layers, config.hidden_size, config.vocab_size, heads * head)
+    return Shape(model.num_parameters(), config.num_hidden_layers, config.hidden_size, config.vocab_size, heads * head)
 
 
 def _size(count: int) -> str:

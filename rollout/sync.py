@@ -23,6 +23,9 @@ from rlcore.types import Sampling
 # step of training moves less than that: that the weights are in use is proved by their checksums, that they mean the same
 # to both sides by this.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
+PROBE_TOKENS = 64  # each is computed twice, by the learner and by the engine
+PIECE = 1 << 20  # elements that a checksum takes at a time
+_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def weight_update(version: int, tensors: Mapping[str, Tensor], kind: Literal["full", "adapter"] = "full") -> WeightUpdate:
@@ -42,16 +45,9 @@ def checksum(tensor: Tensor) -> int:
     return total & ((1 << 63) - 1)
 
 
-PIECE = 1 << 20
-_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
 @functools.cache
 def _multipliers(device: torch.device) -> Tensor:
     return ((torch.arange(PIECE, device=device) * 2654435761 % 2147483647) | 1).int()
-
-
-PROBE_TOKENS = 64  # each is computed twice, by the learner and by the engine
 
 
 class SyncError(UserError):

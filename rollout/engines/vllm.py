@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlcore.errors import UserError
-from rlcore.models import ModelSpec, context, pick_device
+from rlcore.models import ModelSpec, context, pick_device, without_weights
 from rlcore.protocols import Engine, Tokens, WeightUpdate
 from rlcore.types import Completion, FinishReason, Request, seed_from
 from rollout.admission import refuse_unfit
@@ -37,8 +37,6 @@ ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
 }
-
-
 DEFAULT_CACHE_GB = 1.0
 
 
@@ -64,7 +62,7 @@ class Vllm(Engine):
             raise UserError("rollout.engine vllm needs the package: pip install 'rlcore[cpu]' or 'rlcore[gpu]'") from error
         self.context = max_model_len or context(spec.location, spec.trust_remote_code)
         self.tokenizer, self.stop_ids, self.adapter_rank = tokenizer, sorted(stop_ids), spec.adapter_rank
-        plain = _without_weights(spec)
+        plain = without_weights(spec.location, spec.trust_remote_code)  # to check updates against
         self._shapes = dict(plain.named_parameters())
         self._llm = vllm.LLM(
             model=spec.location,
@@ -225,16 +223,6 @@ class Vllm(Engine):
             save_file(named, Path(folder) / "adapter_model.safetensors")
             self._adapter = LoRARequest(f"version-{version}", version + 1, folder)
             self._llm.llm_engine.add_lora(self._adapter)
-
-
-def _without_weights(spec: ModelSpec) -> PreTrainedModel:
-    """The plain checkpoint's modules and shapes, to check updates against."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(spec.location, trust_remote_code=spec.trust_remote_code)
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=spec.trust_remote_code)
-    return model
 
 
 def _linears(model: PreTrainedModel) -> list[str]:

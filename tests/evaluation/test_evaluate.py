@@ -117,9 +117,9 @@ def test_nothing_but_invalid_verdicts_is_an_error(tiny: Path) -> None:
 def measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """Run `rlcore eval --model MODEL …` on a few small problems; its JSON."""
 
-    def run(model: Path, *extra: str) -> dict[str, Any]:
+    def run(model: Path, *extra: str, limit: tuple[str, ...] = ("--max-new-tokens", "12")) -> dict[str, Any]:
         file = tmp_path / "result.json"
-        arguments = ["--model", str(model), "--data", "{name: chain, count: 30}", "--max-new-tokens", "12", "--samples", "2"]
+        arguments = ["--model", str(model), "--data", "{name: chain, count: 30}", *limit, "--samples", "2"]
         monkeypatch.setattr(sys, "argv", ["rlcore", "eval", *arguments, "--json", str(file), *extra])
         with pytest.raises(SystemExit) as stopped:
             cli.main()
@@ -178,11 +178,14 @@ def test_a_runs_checkpoint_is_asked_as_it_was_trained(tiny: Path, tmp_path: Path
     policy = tmp_path / "run/checkpoints/step-1/policy"
     shutil.copytree(tiny, policy / "model")
     recipe = "model: a\nsteps: 1\ndata: gsm8k\nprompt: {template: 'Q: {problem} A:', system: Think., examples: EXAMPLES}\n"
+    recipe += "rollout: {max_new_tokens: 9}\n"
     (tmp_path / "run/recipe.yaml").write_text(recipe.replace("EXAMPLES", "[{prompt: '1+1', answer: '2'}]"))
     (tmp_path / "run/metrics.jsonl").write_text("")
     trained, bare = measure(policy), measure(tiny)
     assert (trained["template"], trained["system"]) == ("Q: {problem} A:", "Think.")
     assert (bare["template"], bare["system"]) == ("{problem}", "")
     assert trained["prompt_hash"] != measure(tiny, "--template", "Q: {problem} A:", "--system", "Think.")["prompt_hash"]
+    assert measure(policy, limit=())["max_new_tokens"] == 9
+    assert trained["max_new_tokens"] == 12
     changed = measure(policy, "--template", "{problem}!", "--system", "")
     assert (changed["template"], changed["system"]) == ("{problem}!", "")
