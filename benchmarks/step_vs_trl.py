@@ -30,7 +30,7 @@ def rlcore_side(model: str, prompts: int, samples: int, length: int, threads: in
     from rlcore.recipe.load import load
     from rlcore.run.metrics import Mean, merge, values
     from rollout.sync import push
-    from trainers.build import build_parts
+    from trainers.parts import build_parts
     from trainers.plan import plan
 
     longest_prompt = max(len(ids) for ids in load_tokenizer(model)(PROMPTS).input_ids)

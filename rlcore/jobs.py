@@ -9,18 +9,23 @@ from typing import Any
 import torch
 
 from rlcore import __version__, models
+from rlcore.cluster.connect import connected
 from rlcore.data.mixture import load as load_problems
+from rlcore.errors import UserError
 from rlcore.evaluation.during import PeriodicEvaluation, compare
 from rlcore.prompts import Prompter
 from rlcore.recipe.load import Loaded
 from rlcore.recipe.schema import RL, Checkpoint, Job, Sft, Stop
 from rlcore.report.page import write_report
+from rlcore.run.console import TERMINAL
 from rlcore.run.folder import Run, claim
 from rlcore.toy import warmstart
 from trainers import sft
-from trainers.build import build_parts, build_policy
+from trainers.build import build_policy
 from trainers.loop import train
+from trainers.parts import build_parts
 from trainers.plan import plan
+from trainers.ranks import LearnerLost
 
 
 def run(loaded: Loaded, resume: bool) -> dict[str, Any]:
@@ -33,6 +38,22 @@ def run(loaded: Loaded, resume: bool) -> dict[str, Any]:
 
 
 def _rl(loaded: Loaded, recipe: RL) -> dict[str, Any]:
+    if recipe.cluster is None:
+        return _train(loaded, recipe)
+    with connected(recipe.cluster.address) as cluster:
+        TERMINAL.print(cluster, markup=False)
+        restarts = 0
+        while True:
+            try:
+                return _train(loaded, recipe)
+            except LearnerLost as lost:
+                if restarts == recipe.cluster.max_restarts:
+                    raise UserError(f"{lost}; {restarts} restarts are spent: look for the cause, then add --resume") from lost
+                restarts += 1
+                TERMINAL.print(f"warning: {lost}; starting again from the last checkpoint", style="yellow", markup=False)
+
+
+def _train(loaded: Loaded, recipe: RL) -> dict[str, Any]:
     # everything that can be refused without a model
     run = Run(loaded, steps=recipe.steps, keep=recipe.checkpoint, stop=recipe.stop)
     asked = plan(recipe)

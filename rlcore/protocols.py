@@ -29,27 +29,56 @@ def no_progress(done: int) -> None:
 
 
 @dataclass(frozen=True)
-class WeightUpdate:
-    """New weights for an engine, streamed in buckets of name → tensor.
+class Manifest:
+    """What a weight update will bring: the shape of every tensor, by name.
 
-    `checksums` has one entry per tensor of the update (`rollout.sync.checksum`); the engine takes nothing into use
-    until every one of them has arrived and matches. A `full` update has the names of the plain checkpoint. An `adapter`
-    update has for each adapted `MODULE.weight` the pair `MODULE.lora_A.weight` (r, in) and `MODULE.lora_B.weight` (out, r),
-    with the scaling α/r in B: the engine serves W + B·A, W being the weights it was made with.
+    A `full` update has the names of the plain checkpoint. An `adapter` update has for each adapted `MODULE.weight` the pair
+    `MODULE.lora_A.weight` (r, in) and `MODULE.lora_B.weight` (out, r), with the scaling α/r in B: the engine serves W + B·A, W
+    being the weights it was made with.
     """
 
     version: int
-    buckets: Iterable[Mapping[str, Tensor]]
-    checksums: Mapping[str, int]
+    shapes: Mapping[str, tuple[int, ...]]
     kind: Literal["full", "adapter"] = "full"
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Some tensors of the weight update `version`, number `index` of its buckets, each with its `rollout.sync.checksum`."""
+
+    version: int
+    index: int
+    tensors: Mapping[str, Tensor]
+    checksums: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class WeightUpdate:
+    """New weights for an engine, streamed. `buckets` are made while they are iterated over, one at a time; they can be iterated
+    over again, and are the same ones, until the learner's next update; then that raises Superseded."""
+
+    manifest: Manifest
+    buckets: Iterable[Bucket]
+
+
+class Superseded(Exception):
+    """The buckets of a weight update are asked for again, and the learner has begun its next one since."""
 
 
 class Engine(ABC):
     """Where completions come from. Every token carries the log-prob and weight version it was sampled with."""
 
+    context: int  # tokens that the longest prompt and its completion can have together
+    capacity: int  # sequences that are decoded together; more wait in a queue
+
     @property
     @abstractmethod
     def version(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def busy(self) -> bool:
+        """Whether anything submitted is still to be returned."""
 
     @abstractmethod
     def submit(self, requests: Sequence[Request]) -> None:
@@ -57,17 +86,19 @@ class Engine(ABC):
 
     @abstractmethod
     def poll(self) -> list[Completion]:
-        """Work until at least one completion is finished and return all that are; empty when nothing is queued."""
+        """Work for a moment (one token of everything under way, say) and return what is finished by then, often nothing."""
 
     @abstractmethod
     def interrupt(self) -> list[Completion]:
-        """Stop everything; return what was sampled so far with finish reason `interrupted`. `Completion.as_prefix` goes on."""
+        """Stop everything; return what was sampled so far with finish reason `interrupted`, or whole what ended just
+        then. `Completion.resumed` goes on."""
 
     def generate(self, requests: Sequence[Request], progress: Progress = no_progress) -> list[Completion]:
         """Submit and poll until done; completions in the order of their requests. `progress` hears how many are done."""
         self.submit(requests)
         done: dict[tuple[str, int, int], Completion] = {}
-        while finished := self.poll():
+        while self.busy:
+            finished = self.poll()
             done.update({(c.problem_id, c.sample, c.seed): c for c in finished})
             progress(len(finished))
         return [done[r.problem_id, r.sample, r.seed] for r in requests]
@@ -77,9 +108,29 @@ class Engine(ABC):
         """For each (prompt ids, completion ids) the log-probs of the completion's tokens at temperature 1 without truncation,
         under the weights served now."""
 
+    def sync(self, update: WeightUpdate) -> dict[str, int]:
+        """Serve new weights; returns the checksum of each tensor that was sent. Raises SyncError, naming the tensor, when the
+        update is stale, partial, corrupted or out of order. From its beginning to its successful end nothing is sampled: an
+        engine that was left between two versions refuses to work until a sync succeeds."""
+        sent: dict[str, int] = {}
+        self.begin_sync(update.manifest)
+        for bucket in update.buckets:
+            self.receive(bucket)
+            sent |= bucket.checksums
+        self.end_sync()
+        return sent
+
     @abstractmethod
-    def sync(self, update: WeightUpdate) -> None:
-        """Serve new weights. Raises SyncError, naming the tensor, when the update is partial, corrupted or stale."""
+    def begin_sync(self, manifest: Manifest) -> None:
+        """Stop serving and expect these tensors. Raises SyncError where they are not the model's; then it serves on."""
+
+    @abstractmethod
+    def receive(self, bucket: Bucket) -> None:
+        """Take the next bucket in, no more of it than that being held twice."""
+
+    @abstractmethod
+    def end_sync(self) -> None:
+        """Serve what was received, if it is all there; nothing computed by the old weights is used any more."""
 
     @abstractmethod
     def checksums(self) -> Mapping[str, int]:

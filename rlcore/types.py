@@ -115,9 +115,10 @@ class Completion:
     def truncated(self) -> bool:
         return self.finish_reason == "length"
 
-    def as_prefix(self) -> Prefix:
-        """The forced prefix with which an interrupted completion goes on."""
-        return Prefix(self.token_ids, self.logprobs, self.versions, self.loss_mask)
+    def resumed(self) -> Request:
+        """The request with which an interrupted completion goes on from what was sampled of it."""
+        prefix = Prefix(self.token_ids, self.logprobs, self.versions, self.loss_mask)
+        return Request(self.problem_id, self.sample, self.seed, self.prompt_ids, self.sampling, prefix)
 
 
 @dataclass(frozen=True, slots=True)

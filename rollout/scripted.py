@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rlcore.protocols import Engine, Tokens, WeightUpdate
+from rlcore.protocols import Bucket, Engine, Manifest, Tokens
 from rlcore.types import Completion, Request
 from rollout.admission import refuse_unfit
-from rollout.sync import checksum, stage
+from rollout.sync import Intake, checksum
 
 
 class Scripted(Engine):
@@ -26,16 +26,22 @@ class Scripted(Engine):
         weights: Mapping[str, Tensor] | None = None,
         context: int = 1 << 30,
     ) -> None:
-        self.tokenizer, self.script, self.context = tokenizer, script, context
-        self._version = 0
-        self._weights = dict(weights or {})
+        self.tokenizer, self.script = tokenizer, script
+        self.context, self.capacity = context, 1 << 30
+        self._weights = {name: tensor.clone() for name, tensor in (weights or {}).items()}
+        self._intake = Intake({name: tuple(tensor.shape) for name, tensor in self._weights.items()})
         self._waiting: list[Request] = []
 
     @property
     def version(self) -> int:
-        return self._version
+        return self._intake.version
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._waiting)
 
     def submit(self, requests: Sequence[Request]) -> None:
+        self._intake.refuse_torn()
         refuse_unfit(requests, self.context)
         self._waiting.extend(requests)
 
@@ -48,13 +54,18 @@ class Scripted(Engine):
         return stopped
 
     def logprobs(self, sequences: Sequence[tuple[Tokens, Tokens]]) -> list[list[float]]:
+        self._intake.refuse_torn()
         return [[0.0] * len(token_ids) for _, token_ids in sequences]
 
-    def sync(self, update: WeightUpdate) -> None:
-        arrived = stage(update, self._weights, self._version)
-        if update.kind == "full":
-            self._weights = arrived
-        self._version = update.version
+    def begin_sync(self, manifest: Manifest) -> None:
+        self._intake.begin(manifest)
+
+    def receive(self, bucket: Bucket) -> None:
+        self._intake.check(bucket)
+        self._weights |= {name: tensor.clone() for name, tensor in bucket.tensors.items() if name in self._weights}
+
+    def end_sync(self) -> None:
+        self._intake.end()
 
     def checksums(self) -> dict[str, int]:
         return {name: checksum(tensor) for name, tensor in self._weights.items()}
@@ -75,7 +86,7 @@ class Scripted(Engine):
         return request.completed(
             said,
             (0.0,) * len(said),
-            self._version,
+            self.version,
             "interrupted" if interrupted else "stop" if end == len(tokens) else "length",
             self.tokenizer.decode([*request.prefix.token_ids, *said], skip_special_tokens=True),
         )

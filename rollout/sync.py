@@ -1,13 +1,13 @@
 """How new weights reach an engine, and the proof that they arrived: push, then probe.
 
-`stage` is the engine's half (nothing is used before everything has arrived); `push` is the trainer's half.
+`weight_update` cuts a learner's tensors into buckets; `Intake` is the engine's half of a sync; `push` is the trainer's half.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rlcore.batch import GradedBatch, rows
 from rlcore.errors import UserError
-from rlcore.protocols import Engine, Learner, WeightUpdate
+from rlcore.protocols import Bucket, Engine, Learner, Manifest, WeightUpdate
 from rlcore.types import Sampling
 
 # The mean absolute difference between the engine's and the learner's log-probs of a token, by the dtype of the forward
@@ -28,9 +28,46 @@ PIECE = 1 << 20  # elements that a checksum takes at a time
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def weight_update(version: int, tensors: Mapping[str, Tensor], kind: Literal["full", "adapter"] = "full") -> WeightUpdate:
-    """The update that carries these tensors, in one bucket, with their checksums."""
-    return WeightUpdate(version, [tensors], {name: checksum(tensor) for name, tensor in tensors.items()}, kind)
+BUCKET_BYTES = 64 << 20
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def weight_update(
+    version: int,
+    shapes: Shapes,
+    tensors: Callable[[], Iterable[tuple[str, Tensor]]],
+    kind: Literal["full", "adapter"] = "full",
+    bucket_bytes: int = BUCKET_BYTES,
+) -> WeightUpdate:
+    """The update that brings what `tensors` yields, in that order, in buckets of about so many bytes (one tensor at least).
+
+    `tensors` is called anew, and each tensor made, whenever the buckets are iterated over: memory holds the bucket that is
+    being filled and the one that was handed out last.
+    """
+    return WeightUpdate(Manifest(version, shapes, kind), _Buckets(version, tensors, bucket_bytes))
+
+
+@dataclass(frozen=True)
+class _Buckets:
+    version: int
+    tensors: Callable[[], Iterable[tuple[str, Tensor]]]
+    bucket_bytes: int
+
+    def __iter__(self) -> Iterator[Bucket]:
+        index, size = 0, 0
+        filling: dict[str, Tensor] = {}
+        for name, tensor in self.tensors():
+            if filling and size + tensor.nbytes > self.bucket_bytes:
+                yield self._bucket(index, filling)
+                index, filling, size = index + 1, {}, 0
+            filling[name] = tensor
+            size += tensor.nbytes
+        if filling:
+            yield self._bucket(index, filling)
+
+    def _bucket(self, index: int, tensors: dict[str, Tensor]) -> Bucket:
+        return Bucket(self.version, index, tensors, {name: checksum(tensor) for name, tensor in tensors.items()})
 
 
 def checksum(tensor: Tensor) -> int:
@@ -54,29 +91,72 @@ class SyncError(UserError):
     """Weights did not reach the engine as they should. Says which tensor, and how it differs."""
 
 
-def stage(update: WeightUpdate, served: Mapping[str, Tensor], current: int) -> dict[str, Tensor]:
-    """Receive every bucket and check it against what is served now; the caller copies the result in only if this returns.
+class Intake:
+    """What an engine may receive next, and whether all of it has come. It owns the engine's weight version.
 
-    `served` are the plain checkpoint's tensors. Raises SyncError for a stale version, and for a tensor that is unknown,
-    missing, misshapen or corrupted.
+    `served` are the shapes of the plain checkpoint's tensors. Every method raises SyncError, naming the tensor where it is
+    about one. A sync that failed leaves the engine torn, and `refuse_torn` says so, until one has ended well.
     """
-    if update.version < current:
-        raise SyncError(f"weight update {update.version} is stale: version {current} is served already")
-    arrived: dict[str, Tensor] = {}
-    for bucket in update.buckets:
-        for name, tensor in bucket.items():
-            target = _target(name) if update.kind == "adapter" else name
-            if target not in served:
-                raise SyncError(f"weight update {update.version} brings {name!r}, which the engine's model does not have")
-            if not _fits(name, tensor, served[target]):
-                raise SyncError(f"{name!r} arrived with shape {tuple(tensor.shape)}, not {tuple(served[target].shape)}")
-            if update.checksums.get(name) != checksum(tensor):
-                raise SyncError(f"{name!r} arrived corrupted in weight update {update.version}: its checksum differs")
-            arrived[name] = tensor
-    expected = served if update.kind == "full" else update.checksums
-    if missing := [name for name in expected if name not in arrived]:
-        raise SyncError(f"weight update {update.version} is partial: {len(missing)} tensors never came, first {missing[0]!r}")
-    return arrived
+
+    def __init__(self, served: Shapes) -> None:
+        self.served = served
+        self.version = 0
+        self._manifest: Manifest | None = None  # of the update that is being received
+        self._missing: dict[str, tuple[int, ...]] = {}
+        self._next = 0  # the bucket that comes next
+
+    def begin(self, manifest: Manifest) -> None:
+        if manifest.version < self.version:
+            raise SyncError(f"weight update {manifest.version} is stale: version {self.version} is served already")
+        for name, shape in manifest.shapes.items():
+            target = _target(name) if manifest.kind == "adapter" else name
+            if target not in self.served:
+                raise SyncError(f"weight update {manifest.version} brings {name!r}, which the engine's model does not have")
+            if not _fits(name, shape, self.served[target]):
+                raise SyncError(f"{name!r} comes with shape {tuple(shape)}, and {target!r} has {tuple(self.served[target])}")
+        if manifest.kind == "full" and (lacking := [name for name in self.served if name not in manifest.shapes]):
+            raise SyncError(f"weight update {manifest.version} is partial: it does not bring {lacking[0]!r}")
+        self._manifest, self._missing, self._next = manifest, dict(manifest.shapes), 0
+
+    def check(self, bucket: Bucket) -> None:
+        """Raise unless the bucket is the next one and each of its tensors is what was announced and sent."""
+        if self._manifest is None:
+            raise SyncError(f"bucket {bucket.index} of weight update {bucket.version} came when no update had begun")
+        if (bucket.version, bucket.index) != (self._manifest.version, self._next):
+            raise SyncError(
+                f"bucket {bucket.index} of weight update {bucket.version} came in place of bucket {self._next} of "
+                f"update {self._manifest.version}: its first tensor is {next(iter(bucket.tensors), '')!r}"
+            )
+        for name, tensor in bucket.tensors.items():
+            if name not in self._missing:
+                raise SyncError(f"{name!r} came twice, or unannounced, in weight update {bucket.version}")
+            if tuple(tensor.shape) != tuple(self._missing[name]):
+                raise SyncError(f"{name!r} arrived with shape {tuple(tensor.shape)}, not {tuple(self._missing[name])}")
+            if bucket.checksums.get(name) != checksum(tensor):
+                raise SyncError(f"{name!r} arrived corrupted in weight update {bucket.version}: its checksum differs")
+            del self._missing[name]
+        self._next += 1
+
+    def end(self) -> Manifest:
+        """The update is whole: its version is served from now on."""
+        if self._manifest is None:
+            raise SyncError("a weight update ended that had not begun")
+        if self._missing:
+            first = next(iter(self._missing))
+            raise SyncError(
+                f"weight update {self._manifest.version} is partial: {len(self._missing)} tensors never came, first {first!r}"
+            )
+        manifest, self._manifest = self._manifest, None
+        self.version = manifest.version
+        return manifest
+
+    @property
+    def torn(self) -> bool:
+        return self._manifest is not None
+
+    def refuse_torn(self) -> None:
+        if self._manifest is not None:
+            raise SyncError(f"weight update {self._manifest.version} did not arrive whole: there are no weights to work with")
 
 
 def adapted(adapter: Mapping[str, Tensor]) -> list[str]:
@@ -89,12 +169,12 @@ def _target(name: str) -> str:
     return name.replace(".lora_A.", ".").replace(".lora_B.", ".")
 
 
-def _fits(name: str, tensor: Tensor, served: Tensor) -> bool:
+def _fits(name: str, shape: tuple[int, ...], served: tuple[int, ...]) -> bool:
     if ".lora_A." in name:
-        return tensor.shape[1] == served.shape[1]
+        return shape[1] == served[1]
     if ".lora_B." in name:
-        return tensor.shape[0] == served.shape[0]
-    return tensor.shape == served.shape
+        return shape[0] == served[0]
+    return tuple(shape) == tuple(served)
 
 
 def push(learner: Learner, engine: Engine, version: int, witnesses: GradedBatch | None, dtype: str) -> float:
@@ -105,11 +185,11 @@ def push(learner: Learner, engine: Engine, version: int, witnesses: GradedBatch 
     no probe, and the mean is 0.
     """
     update = learner.weights(version)
-    engine.sync(update)
+    sent = engine.sync(update)
     if engine.version != version:
         raise SyncError(f"the engine serves version {engine.version} after a sync to version {version}")
     served = engine.checksums()
-    if update.kind == "full" and (other := [name for name, value in served.items() if update.checksums[name] != value]):
+    if update.manifest.kind == "full" and (other := [name for name, value in served.items() if sent[name] != value]):
         raise SyncError(f"after the sync to version {version} the engine still serves another {other[0]!r} than was sent")
     if witnesses is None or not len(witnesses.tokens):
         return 0.0

@@ -12,6 +12,7 @@ import pytest
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from rlcore.batch import GradedBatch
     from rlcore.models import ModelSpec
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test touches the network
@@ -46,32 +47,33 @@ def tokenizer(tiny: Path) -> PreTrainedTokenizerBase:
 
 @pytest.fixture
 def make_batch() -> Callable:
+    return batch_of
+
+
+def batch_of(rewards: Sequence[float], group: Sequence[int], lengths: Sequence[int], seed: int = 0) -> GradedBatch:
     """A GradedBatch from outcome rewards and lengths; tokens and log-probs are drawn with a seed."""
     import torch
 
     from rlcore.batch import GradedBatch, pad
     from rlcore.types import Sampling
 
-    def make(rewards: Sequence[float], group: Sequence[int], lengths: Sequence[int], seed: int = 0) -> GradedBatch:
-        generator = torch.Generator().manual_seed(seed)
-        present = pad([(1,) * n for n in lengths], torch.float32)
-        shape = present.shape
-        outcome = pad([(0.0,) * (n - 1) + (r,) for n, r in zip(lengths, rewards, strict=True)], torch.float32)
-        return GradedBatch(
-            prompt_ids=[(10 + i % 5, 11, 12) for i in range(len(lengths))],
-            tokens=(torch.randint(3, 50, shape, generator=generator) * present.long()),
-            present=present,
-            loss_mask=present.clone(),
-            rollout_logprobs=-torch.rand(shape, generator=generator) * present,
-            versions=torch.zeros(shape, dtype=torch.long),
-            truncated=torch.zeros(len(lengths), dtype=torch.bool),
-            sampling=Sampling(),
-            group=torch.tensor(group),
-            rewards={"answer": outcome},
-            accuracy=torch.tensor(rewards).clamp(0, 1),
-        )
-
-    return make
+    generator = torch.Generator().manual_seed(seed)
+    present = pad([(1,) * n for n in lengths], torch.float32)
+    shape = present.shape
+    outcome = pad([(0.0,) * (n - 1) + (r,) for n, r in zip(lengths, rewards, strict=True)], torch.float32)
+    return GradedBatch(
+        prompt_ids=[(10 + i % 5, 11, 12) for i in range(len(lengths))],
+        tokens=(torch.randint(3, 50, shape, generator=generator) * present.long()),
+        present=present,
+        loss_mask=present.clone(),
+        rollout_logprobs=-torch.rand(shape, generator=generator) * present,
+        versions=torch.zeros(shape, dtype=torch.long),
+        truncated=torch.zeros(len(lengths), dtype=torch.bool),
+        sampling=Sampling(),
+        group=torch.tensor(group),
+        rewards={"answer": outcome},
+        accuracy=torch.tensor(rewards).clamp(0, 1),
+    )
 
 
 @pytest.fixture(scope="session")

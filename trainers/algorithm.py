@@ -39,5 +39,5 @@ def objective(recipe: RL) -> Objective:
         policy_loss=plugins.bind("trainers.losses", algorithm.loss.name, algorithm.loss.options),
         kl_estimator=algorithm.kl.estimator,
         kl_coefficient=algorithm.kl.coefficient,
-        importance_sampling_cap=algorithm.importance_sampling_cap,
+        correction=algorithm.correction,
     )

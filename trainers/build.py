@@ -1,43 +1,30 @@
-"""From a recipe, and what was planned for it, to the models and the parts of the loop."""
+"""From a recipe to its models and what works with them, each in this process."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlcore import models, plugins
+from rlcore import plugins
 from rlcore.models import ModelSpec
 from rlcore.prompts import Prompter, stop_ids
 from rlcore.protocols import Engine
 from rlcore.recipe.schema import RL, Job
 from trainers.learner import Learner
-from trainers.loop import Parts
 from trainers.objective import Objective
-from trainers.plan import Plan, longest_prompt
-from trainers.prepare import Prepare
-from trainers.sampler import Sampler
 from trainers.scorer import Scorer, WithoutAdapters
-
-
-def build_parts(recipe: RL, asked: Plan, location: str) -> Parts:
-    """Everything the loop needs, with the models loaded. Raises UserError, before that, for prompts that do not fit."""
-    tokenizer = models.load_tokenizer(location, recipe.trust_remote_code)
-    prompter = Prompter(recipe.prompt, tokenizer)
-    longest_prompt(recipe, asked, prompter, models.context(location, recipe.trust_remote_code))
-    engine = build_engine(recipe, location, tokenizer, prompter)
-    policy = build_policy(recipe, location)
-    learner = build_learner(recipe, policy, tokenizer, asked.objective)
-    reference = build_reference(recipe, location, policy)
-    sampler = Sampler(recipe, asked.problems, prompter, engine, asked.rewards)
-    prepare = Prepare(sampler.select, asked.advantage, reference, recipe.algorithm.mask_truncated)
-    return Parts(sampler, engine, asked.rewards, prepare, learner, recipe.dtype)
 
 
 def build_engine(recipe: RL, location: str, tokenizer: PreTrainedTokenizerBase, prompter: Prompter) -> Engine:
     """The engine with its own copy of the model, in the dtype it is served in."""
     spec = recipe.rollout.engine
-    make = plugins.bind("rollout.engines", spec.name, spec.options)
+    split = recipe.cluster.tensor_parallel if recipe.cluster else 1
+    make = plugins.bind("rollout.engines", spec.name, spec.options | ({"tensor_parallel": split} if split > 1 else {}))
     rank = recipe.lora.rank if recipe.lora and recipe.lora.serve == "adapter" else 0
     model = ModelSpec(location, recipe.dtype, recipe.device, recipe.trust_remote_code, adapter_rank=rank)
     engine: Engine = make(model, tokenizer, stop_ids(model, prompter))
@@ -59,8 +46,9 @@ def build_policy(recipe: Job, location: str) -> PreTrainedModel | PeftModel:
 
 
 def build_learner(
-    recipe: RL, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, objective: Objective
+    recipe: RL, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, objective: Objective, **where: Any
 ) -> Learner:
+    """`where`: the learner's `backend` and `bucket_bytes`, if not plain torch."""
     return Learner(
         model,
         tokenizer,
@@ -72,14 +60,21 @@ def build_learner(
         dtype=recipe.dtype,
         total_steps=recipe.steps,
         serve=recipe.lora.serve if recipe.lora else "merged",
+        **where,
     )
 
 
-def build_reference(recipe: RL, location: str, policy: PreTrainedModel | PeftModel) -> Scorer | None:
-    """The model that the policy started from, where a KL term needs it."""
+def build_reference(
+    recipe: RL,
+    location: str,
+    policy: PreTrainedModel | PeftModel,
+    module: Callable[..., tuple[Tensor, Tensor]] | None = None,
+) -> Scorer | None:
+    """The model that the policy started from, where a KL term needs it. `module` is what computes for the policy, if not
+    itself."""
     if not recipe.algorithm.kl.coefficient:
         return None
     if recipe.lora is not None:
-        return WithoutAdapters(policy, recipe.update, recipe.dtype)
+        return WithoutAdapters(policy, recipe.update, recipe.dtype, module)
     model = ModelSpec(location, "float32", recipe.device, recipe.trust_remote_code).load()
     return Scorer(model, recipe.update, recipe.dtype)

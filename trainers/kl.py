@@ -22,4 +22,4 @@ def k2(logprobs: Tensor, reference: Tensor) -> Tensor:
 
 def k3(logprobs: Tensor, reference: Tensor) -> Tensor:
     d = (logprobs - reference).clamp(-20, 20)
-    return (-d).exp() + d - 1
+    return (-d).expm1() + d  # as exp − 1 it would be noise of either sign where d is small

@@ -1,13 +1,16 @@
-"""The learner on plain torch: one model, one optimiser, any objective. Keeps the contract of `rlcore.protocols.Learner`.
+"""The learner: one model, one optimiser, any objective. Keeps the contract of `rlcore.protocols.Learner`.
 
-A step's batch is cut into mini-batches (one optimiser step each), and those into micro-batches (`trainers.scorer`, which it is
-one of). Denominators are made from the whole mini-batch, so the cut into micro-batches changes memory and nothing else.
+A step's batch is cut into mini-batches (one optimiser step each), and those into ranks' shares and micro-batches
+(`trainers.scorer`, which it is one of). Denominators are made from the whole mini-batch, so that cut changes the order of sums
+and nothing else. Where parameters and optimiser live, in one process or spread over the ranks, is the backend's business; every
+rank calls every method, with the same arguments.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -15,17 +18,18 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlcore.batch import TrainingBatch
-from rlcore.errors import UserError
 from rlcore.protocols import WeightUpdate
 from rlcore.recipe.schema import Optimizer, Update
 from rlcore.run.metrics import Max, Mean, Metrics, merge
-from rollout.sync import weight_update
+from rollout.sync import BUCKET_BYTES, weight_update
+from trainers.backends.backend import Backend, is_spread, shape
+from trainers.backends.torch import Torch
 from trainers.objective import Aggregation, LossInputs, Objective, token_weights
-from trainers.scorer import Scorer, microbatches
+from trainers.scorer import Pass, Scorer, passes, rank, world
 
 
 class Learner(Scorer):
@@ -42,22 +46,19 @@ class Learner(Scorer):
         dtype: str,
         total_steps: int,
         serve: Literal["merged", "adapter"] = "merged",
+        backend: Callable[[nn.Module, Optimizer], Backend] = Torch,
+        bucket_bytes: int = BUCKET_BYTES,
     ) -> None:
-        super().__init__(model.train(), update, dtype)
+        if update.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.backend = backend(model.train(), optimizer)
+        super().__init__(model, update, dtype, self.backend.module)
         self.tokenizer, self.objective, self.settings = tokenizer, objective, optimizer
         self.aggregate, self.constant_length = aggregate, constant_length
         self.total_updates = total_steps * update.minibatches * update.epochs
         self.updates = 0
-        self.serve = serve
-        if update.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
-        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(),
-            lr=optimizer.learning_rate,
-            betas=optimizer.betas,
-            weight_decay=optimizer.weight_decay,
-        )
+        self.serve, self.bucket_bytes = serve, bucket_bytes
 
     # -- learning --------------------------------------------------------------------------------------------------------
 
@@ -66,8 +67,8 @@ class Learner(Scorer):
         size = len(batch.advantages)
         if not size:
             return {}
-        once = self.cut.epochs == self.cut.minibatches == 1
-        old = None if once else self.logprobs(batch.graded)  # once: the old policy is the current one
+        once = self.cut.epochs == self.cut.minibatches == 1  # the old policy is the current one
+        old = None if once or self.objective.bypasses else self.logprobs(batch.graded)
         parts = [
             self._step(batch, old, index.tolist())
             for _ in range(self.cut.epochs)
@@ -79,32 +80,29 @@ class Learner(Scorer):
         """One optimiser step on the completions `index`."""
         weights = torch.zeros_like(batch.advantages)
         weights[index] = token_weights(batch.graded.loss_mask[index], self.aggregate, self.constant_length)
-        self.optimizer.zero_grad(set_to_none=True)
         parts, total = [], 0.0
-        for rows in microbatches(batch.graded, index, self.cut.tokens_per_microbatch):
-            inputs = self._inputs(batch, old, rows)
+        cut = passes(batch.graded, index, self.cut)
+        for number, each in enumerate(cut, 1):
+            inputs = self._inputs(batch, old, each)
             loss = self.objective(inputs)
-            value = (loss.per_token * weights[rows][:, : inputs.loss_mask.shape[1]].to(loss.per_token.device)).sum()
-            value.backward()
-            total += value.item()
-            parts.append(loss.metrics)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm).item()
-        if not math.isfinite(norm):
-            raise UserError(f"the gradient's norm is {norm}: lower optimizer.learning_rate, or use dtype float32")
+            value = (loss.per_token * weights[each.rows][:, : inputs.loss_mask.shape[1]].to(loss.per_token.device)).sum()
+            self.backend.backward(value if each.counts else 0 * value, last=number == len(cut))
+            if each.counts:
+                total += value.item()
+                parts.append(loss.metrics)
         rate = learning_rate(self.settings, self.updates, self.total_updates)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
+        norm = self.backend.step(rate)
         self.updates += 1
-        return merge([*parts, {"loss": Mean(total, 1), "grad_norm": Mean(norm, 1), "learning_rate": Max(rate)}])
+        mean_loss = Mean(total * world(), 1)  # each rank reports its part of the sum, and the reports are averaged
+        return merge([*parts, {"loss": mean_loss, "grad_norm": Mean(norm, 1), "learning_rate": Max(rate)}])
 
-    def _inputs(self, batch: TrainingBatch, old: Tensor | None, rows: Sequence[int]) -> LossInputs:
+    def _inputs(self, batch: TrainingBatch, old: Tensor | None, each: Pass) -> LossInputs:
         graded, device = batch.graded, self.device
-        logprobs, entropy = self.forward(graded, rows)
+        logprobs, entropy = self.forward(graded, each)
         width = logprobs.shape[1]
 
         def cut(values: Tensor) -> Tensor:
-            return values[rows][:, :width].to(device)
+            return values[each.rows][:, :width].to(device)
 
         return LossInputs(
             logprobs=logprobs,
@@ -119,54 +117,78 @@ class Learner(Scorer):
     # -- weights ---------------------------------------------------------------------------------------------------------
 
     def weights(self, version: int) -> WeightUpdate:
-        kind: Literal["full", "adapter"] = "full" if self.serve == "merged" else "adapter"
-        parts = self._merged() if kind == "full" else self._adapter()
-        tensors = {name: tensor.to(self.dtype) for name, tensor in parts}
-        return weight_update(version, tensors, kind)
+        """Of the serving dtype, made a bucket at a time."""
+        if self.serve == "merged":
+            shapes = {name: shape(parameter) for name, parameter, _ in self._plain()}
+            return weight_update(version, shapes, partial(self._merged, self.dtype), "full", self.bucket_bytes)
+        shapes = {name: shape(parameter) for name, parameter, _ in self._adapter()}
+        return weight_update(version, shapes, self._scaled, "adapter", self.bucket_bytes)
 
-    @torch.no_grad()
-    def _merged(self) -> Iterator[tuple[str, Tensor]]:
-        """Name → tensor of the plain model, adapters added in."""
+    def _plain(self) -> Iterator[tuple[str, nn.Parameter, LoraLayer | None]]:
+        """The plain model's parameters by their names in it, each with the adapter that is to be added to it."""
         if not isinstance(self.model, PeftModel):
-            yield from ((name, p.detach()) for name, p in self.model.named_parameters())
+            yield from ((name, parameter, None) for name, parameter in self.model.named_parameters())
             return
         base = self.model.get_base_model()
         for name, parameter in base.named_parameters():
             if ".lora_" in name:
                 continue
             owner, _, leaf = name.rpartition(".base_layer.")
-            layer = base.get_submodule(owner) if owner else None
-            delta = layer.get_delta_weight("default") if isinstance(layer, LoraLayer) and leaf == "weight" else 0
-            yield name.replace(".base_layer.", "."), parameter.detach() + delta
+            layer = base.get_submodule(owner) if owner and leaf == "weight" else None
+            yield name.replace(".base_layer.", "."), parameter, layer if isinstance(layer, LoraLayer) else None
 
     @torch.no_grad()
-    def _adapter(self) -> Iterator[tuple[str, Tensor]]:
-        """The pairs A, B of every adapted module, the scaling folded into B."""
+    def _merged(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+        """Name → tensor of the plain model, adapters added in."""
+        for name, parameter, layer in self._plain():
+            adapters = [] if layer is None else [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
+            with self.backend.whole([parameter, *adapters]):
+                value = parameter.detach() if layer is None else parameter.detach() + layer.get_delta_weight("default")
+                yield name, value.to(dtype, copy=is_spread(parameter))
+
+    def _adapter(self) -> Iterator[tuple[str, nn.Parameter, float]]:
+        """The pairs A, B of every adapted module, and what each is scaled by."""
         for name, layer in self.model.get_base_model().named_modules():
             if isinstance(layer, LoraLayer):
-                yield f"{name}.lora_A.weight", layer.lora_A["default"].weight.detach()
-                yield f"{name}.lora_B.weight", layer.lora_B["default"].weight.detach() * layer.scaling["default"]
-
-    def save(self, folder: Path) -> None:
-        """`model/`: a plain checkpoint that `from_pretrained` loads, adapters merged; beside it what training goes on from."""
-        plain = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        plain.save_pretrained(folder / "model", state_dict={name: t.contiguous().cpu() for name, t in self._merged()})
-        self.tokenizer.save_pretrained(folder / "model")
-        if isinstance(self.model, PeftModel):
-            self.model.save_pretrained(folder / "adapter")
-        state = {
-            f"{name}/{key}": value
-            for name, parameter in self.parameters.items()
-            for key, value in self.optimizer.state[parameter].items()
-        }
-        state["updates"] = torch.tensor(self.updates)
-        state["rng"] = torch.get_rng_state()
-        if torch.cuda.is_available():
-            state["rng_cuda"] = torch.cuda.get_rng_state()
-        state |= {f"parameter/{name}": p.detach() for name, p in self.parameters.items()}
-        save_file({key: value.contiguous() for key, value in state.items()}, folder / "learner.safetensors")
+                yield f"{name}.lora_A.weight", layer.lora_A["default"].weight, 1.0
+                yield f"{name}.lora_B.weight", layer.lora_B["default"].weight, layer.scaling["default"]
 
     @torch.no_grad()
+    def _scaled(self) -> Iterator[tuple[str, Tensor]]:
+        for name, parameter, scaling in self._adapter():
+            with self.backend.whole([parameter]):
+                yield name, (parameter.detach() * scaling).to(self.dtype)
+
+    def save(self, folder: Path) -> None:
+        """`model/`: a plain checkpoint that `from_pretrained` loads, adapters merged; beside it what training goes on from, the
+        same for any backend and number of ranks. Rank 0 writes; it holds a whole copy in memory."""
+        merged = self._on_first((name, tensor) for name, tensor in self._merged(torch.float32))
+        state = self._on_first(self._state())
+        if rank():
+            return
+        plain = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        plain.save_pretrained(folder / "model", state_dict=merged)
+        self.tokenizer.save_pretrained(folder / "model")
+        if isinstance(self.model, PeftModel):
+            trained = {name: state[f"parameter/{name}"] for name in self.parameters}
+            self.model.save_pretrained(folder / "adapter", state_dict=trained)
+        save_file(state, folder / "learner.safetensors")
+
+    def _on_first(self, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+        """All of them on rank 0's CPU, none on the others, which take part in making them."""
+        return {name: tensor.contiguous().cpu() for name, tensor in tensors if not rank()}
+
+    @torch.no_grad()
+    def _state(self) -> Iterator[tuple[str, Tensor]]:
+        yield "updates", torch.tensor(self.updates)
+        yield "rng", torch.get_rng_state()
+        if torch.cuda.is_available():
+            yield "rng_cuda", torch.cuda.get_rng_state()
+        for name, parameter in self.parameters.items():
+            with self.backend.whole([parameter]):
+                yield f"parameter/{name}", parameter.detach().clone()
+            yield from ((f"{name}/{key}", value) for key, value in self.backend.moments(parameter).items())
+
     def load(self, folder: Path) -> None:
         state = load_file(folder / "learner.safetensors")
         self.updates = int(state.pop("updates"))
@@ -174,10 +196,8 @@ class Learner(Scorer):
         if "rng_cuda" in state and torch.cuda.is_available():
             torch.cuda.set_rng_state(state.pop("rng_cuda"))
         for name, parameter in self.parameters.items():
-            parameter.copy_(state[f"parameter/{name}"])
-            if f"{name}/step" in state:
-                moments = {key: state[f"{name}/{key}"].to(parameter.device) for key in ("exp_avg", "exp_avg_sq")}
-                self.optimizer.state[parameter] = {"step": state[f"{name}/step"], **moments}  # AdamW counts on the CPU
+            moments = {key: state[f"{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}/{key}" in state}
+            self.backend.restore(parameter, state[f"parameter/{name}"], moments)
 
 
 def learning_rate(settings: Optimizer, update: int, total: int) -> float:

@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
 
 import torch
-from torch import Tensor
+from peft import PeftModel
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from rlcore.batch import pad
+
+
+class TokenLogprobs(nn.Module):
+    """`token_logprobs` of a model, computed in `dtype`, as a module's forward pass: what DeepSpeed can wrap."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, dtype: torch.dtype, *arguments: Any) -> tuple[Tensor, Tensor]:
+        model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        device = next(model.parameters()).device.type
+        with nullcontext() if dtype == torch.float32 else torch.autocast(device, dtype=dtype):
+            return token_logprobs(model, *arguments)
 
 
 def token_logprobs(
@@ -18,10 +35,10 @@ def token_logprobs(
     tokens: Tensor,
     lengths: Sequence[int],
     temperature: float,
-    chunk: int,
+    chunks: int,
 ) -> tuple[Tensor, Tensor]:
     """(b, T) log-probs (with gradient) and entropies (without) of right-padded `tokens` (b, T) after their prompts; 0 where
-    padded. Logits exist for `chunk` positions at a time, in the backward pass too.
+    padded. Logits exist for one of `chunks` equal parts of the positions at a time, in the backward pass too.
 
     Rows are right-padded and the model is causal, so no token sees padding and no mask is needed: the fastest attention runs.
     """
@@ -32,7 +49,7 @@ def token_logprobs(
     column = torch.cat([torch.arange(n) for n in lengths]).to(device)
     predicting = torch.cat([torch.arange(n) + len(p) - 1 for p, n in zip(prompts, lengths, strict=True)]).to(device)
     picked, targets = hidden[row, predicting], tokens.to(device)[row, column]
-    *first, last = zip(picked.split(chunk), targets.split(chunk), strict=True)
+    *first, last = zip(picked.tensor_split(chunks), targets.tensor_split(chunks), strict=True)
     parts = [checkpoint(_head, model, h, t, temperature, use_reentrant=False) for h, t in first]
     parts.append(_head(model, *last, temperature))  # its backward comes first: nothing would be saved by computing it twice
     flat_logprobs, flat_entropies = (torch.cat(part) for part in zip(*parts, strict=True))

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 from rewards.compose import Rewards
 from rlcore.batch import GradedBatch, TrainingBatch
-from rlcore.protocols import Engine
+from rlcore.protocols import Engine, Learner
 from rlcore.run.folder import Run
 from rlcore.run.metrics import Mean, Metrics, values
 from rollout.sync import push
-from trainers.learner import Learner
 from trainers.sampler import Sampler
 
 
@@ -41,16 +40,20 @@ def _train(parts: Parts, run: Run) -> int:
         step += 1
         with run.timed("generate"):
             rollouts = parts.sampler.collect(step)
-        with run.timed("grade"):
-            graded = parts.rewards.grade(rollouts.groups, rollouts.verified)
-            changed = parts.rewards.update(graded)
-        with run.timed("learn"):
-            batch, prepared = parts.prepare(graded.batch)
-            learned = parts.learner.update(batch)
+        with parts.sampler.going_on():
+            with run.timed("grade"):
+                graded = parts.rewards.grade(rollouts.groups, rollouts.verified)
+                changed = parts.rewards.update(graded)
+            with run.timed("learn"):
+                batch, prepared = parts.prepare(graded.batch)
+                learned = parts.learner.update(batch)
+        with run.timed("generate"):  # what this mode waits for before the weights change
+            parts.sampler.pause()
         with run.timed("sync"):
             parity = push(parts.learner, parts.engine, step, graded.batch, parts.dtype)
         run.ledger(step, graded.ledger)
-        run.log(step, values(union([graded.metrics, changed, prepared, learned, {"parity": Mean(parity, 1)}])))
+        metrics: list[Metrics] = [rollouts.metrics, graded.metrics, changed, prepared, learned, {"parity": Mean(parity, 1)}]
+        run.log(step, values(union(metrics)))
         run.log(step, parts.evaluate(step))
         run.checkpoint(step)
     return step

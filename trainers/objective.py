@@ -7,14 +7,16 @@ of ranks can change the result.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from rlcore.recipe.schema import Correction
 from rlcore.run.metrics import Max, Mean, Metrics, merge
 from trainers import kl
+from trainers.correction import importance_weights
 
 Aggregation = Literal["token_mean", "sequence_mean", "constant"]
 
@@ -48,36 +50,43 @@ class Objective:
     policy_loss: PolicyLoss
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     kl_coefficient: float = 0.0
-    importance_sampling_cap: float | None = None
+    correction: Correction | None = None
+
+    @property
+    def bypasses(self) -> bool:
+        """Whether the policy loss takes its ratio to the sampler, so that nobody asks for `old_logprobs`."""
+        return self.correction is not None and self.correction.form == "bypass"
 
     def __call__(self, inputs: LossInputs) -> Loss:
-        loss = self.policy_loss(inputs)
-        per_token, metrics = loss.per_token, [loss.metrics, mismatch(inputs)]
-        if self.importance_sampling_cap is not None:
-            weights = truncated_importance_weights(inputs, self.importance_sampling_cap)
-            per_token = per_token * weights
-            capped = (weights >= self.importance_sampling_cap) * inputs.loss_mask
-            metrics.append({"importance/capped": mean(capped, inputs.loss_mask)})
+        mask, rollout = inputs.loss_mask, inputs.rollout_logprobs
+        learner = inputs.logprobs.detach() if self.bypasses else inputs.old_logprobs
+        loss = self.policy_loss(replace(inputs, old_logprobs=rollout) if self.bypasses else inputs)
+        weights, outside = importance_weights(learner - rollout, mask, self.correction)
+        per_token = loss.per_token * weights
+        metrics = [loss.metrics, mismatch(learner, rollout, outside, mask)]
+        metrics.append({"entropy": mean(inputs.entropy, mask)})
         if inputs.reference_logprobs is not None:
             penalty = getattr(kl, self.kl_estimator)(inputs.logprobs, inputs.reference_logprobs)
             per_token = per_token + self.kl_coefficient * penalty
-            metrics.append({"kl/reference": mean(penalty.detach(), inputs.loss_mask)})
+            metrics.append({"kl/reference": mean(penalty.detach(), mask)})
         return Loss(per_token, merge(metrics))
 
 
-def truncated_importance_weights(inputs: LossInputs, cap: float) -> Tensor:
-    """Token-level TIS (Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training"):
-    min(π_old / π_rollout, cap), without gradient. Corrects for sampling from another distribution than the learner's."""
-    return (inputs.old_logprobs - inputs.rollout_logprobs).clamp(-20, 20).exp().clamp(max=cap).detach()
+def mismatch(learner: Tensor, rollout: Tensor, outside: Tensor, mask: Tensor) -> Metrics:
+    """How far the learner was from the sampler: before the step, or in bypass as it is now; all (b, t).
 
-
-def mismatch(inputs: LossInputs) -> Metrics:
-    """How far the sampled distribution was from the learner's before the update, and the policy's entropy (nats)."""
-    difference = (inputs.rollout_logprobs - inputs.old_logprobs).detach() * inputs.loss_mask
+    kl/rollout                       KL(sampler ‖ learner) by k1, nats: unbiased, of either sign
+    kl/rollout_k3                    the same by k3: never negative, so that differences of either sign add up
+    importance/ratio_max             the largest learner / sampler ratio of a token
+    importance/capped                share of tokens whose ratio a correction found `outside` its bounds; 0 without one
+    importance/capped_completions    share of completions with such a token
+    """
     return {
-        "entropy": mean(inputs.entropy, inputs.loss_mask),
-        "kl/rollout": mean(difference, inputs.loss_mask),
-        "kl/rollout_max": Max(difference.abs().max().item()),
+        "kl/rollout": mean(kl.k1(rollout, learner), mask),
+        "kl/rollout_k3": mean(kl.k3(rollout, learner), mask),
+        "importance/ratio_max": Max(((learner - rollout).clamp(-20, 20).exp() * mask).max().item()),
+        "importance/capped": mean(outside, mask),
+        "importance/capped_completions": mean((outside * mask).amax(1), mask.amax(1)),
     }
 
 

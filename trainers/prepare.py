@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from rlcore.batch import GradedBatch, TrainingBatch
 from rlcore.errors import UserError
 from rlcore.run.metrics import Mean, Metrics
 from trainers.algorithm import Advantage
-from trainers.scorer import Scorer
+
+
+class Reference(Protocol):
+    """A `trainers.scorer.Scorer`, here or in another process."""
+
+    def logprobs(self, batch: GradedBatch) -> Tensor: ...
 
 
 class Prepare:
@@ -22,7 +29,7 @@ class Prepare:
         self,
         select: Callable[[GradedBatch], GradedBatch],
         advantage: Advantage,
-        reference: Scorer | None,
+        reference: Reference | None,
         mask_truncated: bool,
     ) -> None:
         self.select, self.advantage, self.reference, self.mask_truncated = select, advantage, reference, mask_truncated

@@ -1,58 +1,66 @@
 """A model that is asked for log-probs: alone, the reference that a KL term measures to; the learner is one that trains.
 
-A batch is cut into micro-batches of sorted lengths under a token budget, which changes memory and nothing else.
+A batch is dealt to the ranks that work together (`torch.distributed`; one where there is none), and each rank's share cut into
+micro-batches of sorted lengths under a token budget. Neither changes anything but memory and time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlcore.batch import GradedBatch
 from rlcore.recipe.schema import Update
-from trainers.logprobs import token_logprobs
+from trainers.logprobs import TokenLogprobs
 
 
 class Scorer:
-    """`cut` bounds the memory of a pass, `dtype` is that of the forward passes; the parameters stay as they are."""
+    """`cut` bounds the memory of a pass, `dtype` is that of the forward passes; the parameters stay as they are. `module`
+    computes: the model's `TokenLogprobs`, or what wraps it."""
 
-    def __init__(self, model: PreTrainedModel | PeftModel, cut: Update, dtype: str) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        cut: Update,
+        dtype: str,
+        module: Callable[..., tuple[Tensor, Tensor]] | None = None,
+    ) -> None:
         self.model, self.cut, self.dtype = model, cut, getattr(torch, dtype)
+        self.module = module or TokenLogprobs(model)
 
     @torch.no_grad()
     def logprobs(self, batch: GradedBatch) -> Tensor:
-        """(B, T) log-probs of the batch's tokens at its sampling temperature, without dropout: what an engine serves."""
-        result = torch.zeros(batch.tokens.shape)
+        """(B, T) log-probs of the batch's tokens at its sampling temperature, without dropout: what an engine serves. Every
+        rank has those of all."""
+        result = torch.zeros(batch.tokens.shape, device=self.device)
         training = self.model.training
         self.model.eval()
-        for rows in microbatches(batch, range(len(batch.tokens)), self.cut.tokens_per_microbatch):
-            values, _ = self.forward(batch, rows)
-            result[rows, : values.shape[1]] = values.cpu()
+        for each in passes(batch, range(len(batch.tokens)), self.cut):
+            values, _ = self.forward(batch, each)
+            if each.counts:
+                result[each.rows, : values.shape[1]] = values
         self.model.train(training)
-        return result
+        if world() > 1:
+            dist.all_reduce(result)
+        return result.cpu()
 
-    def forward(self, batch: GradedBatch, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """(b, t) log-probs and entropies of some completions, t being the longest of them."""
-        lengths = [int(n) for n in batch.present[rows].sum(1)]
-        prompts = [batch.prompt_ids[i] for i in rows]
-        model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        temperature = batch.sampling.temperature or 1.0
-        with self._precision():
-            return token_logprobs(
-                model, prompts, batch.tokens[rows][:, : max(lengths)], lengths, temperature, self.cut.logits_chunk
-            )
+    def forward(self, batch: GradedBatch, each: Pass) -> tuple[Tensor, Tensor]:
+        """(b, t) log-probs and entropies of a pass's completions, t being the longest of them."""
+        lengths = [int(n) for n in batch.present[each.rows].sum(1)]
+        prompts = [batch.prompt_ids[i] for i in each.rows]
+        tokens = batch.tokens[each.rows][:, : max(lengths)]
+        return self.module(self.dtype, prompts, tokens, lengths, batch.sampling.temperature or 1.0, each.chunks)
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
-
-    def _precision(self) -> AbstractContextManager[object]:
-        return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, dtype=self.dtype)
 
 
 class WithoutAdapters(Scorer):
@@ -63,10 +71,41 @@ class WithoutAdapters(Scorer):
             return super().logprobs(batch)
 
 
+def world() -> int:
+    """How many ranks work together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward pass, and the backward pass that may follow."""
+
+    rows: list[int]  # a micro-batch
+    counts: bool  # False: for the collectives alone
+    chunks: int  # in how many parts the logits are made
+
+
+def passes(batch: GradedBatch, index: Sequence[int], cut: Update) -> list[Pass]:
+    """This rank's passes over the completions `index`. All ranks do as many, in as many parts, for the collectives in them
+    (ZeRO-3): one that has fewer micro-batches does the shortest completion again, for nothing."""
+    length, completions = _lengths(batch, index), batch.lengths.tolist()
+    ordered = sorted(index, key=lambda i: (length[i], i))
+    cuts = [list(microbatches(batch, ordered[r :: world()], cut.tokens_per_microbatch)) for r in range(world())]
+    result = []
+    for beside in itertools.zip_longest(*cuts):
+        most = max(sum(int(completions[i]) for i in rows or ordered[:1]) for rows in beside)
+        mine = beside[rank()]
+        result.append(Pass(mine or ordered[:1], mine is not None, -(-most // cut.logits_chunk)))
+    return result
+
+
 def microbatches(batch: GradedBatch, index: Sequence[int], budget: int) -> Iterator[list[int]]:
     """Rows in order of length, cut so that no micro-batch is wider × longer than `budget` padded tokens (one row at least)."""
-    completions = batch.lengths.tolist()
-    length = {i: len(batch.prompt_ids[i]) + int(completions[i]) for i in index}
+    length = _lengths(batch, index)
     rows: list[int] = []
     for i in sorted(index, key=lambda i: (length[i], i)):
         if rows and length[i] * (len(rows) + 1) > budget:
@@ -75,3 +114,9 @@ def microbatches(batch: GradedBatch, index: Sequence[int], budget: int) -> Itera
         rows.append(i)
     if rows:
         yield rows
+
+
+def _lengths(batch: GradedBatch, index: Sequence[int]) -> dict[int, int]:
+    """Tokens of each completion with its prompt."""
+    completions = batch.lengths.tolist()
+    return {i: len(batch.prompt_ids[i]) + int(completions[i]) for i in index}

@@ -42,6 +42,9 @@ def train(
     recipe: Annotated[list[str], typer.Argument(metavar="RECIPE... [KEY=VALUE...]", help="Merged left to right.")],
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's last checkpoint.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, and train nothing.")] = False,
+    cluster: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Run on Ray: auto (RAY_ADDRESS, or this machine), local, HOST:PORT.")
+    ] = "",
     offline: Offline = False,
     json: Json = "",
 ) -> None:
@@ -50,7 +53,8 @@ def train(
     from rlcore.cli.train import dry_run as show
     from rlcore.cli.train import train as launch
 
-    show(recipe) if dry_run else launch(recipe, resume, json)
+    arguments = [*recipe, f"cluster.address={cluster}"] if cluster else recipe
+    show(arguments) if dry_run else launch(arguments, resume, json)
 
 
 @app.command("eval")

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
+from rlcore.errors import nearest
 from rlcore.types import Sampling
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -128,6 +129,62 @@ class KL(Section):
         return self
 
 
+CORRECTIONS: dict[str, dict[str, Any]] = {
+    # PPO's ratio π / π_old, times a weight π_old / π_rollout without gradient
+    "token_tis": {"form": "decoupled", "level": "token", "action": "truncate"},  # the token's own, at most `cap`
+    "sequence_tis": {"form": "decoupled", "level": "sequence", "action": "truncate"},  # the completion's, at most `cap`
+    "token_mis": {"form": "decoupled", "level": "token", "action": "mask"},  # 0 for a token whose weight is above `cap`
+    "sequence_mis": {"form": "decoupled", "level": "sequence", "action": "mask"},  # 0 for a completion whose weight is
+    "icepop": {"form": "decoupled", "level": "token", "action": "mask", "cap": 5.0, "floor": 0.5},  # token_mis on both sides
+    # π_rollout in the place of π_old: PPO's ratio π / π_rollout is the weight, and PPO's clip bounds it
+    "bypass": {"form": "bypass", "level": "token", "action": None},
+    "bypass_token_mis": {"form": "bypass", "level": "token", "action": "mask"},  # without tokens whose ratio is above `cap`
+    "bypass_sequence_mis": {"form": "bypass", "level": "sequence", "action": "mask"},  # without completions whose ratio is
+}
+
+
+class Correction(Section):
+    """What is done about completions that another policy than the learner's sampled; see `trainers/correction.py`. One of
+    CORRECTIONS by its name, beside which bounds may be given, or `form`, `level` and `action` themselves."""
+
+    name: str | None = None
+    form: Literal["decoupled", "bypass"]
+    level: Literal["token", "sequence"] = "token"  # whose probability a ratio is of
+    action: Literal["truncate", "mask"] | None = None  # what happens to a ratio out of bounds
+    cap: Annotated[float, Field(ge=1)] = 2.0
+    floor: Annotated[float, Field(gt=0, lt=1)] | None = None  # of masking; None: only `cap` bounds
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        value = _named(value)
+        name = value.get("name") if isinstance(value, dict) else None
+        if not isinstance(name, str):
+            return value
+        if name not in CORRECTIONS:
+            raise ValueError(f"there is no correction {name!r}{nearest(name, list(CORRECTIONS))}")
+        return {**CORRECTIONS[name], **value}
+
+    @model_validator(mode="after")
+    def _possible(self) -> Correction:
+        if self.form == "bypass" and self.action == "truncate":
+            raise ValueError(
+                "with `form: bypass` PPO's own ratio π/π_rollout is the importance weight, and a truncated weight would count "
+                "it twice: choose `action: mask`, no action, or `form: decoupled`"
+            )
+        if self.form == "decoupled" and self.action is None:
+            raise ValueError("`form: decoupled` needs `action: truncate` or `action: mask`")
+        if self.floor is not None and self.action != "mask":
+            raise ValueError("`floor` is a bound of `action: mask`: nothing else has a lower one")
+        if self.action is None and (self.level, self.cap) != ("token", 2.0):
+            raise ValueError("without an action there is nothing that `level` and `cap` could bound")
+        meaning = CORRECTIONS[self.name] if self.name else {}
+        for key in ("form", "level", "action"):
+            if getattr(self, key) != meaning.get(key, getattr(self, key)):
+                raise ValueError(f"{self.name} means `{key}: {meaning[key]}`; leave the name out to choose another")
+        return self
+
+
 class DynamicSampling(Section):
     """DAPO: groups whose raw accuracy is all 0 or all 1 teach nothing; sample others in their place."""
 
@@ -139,7 +196,7 @@ class Algorithm(Section):
     loss: Annotated[Plugin, _unless_named("ppo_clip")] = Plugin(name="ppo_clip")
     aggregate: Literal["token_mean", "sequence_mean", "constant"] = "token_mean"
     kl: KL = KL()
-    importance_sampling_cap: PositiveFloat | None = None  # token-level truncated importance sampling (TIS); None: off
+    correction: Correction | None = None  # for sampling from another distribution than the learner's
     dynamic_sampling: DynamicSampling | None = None
     mask_truncated: bool = False  # leave completions cut by the token limit out of the loss
     max_invalid_fraction: Share = 0.2  # more completions than this without a verdict abort the run
@@ -205,6 +262,40 @@ class Stop(Section):
     max_tokens: PositiveInt | None = None
 
 
+class Mode(Section):
+    """How far sampling may run ahead of training; the formula is in `trainers/sampler.py`."""
+
+    name: Literal["sync", "one_step_off", "async"] = "sync"
+    cap: PositiveInt = 1  # async only: the most steps of training between the weights that begin a group and those it trains
+
+    @property
+    def staleness(self) -> int:
+        return {"sync": 0, "one_step_off": 1, "async": self.cap}[self.name]
+
+    @property
+    def partial(self) -> bool:
+        """Whether completions are interrupted for new weights, and go on with them."""
+        return self.name == "async"
+
+
+class Cluster(Section):
+    """Rollout workers and learner ranks as processes of a Ray cluster, in place of one process that does everything."""
+
+    address: str = "auto"  # auto: the cluster that RAY_ADDRESS names, else one of this machine; local; HOST:PORT
+    workers: PositiveInt = 1  # processes with a rollout engine each
+    gpus_per_worker: NonNegativeFloat = 0
+    tensor_parallel: PositiveInt = 1  # GPUs that an engine's matrices are split over (vLLM)
+    ranks: PositiveInt = 1  # processes that train, with a share of each batch
+    gpus_per_rank: NonNegativeFloat = 0
+    zero: Literal[0, 1, 2, 3] = 1  # DeepSpeed ZeRO: ranks share 1 optimiser state, 2 gradients too, 3 parameters too
+    offload: bool = False  # the optimiser's state lives in the machine's memory
+    reference: Literal["shared", "own"] = "shared"  # the KL reference: in the ranks' processes, or in one of its own
+    mode: Annotated[Mode, BeforeValidator(_named)] = Mode()
+    bucket_mb: PositiveFloat = 64  # MiB of weights that travel at a time
+    deadline_s: PositiveFloat = 600  # a worker or rank that does nothing for so long counts as dead
+    max_restarts: NonNegativeInt = 5  # of workers, and of learners, before the run gives up
+
+
 class Job(Section):
     """What every job has."""
 
@@ -239,6 +330,11 @@ class RL(Job):
     eval: Evaluation | None = None
     checkpoint: Checkpoint = Checkpoint()
     stop: Stop = Stop()
+    cluster: Cluster | None = None  # None: everything in this process
+
+    @property
+    def mode(self) -> Mode:
+        return self.cluster.mode if self.cluster else Mode()
 
     @model_validator(mode="after")
     def _consistent(self) -> RL:
@@ -252,10 +348,10 @@ class RL(Job):
         for component in self.rewards:
             if component.gate and component.gate.component not in labels:
                 raise ValueError(f"the gate of {component.label!r} names {component.gate.component!r}, which is no component")
-        if self.rollout.sampling.truncates and self.algorithm.importance_sampling_cap is None:
+        if self.rollout.sampling.truncates and self.algorithm.correction is None:
             raise ValueError(
                 "top_p, top_k and min_p bend the sampling distribution away from the policy: "
-                "set algorithm.importance_sampling_cap (2.0 is usual), or sample without them"
+                "set algorithm.correction (token_tis is usual), or sample without them"
             )
         if self.rollout.temperature == 0:
             raise ValueError("rollout.temperature 0 samples every completion of a group alike: nothing can be learned")

@@ -70,7 +70,7 @@ SECTIONS: Mapping[str, Sequence[_Together | _Each]] = {
         _Each(("groups/*",)),
     ],
     "Entropy and KL": [_Together("entropy", ("entropy", "eval/entropy")), _Each(("kl/*",))],
-    "Update": [_Each(("loss", "clip_fraction", "grad_norm", "ratio/*", "learning_rate"))],
+    "Update": [_Each(("loss", "clip_fraction", "grad_norm", "ratio/*", "importance/*", "learning_rate"))],
     "Time": [_Together("seconds per step", ("time/*",), whole="time/step"), _Each(("tokens_per_second", "tokens"))],
     "Other": [_Each(("*",))],
 }

@@ -29,8 +29,8 @@ from rlcore.run.checkpoint import Saved
 from rlcore.run.console import Console
 from rlcore.run.trackers import Tracked, Tracker, find_trackers
 
-# What a resumed run may change: how long it goes on and what it tells.
-CHANGEABLE = ("steps", "stop", "checkpoint", "log", "output", "name")
+# What a resumed run may change: how long it goes on, what it tells and where it runs.
+CHANGEABLE = ("steps", "stop", "checkpoint", "log", "output", "name", "cluster")
 
 
 class Interrupted(Exception):

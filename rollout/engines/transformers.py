@@ -7,7 +7,7 @@ finished rows leave at once. It keeps its own copy of the weights, which only `s
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,13 +17,13 @@ from transformers import PreTrainedTokenizerBase
 from rlcore.batch import pad
 from rlcore.errors import UserError
 from rlcore.models import ModelSpec
-from rlcore.protocols import Engine, Tokens, WeightUpdate
+from rlcore.protocols import Bucket, Engine, Manifest, Tokens
 from rlcore.types import Completion, FinishReason, Request
 from rollout import attention
 from rollout.admission import refuse_unfit
 from rollout.cache import Decode, Prefill, SlotCache
 from rollout.sampling import SamplingRows, sample, uniforms
-from rollout.sync import adapted, checksum, stage
+from rollout.sync import Intake, adapted, checksum
 
 DEFAULT_BATCH = 256
 
@@ -47,9 +47,10 @@ class Transformers(Engine):
         model.set_attn_implementation(attention.NAME)
         self.model, self.tokenizer = model.eval(), tokenizer
         self.stop_ids = torch.tensor(sorted(stop_ids), device=model.device)
-        self.batch_size = batch_size
+        self.capacity = batch_size
         self.context = int(getattr(model.config, "max_position_embeddings", 0)) or 1 << 30
-        self._version = 0
+        self._intake = Intake({name: tuple(p.shape) for name, p in model.named_parameters()})
+        self._adapter: dict[str, Tensor] = {}  # the adapter that arrives
         self._merged: dict[str, Tensor] = {}  # the weights under the adapter that is served
         self._waiting: deque[Request] = deque()
         self._rows: list[Request] = []  # the request in each used slot
@@ -57,26 +58,30 @@ class Transformers(Engine):
 
     @property
     def version(self) -> int:
-        return self._version
+        return self._intake.version
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._rows or self._waiting)
 
     def submit(self, requests: Sequence[Request]) -> None:
+        self._intake.refuse_torn()
         refuse_unfit(requests, self.context)
         self._waiting.extend(requests)
 
     @torch.inference_mode()
     def poll(self) -> list[Completion]:
-        while self._rows or self._waiting:
-            self._admit()
-            if finished := self._leave():
-                return finished
-            self._decode()
-        return []
+        self._admit()
+        if (finished := self._leave()) or not self._rows:
+            return finished
+        self._decode()
+        return self._leave()
 
     @torch.inference_mode()
     def interrupt(self) -> list[Completion]:
         stopped = [self._completion(slot, "interrupted") for slot in range(len(self._rows))]
         stopped += [
-            request.completed((), (), self._version, "interrupted", self._decoded(request.prefix.token_ids))
+            request.completed((), (), self.version, "interrupted", self._decoded(request.prefix.token_ids))
             for request in self._waiting
         ]
         self._rows.clear()
@@ -85,6 +90,7 @@ class Transformers(Engine):
 
     @torch.inference_mode()
     def logprobs(self, sequences: Sequence[tuple[Tokens, Tokens]]) -> list[list[float]]:
+        self._intake.refuse_torn()
         result = []
         for prompt_ids, token_ids in sequences:
             ids = torch.tensor([[*prompt_ids, *token_ids]], device=self.model.device)
@@ -92,31 +98,40 @@ class Transformers(Engine):
             result.append(logits.log_softmax(-1).gather(1, ids[0, len(prompt_ids) :, None])[:, 0].tolist())
         return result
 
-    @torch.inference_mode()
-    def sync(self, update: WeightUpdate) -> None:
-        if self._rows or self._waiting:
+    def begin_sync(self, manifest: Manifest) -> None:
+        if self.busy:
             raise RuntimeError("sync while completions are under way: interrupt() first, then submit them with their prefix")
+        self._intake.begin(manifest)
+        self._adapter.clear()
+
+    @torch.inference_mode()
+    def receive(self, bucket: Bucket) -> None:
+        self._intake.check(bucket)
         served = dict(self.model.named_parameters())
-        arrived = stage(update, served, self._version)
-        if update.kind == "full":
+        for name, tensor in bucket.tensors.items():
+            if name in served:
+                served[name].copy_(tensor)
+            else:
+                self._adapter[name] = tensor.clone()
+
+    @torch.inference_mode()
+    def end_sync(self) -> None:
+        if self._intake.end().kind == "full":
             self._merged.clear()
         else:
-            arrived = self._merge(arrived, served)
-        for name, tensor in arrived.items():
-            served[name].copy_(tensor)
-        self._version = update.version
+            self._merge()
 
     def checksums(self) -> dict[str, int]:
         return {n: checksum(parameter) for n, parameter in self.model.named_parameters() if n not in self._merged}
 
-    def _merge(self, adapter: Mapping[str, Tensor], served: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """W + B·A of every adapted weight; the W are kept for the adapters to come."""
-        merged = {}
-        for name in adapted(adapter):
+    def _merge(self) -> None:
+        """Serve W + B·A for every adapted weight; the W are kept for the adapters to come."""
+        served = dict(self.model.named_parameters())
+        for name in adapted(self._adapter):
             base = self._merged.setdefault(name, served[name].clone())
-            a, b = (adapter[f"{name.removesuffix('.weight')}.lora_{half}.weight"].to(base.device) for half in "AB")
-            merged[name] = base + (b.float() @ a.float()).to(base.dtype)
-        return merged
+            a, b = (self._adapter[f"{name.removesuffix('.weight')}.lora_{half}.weight"].to(base.device) for half in "AB")
+            served[name].copy_(base + (b.float() @ a.float()).to(base.dtype))
+        self._adapter.clear()
 
     def close(self) -> None:
         self._release()
@@ -133,7 +148,7 @@ class Transformers(Engine):
 
     def _admit(self) -> None:
         """Prefill waiting requests into free slots and draw the token after each prompt."""
-        entering = [self._waiting.popleft() for _ in range(min(self.batch_size - len(self._rows), len(self._waiting)))]
+        entering = [self._waiting.popleft() for _ in range(min(self.capacity - len(self._rows), len(self._waiting)))]
         if not entering:
             return
         self._reserve(entering)
@@ -226,7 +241,7 @@ class Transformers(Engine):
         kept, drawn = len(request.prefix.token_ids), int(state.drawn[slot])
         tokens = state.tokens[slot, :drawn].tolist()
         logprobs = state.logprobs[slot, kept:drawn].tolist()
-        return request.completed(tokens[kept:], logprobs, self._version, reason, self._decoded(tokens))
+        return request.completed(tokens[kept:], logprobs, self.version, reason, self._decoded(tokens))
 
     def _decoded(self, tokens: Tokens) -> str:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
@@ -234,7 +249,7 @@ class Transformers(Engine):
     def _reserve(self, entering: Sequence[Request]) -> None:
         """Make room for the rows there are and those to come; what is under way is carried over."""
         coming = [*self._rows, *entering, *self._waiting]
-        slots = min(self.batch_size, len(coming))
+        slots = min(self.capacity, len(coming))
         capacity = max(len(r.prompt_ids) + r.sampling.max_new_tokens for r in coming)
         if self._state.fits(slots, capacity):
             return

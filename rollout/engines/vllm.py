@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +22,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlcore.errors import UserError
 from rlcore.models import ModelSpec, context, pick_device, without_weights
-from rlcore.protocols import Engine, Tokens, WeightUpdate
+from rlcore.protocols import Bucket, Engine, Manifest, Tokens
 from rlcore.types import Completion, FinishReason, Request, seed_from
 from rollout.admission import refuse_unfit
-from rollout.sync import SyncError, checksum, stage
+from rollout.sync import Intake, SyncError, checksum
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
@@ -60,10 +60,11 @@ class Vllm(Engine):
             import vllm
         except ImportError as error:
             raise UserError("rollout.engine vllm needs the package: pip install 'rlcore[cpu]' or 'rlcore[gpu]'") from error
+        self.capacity = max_num_seqs
         self.context = max_model_len or context(spec.location, spec.trust_remote_code)
         self.tokenizer, self.stop_ids, self.adapter_rank = tokenizer, sorted(stop_ids), spec.adapter_rank
         plain = without_weights(spec.location, spec.trust_remote_code)  # to check updates against
-        self._shapes = dict(plain.named_parameters())
+        self._intake = Intake({name: tuple(p.shape) for name, p in plain.named_parameters()})
         self._llm = vllm.LLM(
             model=spec.location,
             dtype=spec.dtype,
@@ -81,17 +82,23 @@ class Vllm(Engine):
             lora_target_modules=_linears(plain),
             disable_log_stats=True,
             use_tqdm_on_load=False,
+            worker_extension_cls=f"{WeightReceiver.__module__}.{WeightReceiver.__qualname__}",
         )
-        self._version = 0
+        self._arriving: dict[str, Tensor] = {}  # the adapter that arrives
         self._adapter: Any = None  # the vllm.lora.request.LoRARequest that is served
         self._requests: dict[str, Request] = {}  # vLLM's request id → what was asked
         self._submitted = 0
 
     @property
     def version(self) -> int:
-        return self._version
+        return self._intake.version
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._requests)
 
     def submit(self, requests: Sequence[Request]) -> None:
+        self._intake.refuse_torn()
         refuse_unfit(requests, self.context)
         for request in requests:
             self._submitted += 1
@@ -100,10 +107,8 @@ class Vllm(Engine):
             self._add(str(self._submitted), prompt, self._sampling_params(request))
 
     def poll(self) -> list[Completion]:
-        while self._requests:
-            if finished := [output for output in self._llm.llm_engine.step() if output.finished]:
-                return [self._completion(output, output.outputs[0].finish_reason) for output in finished]
-        return []
+        outputs = self._llm.llm_engine.step() if self._requests else []
+        return [self._completion(output, output.outputs[0].finish_reason) for output in outputs if output.finished]
 
     def interrupt(self) -> list[Completion]:
         from vllm.v1.engine import FinishReason as Ended
@@ -117,6 +122,7 @@ class Vllm(Engine):
     def logprobs(self, sequences: Sequence[tuple[Tokens, Tokens]]) -> list[list[float]]:
         from vllm import SamplingParams
 
+        self._intake.refuse_torn()
         scoring = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False, flat_logprobs=True)
         for i, (prompt_ids, token_ids) in enumerate(sequences):
             self._add(f"score-{i}", [*prompt_ids, *token_ids], scoring)
@@ -125,16 +131,34 @@ class Vllm(Engine):
             scored |= {output.request_id: output.prompt_logprobs.logprobs for output in self._llm.llm_engine.step()}
         return [scored[f"score-{i}"][-len(token_ids) :] if token_ids else [] for i, (_, token_ids) in enumerate(sequences)]
 
-    def sync(self, update: WeightUpdate) -> None:
-        if self._requests:
+    def begin_sync(self, manifest: Manifest) -> None:
+        if self.busy:
             raise RuntimeError("sync while completions are under way: interrupt() first, then submit them with their prefix")
-        arrived = stage(update, self._shapes, self._version)
-        if update.kind == "full":
-            self._load(arrived)
+        torn = self._intake.torn
+        self._intake.begin(manifest)
+        self._arriving.clear()
+        if torn:
+            self._llm.collective_rpc("end_weights")  # what a sync that failed has left half done
+        if manifest.kind == "full":
+            self._llm.collective_rpc("begin_weights")
+
+    def receive(self, bucket: Bucket) -> None:
+        self._intake.check(bucket)
+        if all(name in self._intake.served for name in bucket.tensors):
+            taken = self._llm.collective_rpc("load_weights", args=(list(bucket.tensors.items()),))
+            if set(taken) != {len(bucket.tensors)}:
+                raise SyncError(f"vLLM took {taken} of the {len(bucket.tensors)} tensors of bucket {bucket.index}")
         else:
-            self._adapt(arrived, update.version)
+            self._arriving |= {name: tensor.cpu().clone() for name, tensor in bucket.tensors.items()}
+
+    def end_sync(self) -> None:
+        manifest = self._intake.end()
+        if manifest.kind == "full":
+            self._llm.collective_rpc("end_weights")
+            self._adapter = None
+        else:
+            self._adapt(manifest.version)
         self._llm.llm_engine.reset_prefix_cache()
-        self._version = update.version
 
     def checksums(self) -> dict[str, int]:
         """Of the embeddings and norms; the matrices are packed together for vLLM's kernels."""
@@ -142,9 +166,9 @@ class Vllm(Engine):
         def of_model(model: torch.nn.Module) -> dict[str, int]:
             named = {name.replace(".base_layer.", "."): parameter for name, parameter in model.named_parameters()}
             return {
-                name: checksum(parameter[: shape.shape[0]])  # vLLM pads the vocabulary
-                for name, shape in self._shapes.items()
-                if (parameter := named.get(name)) is not None and parameter.shape[1:] == shape.shape[1:]
+                name: checksum(parameter[: shape[0]])  # vLLM pads the vocabulary
+                for name, shape in self._intake.served.items()
+                if (parameter := named.get(name)) is not None and parameter.shape[1:] == shape[1:]
             }
 
         [found] = self._llm.apply_model(of_model)
@@ -189,25 +213,11 @@ class Vllm(Engine):
         token_ids = list(sampled.token_ids)
         logprobs = list(sampled.logprobs.logprobs) if request.sampling.temperature else [0.0] * len(token_ids)
         text = self.tokenizer.decode([*request.prefix.token_ids, *token_ids], skip_special_tokens=True)
-        return request.completed(token_ids, logprobs, self._version, reason, text)
+        return request.completed(token_ids, logprobs, self.version, reason, text)
 
     # -- new weights ---------------------------------------------------------------------------------------------------
 
-    def _load(self, tensors: Mapping[str, Tensor]) -> None:
-        taken = 0
-
-        def stream() -> Iterator[tuple[str, Tensor]]:
-            nonlocal taken
-            for name, tensor in tensors.items():
-                taken += 1
-                yield name, tensor
-
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": stream()})
-        if taken != len(tensors):
-            raise SyncError(f"vLLM took {taken} of the {len(tensors)} tensors of a weight update")
-        self._adapter = None
-
-    def _adapt(self, tensors: Mapping[str, Tensor], version: int) -> None:
+    def _adapt(self, version: int) -> None:
         """Adapters reach vLLM as PEFT's files; every version gets its own id, so that no cache can serve an older one."""
         if not self.adapter_rank:
             raise SyncError("an adapter arrived, and the engine was made without adapter_rank")
@@ -215,14 +225,46 @@ class Vllm(Engine):
 
         if self._adapter is not None:
             self._llm.llm_engine.remove_lora(self._adapter.lora_int_id)
-        modules = sorted({name.rpartition(".lora_")[0].rpartition(".")[2] for name in tensors})
+        modules = sorted({name.rpartition(".lora_")[0].rpartition(".")[2] for name in self._arriving})
         with tempfile.TemporaryDirectory() as folder:
             config = LoraConfig(r=self.adapter_rank, lora_alpha=self.adapter_rank, target_modules=modules)
             config.save_pretrained(folder)
-            named = {f"base_model.model.{name}": tensor.contiguous().cpu() for name, tensor in tensors.items()}
+            named = {f"base_model.model.{name}": tensor.contiguous() for name, tensor in self._arriving.items()}
             save_file(named, Path(folder) / "adapter_model.safetensors")
             self._adapter = LoRARequest(f"version-{version}", version + 1, folder)
             self._llm.llm_engine.add_lora(self._adapter)
+        self._arriving.clear()
+
+
+class WeightReceiver:
+    """What vLLM's workers (of tensor-parallel engines, each its own process) do in a sync: vLLM mixes it into their class.
+    Layer by layer: a layer takes effect when the last of its tensors has come, so that no second copy of the model ever
+    exists."""
+
+    vllm_config: Any
+    model_runner: Any
+
+    def begin_weights(self) -> None:
+        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
+
+        initialize_layerwise_reload(self.model_runner.get_model())
+
+    def load_weights(self, tensors: Sequence[tuple[str, Tensor]]) -> int:
+        """How many of them the model took."""
+        from vllm.config import set_current_vllm_config
+
+        offered = iter(tensors)
+        with set_current_vllm_config(self.vllm_config):
+            self.model_runner.get_model().load_weights(offered)
+        return len(tensors) - len(list(offered))
+
+    def end_weights(self) -> None:
+        from vllm.config import set_current_vllm_config
+        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+
+        with set_current_vllm_config(self.vllm_config):
+            finalize_layerwise_reload(self.model_runner.get_model(), self.vllm_config.model_config)
+        self.model_runner.reset_lora_state()
 
 
 def _linears(model: PreTrainedModel) -> list[str]:

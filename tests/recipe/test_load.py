@@ -8,7 +8,7 @@ import pytest
 
 from rlcore.errors import UserError
 from rlcore.recipe.load import load, shipped
-from rlcore.recipe.schema import RL, Sft
+from rlcore.recipe.schema import CORRECTIONS, RL, Sft
 
 MINIMAL = "job: rl\nmodel: some/model\nsteps: 3\ndata: gsm8k\n"
 
@@ -30,7 +30,8 @@ def test_arguments_merge_left_to_right(recipe: Path, tmp_path: Path) -> None:
 
 def test_every_shipped_recipe_is_valid() -> None:
     for name in shipped():
-        assert load([name]).recipe.job in ("rl", "sft")
+        layers = ["quickstart", name] if name.startswith("cluster/") else [name]
+        assert load(layers).recipe.job in ("rl", "sft")
 
 
 def test_origins_name_file_and_line_override_or_default(recipe: Path) -> None:
@@ -67,6 +68,32 @@ def test_a_plugin_is_a_name_or_a_mapping(recipe: Path, override: str, path: str,
     assert (plugin.name, plugin.options) == (name, options)
 
 
+@pytest.mark.parametrize("correction", CORRECTIONS)
+def test_any_correction_allows_truncated_sampling_and_its_name_stands_for_its_fields(recipe: Path, correction: str) -> None:
+    named = load([str(recipe), "rollout.top_p=0.9", f"algorithm.correction={correction}"])
+    spelt = load([str(recipe), f"algorithm.correction={CORRECTIONS[correction]}".replace("None", "null")])
+    assert isinstance(named.recipe, RL)
+    assert isinstance(spelt.recipe, RL)
+    assert named.recipe.algorithm.correction is not None
+    assert spelt.recipe.algorithm.correction == named.recipe.algorithm.correction.model_copy(update={"name": None})
+
+
+def test_a_corrections_bounds_stand_beside_its_name_and_another_name_replaces_it(recipe: Path) -> None:
+    resolved = recipe.with_name("resolved.yaml")
+    resolved.write_text(load([str(recipe), "algorithm.correction=icepop", "algorithm.correction.cap=4"]).to_yaml())
+    for override, meaning in (
+        ("seed=1", ("icepop", "token", "mask", 4.0, 0.5)),
+        ("algorithm.correction={floor: 0.25}", ("icepop", "token", "mask", 4.0, 0.25)),
+        ("algorithm.correction={name: sequence_tis}", ("sequence_tis", "sequence", "truncate", 2.0, None)),
+        ("algorithm.correction=bypass", ("bypass", "token", None, 2.0, None)),
+    ):
+        loaded = load([str(resolved), override]).recipe
+        assert isinstance(loaded, RL)
+        c = loaded.algorithm.correction
+        assert c is not None
+        assert (c.name, c.level, c.action, c.cap, c.floor) == meaning
+
+
 def test_job_selects_the_recipe_class(recipe: Path) -> None:
     sft = recipe.with_name("sft.yaml")
     sft.write_text("job: sft\nmodel: a\ndata: gsm8k\n")
@@ -81,7 +108,22 @@ def test_job_selects_the_recipe_class(recipe: Path) -> None:
         ("algorithm: {kl: {estimator: k1, coefficient: 0.1}}\n", r"mine.yaml:5: 'algorithm.kl': k1 as a loss .*use k2 .*or k3"),
         ("seed: [1\n", r"mine.yaml:\d: not readable as YAML"),
         ("job: dance\n", r"job 'dance' is none of rl, sft"),
-        ("rollout: {top_p: 0.9}\n", r"importance_sampling_cap"),
+        ("rollout: {top_p: 0.9}\n", r"set algorithm.correction \(token_tis is usual\)"),
+        (
+            "algorithm: {correction: token_tsi}\n",
+            r"mine.yaml:5: 'algorithm.correction': there is no .*did you mean 'token_tis'\?",
+        ),
+        ("algorithm: {correction: {cap: 3}}\n", r"'algorithm.correction.form' is missing"),
+        ("algorithm: {correction: {form: bypass, action: truncate}}\n", r"a truncated weight would count it twice: choose"),
+        ("algorithm: {correction: {form: decoupled}}\n", r"needs `action: truncate` or `action: mask`"),
+        ("algorithm: {correction: {name: token_tis, floor: 0.5}}\n", r"`floor` is a bound of `action: mask`"),
+        ("algorithm: {correction: {name: bypass, cap: 3}}\n", r"without an action there is nothing that `level` and `cap`"),
+        (
+            "algorithm: {correction: {name: token_tis, level: sequence}}\n",
+            r"token_tis means `level: token`; leave the name out",
+        ),
+        ("algorithm: {correction: {name: token_tis, cpa: 3}}\n", r"unknown key .*did you mean 'cap'\?"),
+        ("algorithm: {correction: {name: token_mis, cap: 0.5}}\n", r"'algorithm.correction.cap': .*greater than or equal to 1"),
         ("rollout: {temperature: 0}\n", r"samples every completion of a group alike"),
         ("rewards: [answer, answer]\n", r"two reward components are called 'answer'"),
         ("rewards: [{name: format, gate: {component: answer, at_least: 1}}]\n", r"which is no component"),

@@ -250,9 +250,8 @@ def test_a_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:
 
 def test_known_metrics_have_a_place(tmp_path: Path) -> None:
     names = "accuracy reward reward/x length/mean length/truncated answers/missing invalid/fraction groups/degenerate loss "
-    names += (
-        "entropy kl/reference kl/rollout ratio/max clip_fraction grad_norm learning_rate tokens time/step tokens_per_second "
-    )
+    names += "entropy kl/reference kl/rollout kl/rollout_k3 importance/ratio_max importance/capped ratio/max clip_fraction "
+    names += "grad_norm learning_rate tokens time/step tokens_per_second "
     names += "eval/accuracy eval/pass@8 eval/maj@8 eval/length eval/entropy eval/truncated eval/no_answer eval/invalid"
     run = read_run(make_run(tmp_path, [{"step": 1, **dict.fromkeys(names.split(), 1.0)}]))
     found = sections(run.metrics)

@@ -50,5 +50,6 @@ def engine(request: pytest.FixtureRequest, make: Callable, started: dict[str, En
     if request.param not in started:
         started[request.param] = make(request.param)()
     engine = started[request.param]
-    engine.sync(weight_update(engine.version + 1, dict(reference.named_parameters())))
+    tensors = dict(reference.named_parameters())
+    engine.sync(weight_update(engine.version + 1, {name: tuple(p.shape) for name, p in tensors.items()}, tensors.items))
     return engine

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -16,10 +17,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlcore.errors import UserError
 from rlcore.models import ModelSpec
-from rlcore.protocols import Engine, WeightUpdate
+from rlcore.protocols import Bucket, Engine, WeightUpdate
 from rlcore.types import Completion, Request, Sampling, seed_from
 from rollout.scripted import Scripted
-from rollout.sync import SyncError, weight_update
+from rollout.sync import SyncError, checksum, weight_update
 
 RANK = 4  # of the engines' adapters
 SETTINGS = [
@@ -63,6 +64,12 @@ def expected_logprobs(model: PreTrainedModel, completion: Completion, sampling: 
 
 def weights(model: PreTrainedModel) -> dict[str, Tensor]:
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def updating(version: int, tensors: dict[str, Tensor], kind: Literal["full", "adapter"] = "full") -> WeightUpdate:
+    """In several buckets."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    return weight_update(version, shapes, tensors.items, kind, bucket_bytes=50_000)
 
 
 def assert_parity(engine: Engine, model: PreTrainedModel, completions: list[Completion]) -> None:
@@ -172,16 +179,19 @@ def test_a_sequence_that_fills_the_context_can_be_sampled_and_scored(engine: Eng
 def interrupted(engine: Engine, asked: list[Request]) -> list[Completion]:
     """The completions that are under way when the first one is done."""
     engine.submit(asked)
-    done = engine.poll()
+    done: list[Completion] = []
+    while not done:
+        done = engine.poll()
     partial = engine.interrupt()
     assert partial
     assert len(done) + len(partial) == len(asked)
+    assert not engine.busy
     assert engine.poll() == []
     return partial
 
 
 def going_on(partial: list[Completion]) -> list[Request]:
-    return [Request(c.problem_id, c.sample, c.seed, c.prompt_ids, c.sampling, c.as_prefix()) for c in partial]
+    return [completion.resumed() for completion in partial]
 
 
 @every_engine
@@ -192,7 +202,7 @@ def test_an_interrupted_completion_goes_on_from_its_forced_prefix(
     partial = interrupted(engine, requests(Sampling(max_new_tokens=40)))
     assert any(c.token_ids for c in partial)
     before = engine.version
-    engine.sync(weight_update(before + 1, weights(reference)))
+    engine.sync(updating(before + 1, weights(reference)))
     for begun, whole in zip(partial, engine.generate(going_on(partial)), strict=True):
         kept = len(begun.token_ids)
         assert begun.finish_reason == "interrupted"
@@ -236,14 +246,15 @@ def test_new_weights_are_served(engine: Engine, tiny_spec: ModelSpec, requests: 
         for parameter in changed.parameters():
             parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
     before = engine.generate(requests(Sampling(max_new_tokens=12)))
-    update = weight_update(engine.version + 1, weights(changed))
-    engine.sync(update)
+    version = engine.version + 1
+    sent = engine.sync(updating(version, weights(changed)))
+    assert sent == {name: checksum(tensor) for name, tensor in weights(changed).items()}
     assert_parity(engine, changed, before)
     served = engine.checksums()
     assert "model.embed_tokens.weight" in served
-    assert served == {name: update.checksums[name] for name in served}
+    assert served == {name: sent[name] for name in served}
     for completion in engine.generate(requests(Sampling(max_new_tokens=12))):
-        assert set(completion.versions) == {update.version}
+        assert set(completion.versions) == {version}
         expected = expected_logprobs(changed, completion, Sampling())
         torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=1e-5, rtol=0)
 
@@ -257,7 +268,7 @@ def test_nothing_computed_by_old_weights_is_used_with_new_ones(engine: Engine, t
     with torch.no_grad():
         for parameter in changed.parameters():
             parameter *= 1.1
-    engine.sync(weight_update(engine.version + 1, weights(changed)))
+    engine.sync(updating(engine.version + 1, weights(changed)))
     [completion] = engine.generate([asked])
     expected = expected_logprobs(changed, completion, Sampling())
     torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=1e-5, rtol=0)
@@ -275,7 +286,7 @@ def adapter(model: PreTrainedModel, version: int, size: float) -> tuple[WeightUp
             module = name.removesuffix(".weight")
             tensors |= {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
             added[name] = b @ a
-    return weight_update(version, tensors, "adapter"), added
+    return updating(version, tensors, "adapter"), added
 
 
 @every_model
@@ -294,57 +305,104 @@ def test_an_adapter_is_served_in_place_of_the_one_before(engine: Engine, tiny_sp
         for completion in engine.generate(requests(Sampling(max_new_tokens=12))):
             expected = expected_logprobs(merged, completion, Sampling())
             torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=1e-5, rtol=0)
-    engine.sync(weight_update(engine.version + 1, weights(plain)))
+    engine.sync(updating(engine.version + 1, weights(plain)))
     assert_parity(engine, plain, sampled)
 
 
-def partial_update(update: WeightUpdate) -> WeightUpdate:
-    [tensors] = update.buckets
-    return replace(update, buckets=[dict(list(tensors.items())[:-1])])
+def with_buckets(update: WeightUpdate, change: Callable[[list[Bucket]], list[Bucket]]) -> WeightUpdate:
+    buckets = [replace(b, tensors={name: tensor.clone() for name, tensor in b.tensors.items()}) for b in update.buckets]
+    return replace(update, buckets=change(buckets))
 
 
-def flipped(update: WeightUpdate) -> WeightUpdate:
-    [tensors] = update.buckets
-    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-    tensors["model.norm.weight"].view(torch.int32)[3] ^= 1
-    return replace(update, buckets=[tensors])
+def bit_flipped(buckets: list[Bucket]) -> list[Bucket]:
+    [bucket] = [bucket for bucket in buckets if "model.norm.weight" in bucket.tensors]
+    bucket.tensors["model.norm.weight"].view(torch.int32)[3] ^= 1
+    return buckets
 
 
-def exchanged(update: WeightUpdate) -> WeightUpdate:
-    [tensors] = update.buckets
-    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-    weight = tensors["model.embed_tokens.weight"]
+def rows_exchanged(buckets: list[Bucket]) -> list[Bucket]:
+    weight = buckets[0].tensors["model.embed_tokens.weight"]
     weight[[0, 1]] = weight[[1, 0]]
-    return replace(update, buckets=[tensors])
+    return buckets
+
+
+def foreign(buckets: list[Bucket]) -> list[Bucket]:
+    return [replace(buckets[0], tensors={"foreign": torch.zeros(1)}), *buckets[1:]]
+
+
+def misshapen(buckets: list[Bucket]) -> list[Bucket]:
+    return [replace(buckets[0], tensors={"model.embed_tokens.weight": torch.zeros(2)}), *buckets[1:]]
+
+
+BROKEN: list[tuple[Callable[[list[Bucket]], list[Bucket]], str]] = [
+    (lambda b: b[:-1], r"is partial: \d+ tensors never came, first 'model"),
+    (lambda b: b[1:], r"bucket 1 of weight update \d+ came in place of bucket 0 .* first tensor is 'model"),
+    (lambda b: [b[0], b[2], b[1], *b[3:]], "bucket 2 .* came in place of bucket 1"),
+    (lambda b: [b[0], *b], "bucket 0 .* came in place of bucket 1"),
+    (lambda b: [replace(b[0], version=b[0].version - 1), *b[1:]], "came in place of bucket 0 of update"),
+    (bit_flipped, "'model.norm.weight' arrived corrupted"),
+    (rows_exchanged, "'model.embed_tokens.weight' arrived corrupted"),
+    (foreign, "'foreign' came twice, or unannounced"),
+    (misshapen, "'model.embed_tokens.weight' arrived with shape"),
+]
+
+
+@every_engine
+@pytest.mark.parametrize(("break_it", "message"), BROKEN)
+def test_nothing_is_sampled_after_a_broken_update(
+    engine: Engine, reference: PreTrainedModel, requests: Callable, break_it: Callable, message: str
+) -> None:
+    """Until an update has arrived whole. Dropped, reordered, repeated, delayed and corrupted buckets."""
+    version = engine.version
+    moved = {name: p + 0.5 for name, p in weights(reference).items()}
+    with pytest.raises(SyncError, match=message):
+        engine.sync(with_buckets(updating(version + 1, moved), break_it))
+    assert engine.version == version
+    with pytest.raises(SyncError, match=f"update {version + 1} did not arrive whole"):
+        engine.submit(requests(Sampling(max_new_tokens=4)))
+    with pytest.raises(SyncError, match="did not arrive whole"):
+        engine.logprobs([((5,), (6,))])
+    engine.sync(updating(version + 1, weights(reference)))
+    if not isinstance(engine, Scripted):
+        assert_parity(engine, reference, engine.generate(requests(Sampling(max_new_tokens=4))))
 
 
 @every_engine
 @pytest.mark.parametrize(
-    ("break_it", "message"),
+    ("change", "message"),
     [
-        (partial_update, "is partial: 1 tensors never came"),
-        (flipped, "'model.norm.weight' arrived corrupted"),
-        (exchanged, "'model.embed_tokens.weight' arrived corrupted"),
-        (lambda u: replace(u, version=0), "weight update 0 is stale"),
-        (lambda u: replace(u, buckets=[{"foreign": torch.zeros(1)}]), "which the engine's model does not have"),
-        (lambda u: replace(u, buckets=[{"model.norm.weight": torch.zeros(2)}]), "arrived with shape"),
+        (lambda m: replace(m, version=0), "weight update 0 is stale"),
+        (lambda m: replace(m, shapes={**m.shapes, "foreign": (1,)}), "'foreign', which the engine's model does not have"),
+        (lambda m: replace(m, shapes={**m.shapes, "model.norm.weight": (2,)}), "'model.norm.weight' comes with shape"),
+        (lambda m: replace(m, shapes=dict(list(m.shapes.items())[1:])), "does not bring 'model.embed_tokens.weight'"),
     ],
 )
-def test_a_broken_update_is_refused_and_changes_nothing(
-    engine: Engine, reference: PreTrainedModel, break_it: Callable, message: str
+def test_an_update_that_does_not_fit_is_refused_and_changes_nothing(
+    engine: Engine, reference: PreTrainedModel, requests: Callable, change: Callable, message: str
 ) -> None:
     version, before = engine.version, engine.checksums()
+    update = updating(version + 1, {name: p + 0.5 for name, p in weights(reference).items()})
     with pytest.raises(SyncError, match=message):
-        engine.sync(break_it(weight_update(version + 1, {name: p + 0.5 for name, p in weights(reference).items()})))
-    assert engine.version == version
-    assert engine.checksums() == before
+        engine.sync(replace(update, manifest=change(update.manifest)))
+    assert (engine.version, engine.checksums()) == (version, before)
+    assert engine.generate(requests(Sampling(max_new_tokens=4)))
+
+
+@every_engine
+def test_a_bucket_that_comes_when_its_update_is_over_is_refused(engine: Engine, reference: PreTrainedModel) -> None:
+    update = updating(engine.version + 1, weights(reference))
+    late = list(update.buckets)[1]
+    engine.sync(update)
+    with pytest.raises(SyncError, match=r"bucket 1 of weight update \d+ came when no update had begun"):
+        engine.receive(late)
 
 
 @every_model
 def test_a_partial_adapter_is_refused(engine: Engine, reference: PreTrainedModel) -> None:
     update, _ = adapter(reference, engine.version + 1, 0.1)
-    with pytest.raises(SyncError, match="is partial: 1 tensors never came"):
-        engine.sync(partial_update(update))
+    with pytest.raises(SyncError, match=r"is partial: \d+ tensors never came"):
+        engine.sync(with_buckets(update, lambda buckets: buckets[:-1]))
+    engine.sync(updating(engine.version + 1, weights(reference)))
 
 
 @every_engine
@@ -356,5 +414,5 @@ def test_weights_do_not_change_under_completions_that_are_under_way(
     engine.submit(requests(Sampling(max_new_tokens=24)))
     engine.poll()
     with pytest.raises(RuntimeError, match=r"interrupt\(\) first"):
-        engine.sync(weight_update(engine.version + 1, weights(reference)))
+        engine.sync(updating(engine.version + 1, weights(reference)))
     engine.interrupt()

@@ -70,9 +70,9 @@ def test_pushed_weights_are_served_and_proved(engine: Engine, trained: Callable,
 def skip_full(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine takes the update and serves what it served before."""
     if hasattr(engine, "_llm"):
-        monkeypatch.setattr(engine._llm, "collective_rpc", lambda _, kwargs: list(kwargs["weights_iterator"]))
+        monkeypatch.setattr(engine._llm, "collective_rpc", lambda _, args=((),): [len(args[0])])
     else:
-        monkeypatch.setattr(engine, "sync", lambda update: setattr(engine, "_version", update.version))
+        monkeypatch.setattr(engine, "receive", engine._intake.check)
 
 
 @every_model
@@ -95,8 +95,9 @@ def test_a_skipped_adapter_is_caught(
 
 @only_vllm
 def test_a_loader_that_stops_half_way_is_caught(engine: Any, trained: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine._llm, "collective_rpc", lambda _, kwargs: next(kwargs["weights_iterator"]))
-    with pytest.raises(SyncError, match="vLLM took 1 of the 21 tensors"):
+    model = type(engine._llm.apply_model(lambda model: model)[0])
+    monkeypatch.setattr(model, "load_weights", lambda self, offered: next(offered))
+    with pytest.raises(SyncError, match=r"vLLM took \[1\] of the 21 tensors of bucket 0"):
         engine.sync(trained("full").weights(engine.version + 1))
 
 
@@ -107,9 +108,10 @@ def test_packed_matrices_that_are_loaded_wrongly_are_found_by_the_probe(
     """vLLM's checksums do not cover its packed matrices: here each of them gets nothing but zeros."""
     real = engine._llm.collective_rpc
 
-    def forget(method: str, kwargs: dict) -> None:
-        loaded = [(name, tensor * ("proj" not in name)) for name, tensor in kwargs["weights_iterator"]]
-        real(method, kwargs={"weights_iterator": loaded})
+    def forget(method: str, args: tuple = ()) -> list:
+        if method == "load_weights":
+            args = ([(name, tensor * ("proj" not in name)) for name, tensor in args[0]],)
+        return real(method, args=args)
 
     monkeypatch.setattr(engine._llm, "collective_rpc", forget)
     with pytest.raises(SyncError, match="the weights served are not the weights trained"):

@@ -9,7 +9,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from rlcore.models import ModelSpec
-from rlcore.types import Request, Sampling
+from rlcore.types import Completion, Request, Sampling
 from rollout.engines import transformers
 from rollout.engines.transformers import Transformers
 
@@ -51,10 +51,12 @@ def test_what_is_under_way_is_carried_over_into_a_larger_cache(engine: Transform
     expected = [c.token_ids for c in engine.generate([*ask(2, 30), *ask(2, 50, first=2), *ask(1, 5, first=4)])]
     engine.close()
     engine.submit([*ask(2, 30), *ask(1, 5, first=4)])
-    done = engine.poll()
+    done: list[Completion] = []
+    while not done:
+        done = engine.poll()
     assert len(done) == 1
     engine.submit(ask(2, 50, first=2))
     assert engine._state.capacity < 53
-    while finished := engine.poll():
-        done += finished
+    while engine.busy:
+        done += engine.poll()
     assert [c.token_ids for c in sorted(done, key=lambda c: c.problem_id)] == expected

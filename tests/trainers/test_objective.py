@@ -1,4 +1,4 @@
-"""Losses, importance weights and aggregation, values and gradients against closed forms."""
+"""Losses and aggregation, values and gradients against closed forms."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from trainers.losses.ppo_clip import ppo_clip
 from trainers.losses.ppo_clip_sequence import ppo_clip_sequence
-from trainers.objective import LossInputs, Objective, token_weights, truncated_importance_weights
+from trainers.objective import LossInputs, Objective, token_weights
 
 
 def inputs_of(logprobs: torch.Tensor, advantages: torch.Tensor, old: torch.Tensor | None = None) -> LossInputs:
@@ -57,21 +57,6 @@ def test_a_completions_ratio_is_the_product_of_its_tokens(clip_high: float, valu
     total.backward()
     assert total.item() == pytest.approx(value, abs=1e-5)
     assert logprobs.grad[0].tolist() == pytest.approx([gradient, gradient, 0], abs=1e-5)
-
-
-def test_truncated_importance_weights_cap_and_carry_no_gradient() -> None:
-    logprobs = torch.zeros(1, 3, requires_grad=True)
-    inputs = replace(
-        inputs_of(logprobs, torch.ones(1, 3)),
-        old_logprobs=torch.tensor([[1.0, 1.0, 1.0]]).log(),
-        rollout_logprobs=torch.tensor([[0.2, 0.8, 2.0]]).log(),
-    )
-    weights = truncated_importance_weights(inputs, cap=2.0)
-    torch.testing.assert_close(weights, torch.tensor([[2.0, 1.25, 0.5]]))
-    loss = Objective(ppo_clip, importance_sampling_cap=2.0)(inputs)
-    loss.per_token.sum().backward()
-    torch.testing.assert_close(logprobs.grad, -weights)
-    assert loss.metrics["importance/capped"].value == pytest.approx(1 / 3)
 
 
 def test_objective_adds_the_kl_penalty_to_the_policy_loss() -> None:

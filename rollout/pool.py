@@ -1,0 +1,298 @@
+"""Many engines as one: rollout workers in processes of their own, which Ray starts anywhere in the cluster.
+
+Requests wait in one queue and are handed to whichever worker has the least to do, the longest first, so that no worker idles
+while another has a backlog. A worker that dies, or does nothing for `deadline_s` seconds, is replaced: its requests go back
+into the queue (their seeds decide their tokens, so they come out the same), and its successor gets the current weights before
+any work.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from rlcore.errors import UserError
+from rlcore.protocols import Bucket, Engine, Manifest, Superseded, Tokens, WeightUpdate
+from rlcore.remote import answers, kill
+from rlcore.types import Completion, Request
+from rollout.admission import refuse_unfit
+from rollout.queue import Queue
+from rollout.sync import TOLERANCE, SyncError
+from rollout.worker import Worker, to_wire
+
+WAIT_S = 1.0  # how long a call waits for completions before it says that the engine is alive
+BUCKETS_UNDER_WAY = 2
+
+Key = tuple[str, int, int]
+"""What names a request: problem id, sample, seed."""
+
+
+@dataclass(eq=False)
+class _Member:
+    """A worker as the driver knows it."""
+
+    number: int
+    actor: Any
+    waiting: Any  # the call that is awaited: to be ready, then to `collect`; None where there is nothing to wait for
+    state: Literal["starting", "without weights", "serving"] = "starting"
+    outstanding: dict[Key, Request] = field(default_factory=dict)
+    last: Any = None  # the last of the calls whose order matters: each takes the result of the one before
+    rounds: int = 0
+    heard: float = field(default_factory=time.monotonic)  # when it was last known to get on
+
+
+class Pool(Engine):
+    """`make` is called in each of `workers` processes with `gpus` GPUs and `environment`. Raises UserError where they cannot be
+    started, and once more than `max_restarts` of them have died."""
+
+    def __init__(
+        self,
+        make: Callable[[], Engine],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        workers: int,
+        dtype: str,
+        gpus: float = 0,
+        environment: dict[str, str] | None = None,
+        deadline_s: float = 600.0,
+        max_restarts: int = 5,
+    ) -> None:
+        self.make, self.tokenizer, self.dtype = make, tokenizer, dtype
+        self.gpus, self.environment, self.deadline_s = gpus, environment or {}, deadline_s
+        self.restarts, self.max_restarts = 0, max_restarts
+        self._version = 0
+        self._update: WeightUpdate | None = None  # what is served, to be streamed again to those who come later
+        self._probe: tuple[Sequence[tuple[Tokens, Tokens]], list[list[float]]] | None = None  # asked since, and answered
+        self._under_way: deque[dict[_Member, Any]] = deque()  # buckets sent and not yet acknowledged
+        self._members = [self._start(number) for number in range(workers)]
+        about = self._settle({member: member.waiting for member in self._members})
+        if len(about) < workers:
+            raise UserError("a rollout worker died while it was started: look at its log, and whether there is memory for it")
+        self.context = min(each["context"] for each in about.values())
+        room = min(each["capacity"] for each in about.values())
+        self._queue = Queue(room)
+        self.capacity = room * workers
+        for member in self._members:
+            member.state, member.waiting = "serving", None
+
+    @property
+    def version(self) -> int:
+        return self._version
+
+    @property
+    def busy(self) -> bool:
+        return len(self._queue) > 0 or any(member.outstanding for member in self._members)
+
+    # -- completions -----------------------------------------------------------------------------------------------------
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        refuse_unfit(requests, self.context)
+        self._queue.add(requests)
+
+    def poll(self) -> list[Completion]:
+        self._hand_out()
+        return self._hear()
+
+    def interrupt(self) -> list[Completion]:
+        """As every engine's; a completion that ended while the interruption was on its way is among them, whole."""
+        self._settle({member: member.actor.interrupt.remote(member.last) for member in self._serving()})
+        stopped: list[Completion] = []
+        while any(member.outstanding for member in self._members):
+            stopped += self._hear()
+        for request in self._queue:
+            text = self.tokenizer.decode(request.prefix.token_ids, skip_special_tokens=True)
+            stopped.append(request.completed((), (), self._version, "interrupted", text))
+        self._queue.clear()
+        return stopped
+
+    def logprobs(self, sequences: Sequence[tuple[Tokens, Tokens]]) -> list[list[float]]:
+        """Of one worker. All are asked: raises SyncError where one serves something else than another."""
+        rows = self._agreed("logprobs", sequences)
+        self._probe = sequences, rows
+        return rows
+
+    # -- weights ---------------------------------------------------------------------------------------------------------
+
+    def sync(self, update: WeightUpdate) -> dict[str, int]:
+        if self.busy:
+            raise RuntimeError("sync while completions are under way: interrupt() first, then submit them with their prefix")
+        self._update, self._probe = update, None
+        return super().sync(update)
+
+    def begin_sync(self, manifest: Manifest) -> None:
+        self._call_all("begin_sync", manifest, members=self._started())
+
+    def receive(self, bucket: Bucket) -> None:
+        """Pass the bucket on. The next may come while this one is under way, and the one after that only when it has
+        arrived."""
+        self._under_way.append(self._send(bucket, self._started()))
+        if len(self._under_way) == BUCKETS_UNDER_WAY:
+            self._settle(self._under_way.popleft())
+
+    def end_sync(self) -> None:
+        assert self._update is not None
+        while self._under_way:
+            self._settle(self._under_way.popleft())
+        for member in self._call_all("end_sync", members=self._started()):
+            member.state = "serving"
+        self._version = self._update.manifest.version
+
+    def checksums(self) -> dict[str, int]:
+        return dict(self._agreed("checksums"))
+
+    def close(self) -> None:
+        kill([member.actor for member in self._members])
+        self._members.clear()
+        self._queue.clear()
+
+    @staticmethod
+    def cache_bytes(sequences: int, sequence_bytes: int, **options: Any) -> int:
+        raise NotImplementedError("a pool has no cache of its own: ask the engine that its workers run")
+
+    # -- handing out -----------------------------------------------------------------------------------------------------
+
+    def _hand_out(self) -> None:
+        for member, requests in self._queue.hand_out({m: len(m.outstanding) for m in self._serving()}).items():
+            member.outstanding |= {(r.problem_id, r.sample, r.seed): r for r in requests}
+            member.last = member.actor.submit.remote(requests, member.last)
+            if member.waiting is None:
+                member.heard = time.monotonic()
+                member.waiting = member.actor.collect.remote(WAIT_S)
+
+    def _hear(self) -> list[Completion]:
+        """Wait for a worker to say something, and return what has finished."""
+        import ray
+
+        calls = {member.waiting: member for member in self._members if member.waiting is not None}
+        if not calls:
+            return []
+        ready, _ = ray.wait(list(calls), num_returns=1, timeout=WAIT_S)
+        more, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0)
+        finished: list[Completion] = []
+        for ref in {*ready, *more}:
+            finished += self._answer(calls[ref])
+        for member in calls.values():
+            if member in self._members and time.monotonic() - member.heard > self.deadline_s:
+                self._replace(member, f"did nothing for {self.deadline_s:g} s")
+        return finished
+
+    def _answer(self, member: _Member) -> list[Completion]:
+        """Take in what the call that is awaited has brought."""
+        got = self._settle({member: member.waiting})
+        if member not in got:
+            return []
+        member.waiting = None
+        if member.state == "starting":
+            self._welcome(member)
+            return []
+        completions, rounds = got[member]
+        if completions or rounds != member.rounds:
+            member.rounds, member.heard = rounds, time.monotonic()
+        for completion in completions:
+            del member.outstanding[completion.problem_id, completion.sample, completion.seed]
+            self._queue.learn(completion)
+        if member.outstanding:
+            member.waiting = member.actor.collect.remote(WAIT_S)
+        return completions
+
+    # -- workers that come and go ----------------------------------------------------------------------------------------
+
+    def _start(self, number: int) -> _Member:
+        import ray
+
+        options = dict(num_cpus=0, num_gpus=self.gpus, max_concurrency=4, runtime_env={"env_vars": self.environment})
+        actor: Any = ray.remote(Worker).options(**options).remote(self.make)
+        return _Member(number, actor, waiting=actor.about.remote())
+
+    def _replace(self, member: _Member, why: str) -> None:
+        self.restarts += 1
+        if self.restarts > self.max_restarts:
+            raise UserError(
+                f"rollout worker {member.number} {why}; {self.max_restarts} were replaced before it, and no more will be"
+            )
+        kill([member.actor])
+        self._queue.put_back(member.outstanding.values())
+        self._members[self._members.index(member)] = self._start(member.number)
+
+    def _welcome(self, member: _Member) -> None:
+        """Give a worker that replaces another the weights that are served, and have it prove them. Where the learner is at its
+        next update already, the worker waits for the sync that follows."""
+        member.state, member.heard = "without weights", time.monotonic()
+        try:
+            if self._update is not None:
+                self._ask(member, "begin_sync", self._update.manifest)
+                for bucket in self._update.buckets:
+                    self._settle(self._send(bucket, [member]))
+                self._ask(member, "end_sync")
+            if self._probe is not None:
+                self._refuse_difference("logprobs", member, self._ask(member, "logprobs", self._probe[0]), self._probe[1])
+            member.state = "serving"
+        except (_Lost, Superseded):  # a lost one has been replaced
+            return
+
+    def _started(self) -> list[_Member]:
+        return [member for member in self._members if member.state != "starting"]
+
+    def _serving(self) -> list[_Member]:
+        return [member for member in self._members if member.state == "serving"]
+
+    # -- calls -----------------------------------------------------------------------------------------------------------
+
+    def _ask(self, member: _Member, method: str, *arguments: Any) -> Any:
+        got = self._settle({member: getattr(member.actor, method).remote(*arguments)})
+        if member not in got:
+            raise _Lost
+        return got[member]
+
+    def _call_all(self, method: str, *arguments: Any, members: Sequence[_Member]) -> dict[_Member, Any]:
+        return self._settle({member: getattr(member.actor, method).remote(*arguments) for member in members})
+
+    def _settle(self, calls: dict[_Member, Any]) -> dict[_Member, Any]:
+        """What the calls bring; the workers that are lost are replaced. Raises what a worker raised."""
+        found = answers(calls, self.deadline_s)
+        for error in found.raised.values():
+            raise error
+        for member, why in found.lost.items():
+            if member in self._members:
+                self._replace(member, why)
+        return found.got
+
+    def _send(self, bucket: Bucket, members: Sequence[_Member]) -> dict[_Member, Any]:
+        """Hand a bucket to workers, by way of the object store, where it lies once."""
+        import ray
+
+        stored = bucket.tensors if isinstance(bucket.tensors, ray.ObjectRef) else ray.put(to_wire(bucket.tensors))
+        for m in members:
+            m.last = m.actor.receive.remote(bucket.version, bucket.index, stored, bucket.checksums, m.last)
+        return {m: m.last for m in members}
+
+    def _agreed(self, method: str, *arguments: Any) -> Any:
+        """What all workers answer alike; waits for one where none is left."""
+        got: dict[_Member, Any] = {}
+        while not got:
+            while not self._serving():
+                self._hear()
+            got = self._call_all(method, *arguments, members=self._serving())
+        (_, first), *others = got.items()
+        for member, answer in others:
+            self._refuse_difference(method, member, answer, first)
+        return first
+
+    def _refuse_difference(self, method: str, member: _Member, answer: Any, first: Any) -> None:
+        if method == "logprobs":
+            ours, theirs = (torch.tensor([value for row in rows for value in row]) for rows in (first, answer))
+            same = not len(ours) or (ours - theirs).abs().mean().item() <= TOLERANCE[self.dtype]
+        else:
+            same = answer == first
+        if not same:
+            raise SyncError(f"rollout worker {member.number} does not serve what the others serve: its {method} differ")
+
+
+class _Lost(Exception):
+    """The worker that was asked died or hangs, and has been replaced."""

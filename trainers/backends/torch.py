@@ -1,0 +1,50 @@
+"""Plain torch: one process that holds everything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from rlcore.recipe.schema import Optimizer
+from trainers.backends.backend import Moments, refuse_infinite
+from trainers.logprobs import TokenLogprobs
+
+
+class Torch:
+    """Keeps the contract of `trainers.backends.backend.Backend`."""
+
+    module: Callable[..., tuple[Tensor, Tensor]]
+
+    def __init__(self, model: nn.Module, settings: Optimizer) -> None:
+        self.module = TokenLogprobs(model)
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.max_grad_norm = settings.max_grad_norm
+        self.optimizer = torch.optim.AdamW(self.parameters, betas=settings.betas, weight_decay=settings.weight_decay)
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        loss.backward()
+
+    def step(self, learning_rate: float) -> float:
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm).item()
+        refuse_infinite(norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def whole(self, parameters: Sequence[nn.Parameter]) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def moments(self, parameter: nn.Parameter) -> Moments:
+        return dict(self.optimizer.state[parameter])
+
+    @torch.no_grad()
+    def restore(self, parameter: nn.Parameter, value: Tensor, moments: Moments) -> None:
+        parameter.copy_(value)
+        if moments:
+            at_home = {name: moments[name].to(parameter.device) for name in ("exp_avg", "exp_avg_sq")}
+            self.optimizer.state[parameter] = {"step": moments["step"], **at_home}  # AdamW counts on the CPU
