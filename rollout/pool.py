@@ -27,6 +27,7 @@ from rollout.sync import TOLERANCE, SyncError
 from rollout.worker import Worker, to_wire
 
 WAIT_S = 1.0  # how long a call waits for completions before it says that the engine is alive
+START_S = 1800.0  # what a worker may take to load its model
 BUCKETS_UNDER_WAY = 2
 
 Key = tuple[str, int, int]
@@ -67,13 +68,19 @@ class Pool(Engine):
         self.gpus, self.environment, self.deadline_s = gpus, environment or {}, deadline_s
         self.restarts, self.max_restarts = 0, max_restarts
         self._version = 0
+        self._torn: int | None = None  # the update that has begun to arrive
         self._update: WeightUpdate | None = None  # what is served, to be streamed again to those who come later
         self._probe: tuple[Sequence[tuple[Tokens, Tokens]], list[list[float]]] | None = None  # asked since, and answered
         self._under_way: deque[dict[_Member, Any]] = deque()  # buckets sent and not yet acknowledged
         self._members = [self._start(number) for number in range(workers)]
-        about = self._settle({member: member.waiting for member in self._members})
-        if len(about) < workers:
-            raise UserError("a rollout worker died while it was started: look at its log, and whether there is memory for it")
+        begun = answers({member: member.waiting for member in self._members}, START_S)
+        for error in begun.raised.values():
+            raise error
+        for member, why in begun.lost.items():
+            raise UserError(
+                f"rollout worker {member.number} {why} while it was started: is there memory for it? Ray's logs tell"
+            )
+        about = begun.got
         self.context = min(each["context"] for each in about.values())
         room = min(each["capacity"] for each in about.values())
         self._queue = Queue(room)
@@ -92,6 +99,7 @@ class Pool(Engine):
     # -- completions -----------------------------------------------------------------------------------------------------
 
     def submit(self, requests: Sequence[Request]) -> None:
+        self._refuse_torn()
         refuse_unfit(requests, self.context)
         self._queue.add(requests)
 
@@ -113,6 +121,7 @@ class Pool(Engine):
 
     def logprobs(self, sequences: Sequence[tuple[Tokens, Tokens]]) -> list[list[float]]:
         """Of one worker. All are asked: raises SyncError where one serves something else than another."""
+        self._refuse_torn()
         rows = self._agreed("logprobs", sequences)
         self._probe = sequences, rows
         return rows
@@ -126,11 +135,17 @@ class Pool(Engine):
         return super().sync(update)
 
     def begin_sync(self, manifest: Manifest) -> None:
+        self._under_way.clear()
+        for member in self._members:
+            member.last = None  # it fails whatever comes after it, if an update before this one failed
         self._call_all("begin_sync", manifest, members=self._started())
+        self._torn = manifest.version
 
     def receive(self, bucket: Bucket) -> None:
         """Pass the bucket on. The next may come while this one is under way, and the one after that only when it has
         arrived."""
+        if self._torn is None:
+            raise SyncError(f"bucket {bucket.index} of weight update {bucket.version} came when no update had begun")
         self._under_way.append(self._send(bucket, self._started()))
         if len(self._under_way) == BUCKETS_UNDER_WAY:
             self._settle(self._under_way.popleft())
@@ -141,7 +156,7 @@ class Pool(Engine):
             self._settle(self._under_way.popleft())
         for member in self._call_all("end_sync", members=self._started()):
             member.state = "serving"
-        self._version = self._update.manifest.version
+        self._version, self._torn = self._update.manifest.version, None
 
     def checksums(self) -> dict[str, int]:
         return dict(self._agreed("checksums"))
@@ -178,8 +193,9 @@ class Pool(Engine):
         for ref in {*ready, *more}:
             finished += self._answer(calls[ref])
         for member in calls.values():
-            if member in self._members and time.monotonic() - member.heard > self.deadline_s:
-                self._replace(member, f"did nothing for {self.deadline_s:g} s")
+            patience = START_S if member.state == "starting" else self.deadline_s
+            if member in self._members and time.monotonic() - member.heard > patience:
+                self._replace(member, f"did nothing for {patience:g} s")
         return finished
 
     def _answer(self, member: _Member) -> list[Completion]:
@@ -235,6 +251,10 @@ class Pool(Engine):
             member.state = "serving"
         except (_Lost, Superseded):  # a lost one has been replaced
             return
+
+    def _refuse_torn(self) -> None:
+        if self._torn is not None:
+            raise SyncError(f"weight update {self._torn} did not arrive whole: there are no weights to work with")
 
     def _started(self) -> list[_Member]:
         return [member for member in self._members if member.state != "starting"]

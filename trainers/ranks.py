@@ -11,6 +11,9 @@ from typing import Any
 from rlcore.remote import answers, kill
 
 
+START_S = 1800.0  # what the ranks may take to load the model
+
+
 class LearnerLost(Exception):
     """A process that trains died or hangs, and the others wait for it in vain. The message says which and why."""
 
@@ -34,7 +37,7 @@ class Ranks:
         self.deadline_s = deadline_s
         options = dict(num_cpus=0, num_gpus=gpus, runtime_env={"env_vars": dict(environment)})
         self._actors: list[Any] = [ray.remote(Rank).options(**options).remote() for _ in range(count)]
-        [address] = self._answered({0: self._actors[0].listen.remote()})
+        [address] = self._answered({0: self._actors[0].listen.remote()}, START_S)
         backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
         self._joining = {
             rank: actor.join.remote(make, rank, count, address, backend, deadline_s) for rank, actor in enumerate(self._actors)
@@ -43,18 +46,20 @@ class Ranks:
     def call(self, method: str, *arguments: Any) -> list[Any]:
         """What each rank's object answers, rank after rank. Raises what one of them raised."""
         if self._joining:
-            self._answered(self._joining)
+            self._answered(self._joining, START_S)
             self._joining = {}
-        return self._answered({rank: actor.call.remote(method, *arguments) for rank, actor in enumerate(self._actors)})
+        return self._answered(
+            {rank: actor.call.remote(method, *arguments) for rank, actor in enumerate(self._actors)}, self.deadline_s
+        )
 
     def close(self) -> None:
         kill(self._actors)
         self._actors = []
 
-    def _answered(self, calls: dict[int, Any]) -> list[Any]:
+    def _answered(self, calls: dict[int, Any], deadline_s: float) -> list[Any]:
         if not self._actors:
             raise LearnerLost("the learner's ranks were ended before")
-        found = answers(calls, self.deadline_s)
+        found = answers(calls, deadline_s)
         if found.lost:  # what others raise then is that they lost the connection
             self.close()
             raise LearnerLost("; ".join(f"learner rank {rank} {why}" for rank, why in found.lost.items()))

@@ -11,6 +11,7 @@ import os
 import secrets
 import shutil
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,7 +65,10 @@ def _joined(address: str) -> Iterator[str]:
 
 @contextmanager
 def _local() -> Iterator[str]:
-    os.environ |= LOCAL_ENVIRONMENT | QUIET | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    if "ray" in sys.modules and not LOCAL_ENVIRONMENT.items() <= os.environ.items():
+        raise UserError("ray was imported before rlcore could tell it to listen on this machine alone: import it later")
+    os.environ |= LOCAL_ENVIRONMENT | QUIET
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # once in a process: Ray reads it when it is imported
     ray = _import()
     with _folder() as folder:
         ray.init(

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlcore.cluster.connect import connected
 from rlcore.models import ModelSpec
 from rlcore.protocols import Engine
 from rlcore.types import Request
 from rollout.engines.transformers import Transformers
 from rollout.engines.vllm import Vllm
+from rollout.pool import Pool
 from rollout.scripted import Scripted
 from rollout.sync import weight_update
 
@@ -23,11 +26,25 @@ def reference(tiny_spec: ModelSpec) -> PreTrainedModel:
 
 
 @pytest.fixture(scope="session")
+def ray() -> Iterator[None]:
+    """A Ray cluster of this machine."""
+    with connected("local"):
+        yield
+
+
+@pytest.fixture(scope="session")
 def make(tiny_spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, reference: PreTrainedModel) -> Callable[[str], Engine]:
     spec, stop_ids = replace(tiny_spec, adapter_rank=4), [tokenizer.eos_token_id]
     return {
         "transformers": lambda: Transformers(spec, tokenizer, stop_ids, batch_size=7),
         "vllm": lambda: Vllm(spec, tokenizer, stop_ids, kv_cache_gb=0.1),
+        "pool": lambda: Pool(
+            partial(Transformers, spec, tokenizer, stop_ids, batch_size=7),
+            tokenizer,
+            workers=2,
+            dtype="float32",
+            max_restarts=9,
+        ),
         "scripted": lambda: Scripted(tokenizer, said, dict(reference.named_parameters()), context=512),
     }.__getitem__
 
@@ -47,6 +64,8 @@ def started(make: Callable) -> Iterator[dict[str, Engine]]:
 @pytest.fixture
 def engine(request: pytest.FixtureRequest, make: Callable, started: dict[str, Engine], reference: PreTrainedModel) -> Engine:
     """The engine of that name, which serves the reference's weights."""
+    if request.param == "pool":
+        request.getfixturevalue("ray")
     if request.param not in started:
         started[request.param] = make(request.param)()
     engine = started[request.param]

@@ -32,8 +32,9 @@ SETTINGS = [
 PROMPTS = ["3+5-9=?\n", "1-2=?\n", "7+7+7+7+7=?\n"]
 
 VLLM = pytest.param("vllm", marks=pytest.mark.xdist_group("vllm"))  # one engine, started once, in one process
-every_engine = pytest.mark.parametrize("engine", ["transformers", VLLM, "scripted"], indirect=True)
-every_model = pytest.mark.parametrize("engine", ["transformers", VLLM], indirect=True)
+POOL = pytest.param("pool", marks=pytest.mark.xdist_group("ray"))  # two transformers engines in processes of their own
+every_engine = pytest.mark.parametrize("engine", ["transformers", VLLM, POOL, "scripted"], indirect=True)
+every_model = pytest.mark.parametrize("engine", ["transformers", VLLM, POOL], indirect=True)
 
 
 @pytest.fixture
@@ -183,6 +184,8 @@ def interrupted(engine: Engine, asked: list[Request]) -> list[Completion]:
     while not done:
         done = engine.poll()
     partial = engine.interrupt()
+    done += [completion for completion in partial if completion.finish_reason != "interrupted"]  # ended just then
+    partial = [completion for completion in partial if completion.finish_reason == "interrupted"]
     assert partial
     assert len(done) + len(partial) == len(asked)
     assert not engine.busy
@@ -217,7 +220,7 @@ def test_an_interrupted_completion_goes_on_from_its_forced_prefix(
             torch.testing.assert_close(torch.tensor(whole.logprobs), expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("engine", ["transformers", "scripted"], indirect=True)
+@pytest.mark.parametrize("engine", ["transformers", POOL, "scripted"], indirect=True)
 def test_what_was_interrupted_ends_as_if_nothing_had_happened(engine: Engine, requests: Callable) -> None:
     asked = requests(Sampling(max_new_tokens=40))
     unbroken = {c.seed: c.token_ids for c in engine.generate(asked)}

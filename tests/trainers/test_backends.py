@@ -66,9 +66,13 @@ def done(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         return subprocess.Popen(command, env={**environment, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
 
     def finish(*processes: subprocess.Popen) -> None:
-        for process in processes:
-            _, said = process.communicate(timeout=200)
-            assert process.returncode == 0, said[-3000:]
+        try:
+            for process in processes:
+                _, said = process.communicate(timeout=200)
+                assert process.returncode == 0, said[-3000:]
+        finally:
+            for process in processes:
+                process.kill()
 
     (folder / "cases.json").write_text(json.dumps([c for c in CASES if c["zero"] is None]))
     finish(start(0, 1))
