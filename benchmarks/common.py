@@ -41,7 +41,7 @@ def arguments(description: str, **defaults: Any) -> argparse.Namespace:
 def finish(result: Mapping[str, Any], options: argparse.Namespace) -> None:
     """Print the result and, with --json, write it, together with what it was measured on."""
     machine = {
-        "cpu": _cpu(),
+        "cpu": processor(),
         "threads": options.threads,
         "versions": {name: version(name) for name in ("torch", "transformers", "trl", "rlcore")},
     }
@@ -175,7 +175,7 @@ def _status(field: str) -> int:
     raise LookupError(field)
 
 
-def _cpu() -> str:
+def processor() -> str:
     info = Path("/proc/cpuinfo")
     names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
     return names[0] if names else platform.processor()

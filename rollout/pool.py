@@ -71,19 +71,15 @@ class Pool(Engine):
         self._torn: int | None = None  # the update that has begun to arrive
         self._update: WeightUpdate | None = None  # what is served, to be streamed again to those who come later
         self._probe: tuple[Sequence[tuple[Tokens, Tokens]], list[list[float]]] | None = None  # asked since, and answered
+        self._queue = Queue(room=0)
         self._under_way: deque[dict[_Member, Any]] = deque()  # buckets sent and not yet acknowledged
         self._members = [self._start(number) for number in range(workers)]
-        begun = answers({member: member.waiting for member in self._members}, START_S)
-        for error in begun.raised.values():
-            raise error
-        for member, why in begun.lost.items():
-            raise UserError(
-                f"rollout worker {member.number} {why} while it was started: is there memory for it? Ray's logs tell"
-            )
-        about = begun.got
+        about: dict[_Member, dict[str, int]] = {}
+        while len(about) < workers:
+            about |= self._settle({m: m.waiting for m in self._members if m not in about}, START_S)
         self.context = min(each["context"] for each in about.values())
         room = min(each["capacity"] for each in about.values())
-        self._queue = Queue(room)
+        self._queue.room = room
         self.capacity = room * workers
         for member in self._members:
             member.state, member.waiting = "serving", None
@@ -273,9 +269,9 @@ class Pool(Engine):
     def _call_all(self, method: str, *arguments: Any, members: Sequence[_Member]) -> dict[_Member, Any]:
         return self._settle({member: getattr(member.actor, method).remote(*arguments) for member in members})
 
-    def _settle(self, calls: dict[_Member, Any]) -> dict[_Member, Any]:
+    def _settle(self, calls: dict[_Member, Any], deadline_s: float | None = None) -> dict[_Member, Any]:
         """What the calls bring; the workers that are lost are replaced. Raises what a worker raised."""
-        found = answers(calls, self.deadline_s)
+        found = answers(calls, deadline_s or self.deadline_s)
         for error in found.raised.values():
             raise error
         for member, why in found.lost.items():

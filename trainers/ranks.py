@@ -10,7 +10,6 @@ from typing import Any
 
 from rlcore.remote import answers, kill
 
-
 START_S = 1800.0  # what the ranks may take to load the model
 
 
