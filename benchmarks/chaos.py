@@ -74,12 +74,12 @@ def unbroken(folder: Path) -> dict[str, Any]:
 
 def broken(folder: Path, rng: random.Random, whole: Mapping[str, Any]) -> dict[str, Any]:
     """A run with one kill, and everything that can be seen of it afterwards."""
-    shared, mark, started = set(os.listdir("/dev/shm")), uuid4().hex, time.monotonic()
-    kind, moment = rng.choice(["worker", "rank", "driver"]), rng.uniform(0.02, 0.98) * whole["wall_s"]
+    shared, mark, started = shared_memory(), uuid4().hex, time.monotonic()
+    kind, moment = rng.choice(["worker", "rank", "driver"]), rng.uniform(0.02, 0.9) * whole["wall_s"]
     driver, killed, resumes = start(folder, mark), None, 0
     while True:
-        if killed is None and time.monotonic() - started >= moment:
-            killed = strike(kind, driver, mark, rng) and {"at_s": time.monotonic() - started, "step": step(folder)}
+        if killed is None and time.monotonic() - started >= moment and strike(kind, driver, mark, rng):
+            killed = {"at_s": time.monotonic() - started, "step": step(folder)}
         status = driver.poll()
         if status is None:
             time.sleep(0.2)
@@ -96,7 +96,7 @@ def broken(folder: Path, rng: random.Random, whole: Mapping[str, Any]) -> dict[s
         "resumes": resumes,
         "wall_s": time.monotonic() - started,
         "orphans": orphans(mark),
-        "shared_memory": sorted(set(os.listdir("/dev/shm")) - shared),
+        "shared_memory": sorted(shared_memory() - shared),
         **compared(folder, Path(whole["folder"])),
         **accuracy(folder),
     }
@@ -138,6 +138,10 @@ def orphans(mark: str) -> list[str]:
     return left
 
 
+def shared_memory() -> set[str]:
+    return {path.name for path in Path("/dev/shm").iterdir()}
+
+
 def step(folder: Path) -> int:
     """The last step that the run has written."""
     path = folder / "metrics.jsonl"
@@ -177,25 +181,25 @@ def passed(row: Mapping[str, Any]) -> bool:
 def page(whole: Mapping[str, Any], rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
     inside = sum(row["finished"] and whole["low"] <= row["accuracy"] <= whole["high"] for row in rows)
     kinds = ", ".join(f"{sum(r['kind'] == k and bool(r['killed']) for r in rows)} {k}s" for k in ("worker", "rank", "driver"))
-    lines = [
-        "# Reliability",
-        "",
-        f"Written by `python -m benchmarks.chaos --runs {options.runs} --seed {options.seed}` on {processor()}, {os.cpu_count()} cores.",
-        "",
-        f"Each run is `rlcore train {' '.join(RECIPE[:2])}` with {', '.join(f'`{key}`' for key in RECIPE[2:])}: two vLLM workers and",
-        "two DeepSpeed ranks under a local Ray cluster. One process of it, chosen at random, is killed with SIGKILL at a random moment,",
-        "start-up included; a killed driver is started again with `--resume`.",
-        "",
-        f"- {sum(row['finished'] for row in rows)} of {len(rows)} runs finished ({kinds} killed);",
-        f"- {sum(passed(row) for row in rows)} have the metrics of the run that was left alone, to {TOLERANCE:g} at every step, and left "
-        "no process and no shared memory behind;",
-        f"- {inside} have an accuracy after training within its 95 % interval ({whole['low']:.1%} to {whole['high']:.1%}).",
-        "",
-        f"The run that was left alone took {whole['wall_s']:.0f} s.",
-        "",
-        "| run | killed | at | after step | resumed by hand | wall | largest difference of a metric | accuracy | left behind |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    command = f"python -m benchmarks.chaos --runs {options.runs} --seed {options.seed}"
+    intact = sum(passed(row) for row in rows)
+    lines = f"""# Reliability
+
+Written by `{command}` on {processor()}, {os.cpu_count()} cores.
+
+Each run is `rlcore train {" ".join(RECIPE[:2])}` with {", ".join(f"`{key}`" for key in RECIPE[2:])}: two vLLM workers and two
+DeepSpeed ranks on a local Ray cluster. One process of it, chosen at random, is killed with SIGKILL at a random moment, start-up
+included; a killed driver is started again with `--resume`.
+
+- {sum(row["finished"] for row in rows)} of {len(rows)} runs finished ({kinds} killed);
+- {intact} of them have the metrics of the run that was left alone, to {TOLERANCE:g} at every step, and left no process and no
+  shared memory behind;
+- {inside} have an accuracy after training within its 95 % interval ({whole["low"]:.1%} to {whole["high"]:.1%}).
+
+The run that was left alone took {whole["wall_s"]:.0f} s.
+
+| run | killed | at | after step | resumed by hand | wall | largest difference of a metric | accuracy | left behind |
+|---|---|---|---|---|---|---|---|---|""".splitlines()
     for number, row in enumerate(rows, 1):
         if not row["finished"]:
             lines.append(f"| {number} | {row['kind']} | | | | | **did not finish** (status {row['status']}) | | |")
@@ -203,17 +207,8 @@ def page(whole: Mapping[str, Any], rows: list[dict[str, Any]], options: argparse
         at, after = (f"{row['killed']['at_s']:.0f} s", row["killed"]["step"]) if row["killed"] else ("never: it was over", "")
         worst = row["where"] if row["worst"] is None else f"{row['worst']:.1e} ({row['where']})"
         left = ", ".join([*row["orphans"], *row["shared_memory"]]) or "nothing"
-        cells = [
-            number,
-            row["kind"],
-            at,
-            after,
-            row["resumes"],
-            f"{row['wall_s']:.0f} s",
-            worst,
-            f"{row['accuracy']:.1%}",
-            left,
-        ]
+        wall, reached = f"{row['wall_s']:.0f} s", f"{row['accuracy']:.1%}"
+        cells = [number, row["kind"], at, after, row["resumes"], wall, worst, reached, left]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
 

@@ -27,8 +27,9 @@ class Answers(Generic[Key]):
     raised: dict[Key, BaseException]
 
 
-def answers(calls: Mapping[Key, ObjectRef], deadline_s: float) -> Answers[Key]:
-    """Wait for calls of actors, `deadline_s` seconds at most."""
+def answers(calls: Mapping[Key, ObjectRef], deadline_s: float, *, together: bool) -> Answers[Key]:
+    """Wait for calls of actors, `deadline_s` seconds at most. Of actors that work `together`, none answers when one is lost:
+    then the others are not waited for."""
     import ray
     from ray.exceptions import RayActorError, RayTaskError
 
@@ -45,9 +46,11 @@ def answers(calls: Mapping[Key, ObjectRef], deadline_s: float) -> Answers[Key]:
             found.got[keys[ref]] = ray.get(ref)
         except RayActorError as error:
             found.lost[keys[ref]] = why_dead(error)
+            if together:
+                return found
         except RayTaskError as error:
             found.raised[keys[ref]] = cause(error)
-            until = min(until, time.monotonic() + GRACE_S)
+            until = min(until, time.monotonic() + (GRACE_S if together else 0))
     if not found.raised:
         found.lost.update({keys[ref]: f"said nothing for {deadline_s:g} s" for ref in waiting})
     return found

@@ -24,6 +24,7 @@ from rlcore.types import Completion, Request
 from rollout.admission import refuse_unfit
 from rollout.queue import Queue
 from rollout.sync import TOLERANCE, SyncError
+from rollout.transport import BroadcastUpdate, Sender
 from rollout.worker import Worker, to_wire
 
 WAIT_S = 1.0  # how long a call waits for completions before it says that the engine is alive
@@ -73,6 +74,7 @@ class Pool(Engine):
         self._probe: tuple[Sequence[tuple[Tokens, Tokens]], list[list[float]]] | None = None  # asked since, and answered
         self._queue = Queue(room=0)
         self._under_way: deque[dict[_Member, Any]] = deque()  # buckets sent and not yet acknowledged
+        self._met: tuple[Sender, list[_Member]] | None = None  # who are in one group for broadcasts
         self._members = [self._start(number) for number in range(workers)]
         about: dict[_Member, dict[str, int]] = {}
         while len(about) < workers:
@@ -128,7 +130,33 @@ class Pool(Engine):
         if self.busy:
             raise RuntimeError("sync while completions are under way: interrupt() first, then submit them with their prefix")
         self._update, self._probe = update, None
-        return super().sync(update)
+        if not isinstance(update, BroadcastUpdate):
+            return super().sync(update)
+        try:
+            return self._sync_by_broadcast(update)
+        except _Lost:
+            return super().sync(update)
+
+    def _sync_by_broadcast(self, update: BroadcastUpdate) -> dict[str, int]:
+        """`rollout.transport` says how. Raises _Lost where a worker died meanwhile."""
+        members = self._started()
+        if self._met != (update.sender, members):
+            groups, opening = update.sender.open(len(members))
+            self._settle({member: member.actor.join.remote(group) for member, group in zip(members, groups, strict=True)})
+            opening()
+            self._met = update.sender, members
+        sent: dict[str, int] = {}
+        self.begin_sync(update.manifest)
+        for bucket in update.announced:
+            if self._started() != members:  # no broadcast can end without one of them
+                raise _Lost
+            calls = self._send(bucket, members)
+            sending = update.sender.send()
+            self._settle(calls)
+            sending()
+            sent |= bucket.checksums
+        self.end_sync()
+        return sent
 
     def begin_sync(self, manifest: Manifest) -> None:
         self._under_way.clear()
@@ -271,7 +299,7 @@ class Pool(Engine):
 
     def _settle(self, calls: dict[_Member, Any], deadline_s: float | None = None) -> dict[_Member, Any]:
         """What the calls bring; the workers that are lost are replaced. Raises what a worker raised."""
-        found = answers(calls, deadline_s or self.deadline_s)
+        found = answers(calls, deadline_s or self.deadline_s, together=False)
         for error in found.raised.values():
             raise error
         for member, why in found.lost.items():

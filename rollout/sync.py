@@ -132,7 +132,7 @@ class Intake:
                 raise SyncError(f"{name!r} came twice, or unannounced, in weight update {bucket.version}")
             if tuple(tensor.shape) != tuple(self._missing[name]):
                 raise SyncError(f"{name!r} arrived with shape {tuple(tensor.shape)}, not {tuple(self._missing[name])}")
-            if bucket.checksums.get(name) != checksum(tensor):
+            if not tensor.is_meta and bucket.checksums.get(name) != checksum(tensor):  # of those, the receiver compares it
                 raise SyncError(f"{name!r} arrived corrupted in weight update {bucket.version}: its checksum differs")
             del self._missing[name]
         self._next += 1

@@ -11,7 +11,7 @@ import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -19,11 +19,11 @@ from torch import Tensor
 
 from rlcore.protocols import Bucket, Engine, Manifest, Tokens
 from rlcore.types import Completion, Request
+from rollout.transport import Receiver
 
 Result = TypeVar("Result")
-Wire = dict[
-    str, tuple[np.ndarray, str, tuple[int, ...]]
-]  # name → bytes, dtype, shape: what object stores pass on without a copy
+# Name → bytes (None: they come another way), dtype, shape: what object stores pass on without a copy.
+Wire = dict[str, tuple[np.ndarray | None, str, tuple[int, ...]]]
 
 
 class Worker:
@@ -79,6 +79,9 @@ class Worker:
 
     # -- weights ---------------------------------------------------------------------------------------------------------
 
+    def join(self, group: Mapping[str, Any]) -> None:
+        self._do(lambda engine: cast(Receiver, engine).join(group))
+
     def begin_sync(self, manifest: Manifest) -> None:
         self._do(lambda engine: engine.begin_sync(manifest))
 
@@ -133,7 +136,7 @@ def to_wire(tensors: Mapping[str, Tensor]) -> Wire:
     """Copies nothing that is on the CPU and contiguous already."""
     return {
         name: (
-            t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy(),
+            None if t.is_meta else t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy(),
             str(t.dtype).removeprefix("torch."),
             tuple(t.shape),
         )
@@ -145,6 +148,8 @@ def from_wire(tensors: Wire) -> dict[str, Tensor]:
     """Views of the bytes that came, which are not to be written to."""
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # torch says that it cannot protect them
         return {
-            name: torch.from_numpy(data).view(getattr(torch, dtype)).view(shape)
+            name: torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
+            if data is None
+            else torch.from_numpy(data).view(getattr(torch, dtype)).view(shape)
             for name, (data, dtype, shape) in tensors.items()
         }

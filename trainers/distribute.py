@@ -16,7 +16,7 @@ from rlcore.recipe.schema import RL, Cluster
 from rollout.pool import Pool
 from trainers import algorithm
 from trainers.build import build_engine, build_learner, build_policy, build_reference
-from trainers.group import LearnerGroup, LearnerRank, RemoteScorer
+from trainers.group import LearnerGroup, LearnerRank, RemoteScorer, RemoteSender
 from trainers.ranks import Ranks
 from trainers.scorer import Scorer
 
@@ -26,7 +26,8 @@ PASSED_ON = ("HF_", "RLCORE_", "VLLM_", "NCCL_", "TOKENIZERS_", "TRANSFORMERS_")
 def build_group(recipe: RL, cluster: Cluster, location: str) -> tuple[LearnerGroup, RemoteScorer | None]:
     """The learner, and the reference model where a KL term needs one. Returns before the processes have loaded anything; their
     first call waits for that."""
-    learner = LearnerGroup(_ranks(recipe, cluster, location, _learner_rank, cluster.ranks))
+    ranks = _ranks(recipe, cluster, location, _learner_rank, cluster.ranks)
+    learner = LearnerGroup(ranks, RemoteSender(ranks, cluster.tensor_parallel) if cluster.transport == "nccl" else None)
     if not recipe.algorithm.kl.coefficient:
         return learner, None
     if cluster.reference == "shared":

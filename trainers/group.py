@@ -5,26 +5,32 @@ Every rank gets the whole batch and works on its share of it; `LearnerRank` is w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from rlcore.batch import GradedBatch, TrainingBatch
 from rlcore.protocols import Bucket, Manifest, Superseded, WeightUpdate
 from rlcore.run.metrics import Metrics, merge
+from rollout.transport import BroadcastUpdate, Sender, announce, meeting
 from rollout.worker import to_wire
 from trainers.learner import Learner
 from trainers.ranks import Ranks
 from trainers.scorer import Scorer
 
+if TYPE_CHECKING:
+    from rollout.broadcast import Broadcaster
+
 
 class LearnerGroup:
-    """The loop's end."""
+    """The loop's end. `sender` broadcasts the weights, if not all of them go by the object store."""
 
-    def __init__(self, ranks: Ranks) -> None:
-        self.ranks = ranks
+    def __init__(self, ranks: Ranks, sender: Sender | None = None) -> None:
+        self.ranks, self.sender = ranks, sender
         self.updates = 0
 
     def logprobs(self, batch: GradedBatch) -> Tensor:
@@ -38,7 +44,11 @@ class LearnerGroup:
 
     def weights(self, version: int) -> WeightUpdate:
         manifest: Manifest = self.ranks.call("announce", version)[0]
-        return WeightUpdate(manifest, _RemoteBuckets(self, self.updates))
+        buckets = _RemoteBuckets(self, self.updates, "next_bucket")
+        if self.sender is None or manifest.kind == "adapter":  # which vLLM takes from files, and is small
+            return WeightUpdate(manifest, buckets)
+        announced = _RemoteBuckets(self, self.updates, "next_announced")
+        return BroadcastUpdate(manifest, buckets, announced, self.sender)
 
     def save(self, folder: Path) -> None:
         """As the local learner's; the folder must be one that rank 0's machine sees too."""
@@ -49,6 +59,25 @@ class LearnerGroup:
 
     def close(self) -> None:
         self.ranks.close()
+
+
+class RemoteSender:
+    """Rank 0 as it broadcasts to workers whose engines have `processes` each (`rollout.transport.Sender`)."""
+
+    def __init__(self, ranks: Ranks, processes: int) -> None:
+        self.ranks, self.processes = ranks, processes
+        self._thread = ThreadPoolExecutor(1)
+
+    def open(self, workers: int) -> tuple[list[dict[str, Any]], Callable[[], Any]]:
+        address, port = self.ranks.call("free_address")[0]
+        groups = meeting(address, port, workers, self.processes)
+        return groups, self._begin("open", address, port, 1 + workers * self.processes)
+
+    def send(self) -> Callable[[], Any]:
+        return self._begin("send")
+
+    def _begin(self, method: str, *arguments: Any) -> Callable[[], Any]:
+        return self._thread.submit(self.ranks.call, method, *arguments).result
 
 
 class RemoteScorer:
@@ -66,16 +95,17 @@ class RemoteScorer:
 
 @dataclass(frozen=True)
 class _RemoteBuckets:
-    """Buckets whose tensors lie in the object store, where rank 0 puts each when it is asked for."""
+    """Buckets as the call `method` of the ranks makes each when it is asked for."""
 
     group: LearnerGroup
     updates: int  # of the learner, when they were made
+    method: str
 
     def __iter__(self) -> Iterator[Bucket]:
         if self.updates != self.group.updates:
             raise Superseded
         self.group.ranks.call("rewind")
-        while (bucket := self.group.ranks.call("next_bucket")[0]) is not None:
+        while (bucket := self.group.ranks.call(self.method)[0]) is not None:
             yield bucket
 
 
@@ -84,6 +114,8 @@ class LearnerRank:
 
     def __init__(self, learner: Learner, reference: Scorer | None, rank: int) -> None:
         self.learner, self.reference, self.rank = learner, reference, rank
+        self._broadcaster: Broadcaster | None = None
+        self._announced: Bucket | None = None
 
     def logprobs(self, batch: GradedBatch) -> Tensor:
         return self.learner.logprobs(batch)
@@ -103,13 +135,47 @@ class LearnerRank:
         self._buckets = iter(self._weights.buckets)
 
     def next_bucket(self) -> Bucket | None:
-        """Every rank makes it (under ZeRO-3 each has a part); rank 0 hands it out."""
+        """Every rank makes it (under ZeRO-3 each has a part); rank 0 hands it out, with tensors in the object store."""
         import ray
 
         bucket = next(self._buckets, None)
         if bucket is None or self.rank:
             return None
         return replace(bucket, tensors=ray.put(to_wire(bucket.tensors)))  # type: ignore[arg-type]
+
+    def next_announced(self) -> Bucket | None:
+        """As `next_bucket`, and rank 0 keeps the tensors, to `send` them."""
+        bucket = next(self._buckets, None)
+        if bucket is None or self.rank:
+            return None
+        self._announced = bucket
+        return announce(bucket)
+
+    def free_address(self) -> tuple[str, int]:
+        """Where the workers can reach this process."""
+        import ray
+        from vllm.utils.network_utils import get_open_port
+
+        return ray.util.get_node_ip_address(), get_open_port()
+
+    def open(self, address: str, port: int, world_size: int) -> None:
+        """Have rank 0 wait there for those it will broadcast to."""
+        if self.rank:
+            return
+        if self._broadcaster is None:
+            from rollout.broadcast import Broadcaster
+
+            self._broadcaster = Broadcaster()
+        self._broadcaster.open(address, port, world_size)
+
+    def send(self) -> None:
+        """Have rank 0 broadcast the bucket that it announced last."""
+        if self.rank:
+            return
+        assert self._broadcaster is not None
+        assert self._announced is not None
+        self._broadcaster.send(self._announced.tensors)
+        self._announced = None  # no bucket is held while the next one is made
 
     def save(self, folder: Path) -> None:
         self.learner.save(folder)

@@ -58,7 +58,7 @@ class Ranks:
     def _answered(self, calls: dict[int, Any], deadline_s: float) -> list[Any]:
         if not self._actors:
             raise LearnerLost("the learner's ranks were ended before")
-        found = answers(calls, deadline_s)
+        found = answers(calls, deadline_s, together=True)
         if found.lost:  # what others raise then is that they lost the connection
             self.close()
             raise LearnerLost("; ".join(f"learner rank {rank} {why}" for rank, why in found.lost.items()))

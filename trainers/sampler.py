@@ -5,10 +5,11 @@ handed to the engine while
 
     rounds begun ≤ version + η + 1        (capacity)
 
-where `version` is the number of steps trained. A step takes its groups the oldest first, and waits for those that would be
-older than η at the next one. A group that is begun at version v and trained in step s, which updates version s − 1, so has
-staleness s − 1 − v ≤ η. The count of rounds is checkpointed with the problems that were begun and not trained on: a resumed run
-begins those again, under the same bound.
+where `version` is the number of steps trained. A step takes its groups from the oldest version that any was begun at, those
+that are whole first, and waits where they are too few. A group that is begun at version v and trained in step s, which updates
+version s − 1, so has staleness s − 1 − v ≤ η: v + η + 1 rounds are begun by then, as many as there are steps to train them in,
+and each younger group that overtook one of them would push another over the cap. The count of rounds is checkpointed with the
+problems that were begun and not trained on: a resumed run begins those again, under the same bound.
 
     synchronous     η = 0: a step begins its own round and waits for it
     one-step-off    η = 1: the next round is sampled while this one is learned from, and is whole before the weights change
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -45,6 +47,10 @@ class Rollouts:
     metrics: Metrics
 
 
+_Key = tuple[str, int]
+"""What names a group that is begun: its problem's id, and the number of the first of its samples."""
+
+
 @dataclass(eq=False)
 class _Begun:
     """A group that is being sampled."""
@@ -52,7 +58,6 @@ class _Begun:
     problem: Problem
     number: int  # of all groups of the run: with the sample it decides the random numbers
     version: int  # of the weights when it was begun
-    first: int  # its samples are numbered from here
     done: dict[int, Completion] = field(default_factory=dict)  # by sample
 
 
@@ -69,8 +74,9 @@ class Sampler:
         self._rounds = 0  # begun so far
         self._extra = 0  # of these, beyond one a step: what dynamic sampling asked for
         self._groups = 0  # begun so far
-        self._begun: list[_Begun] = []  # and not trained on, the oldest first
-        self._taken: list[_Begun] = []  # by the step that is being trained
+        self._begun: dict[_Key, _Begun] = {}  # and not trained on, the oldest first
+        self._whole: Counter[int] = Counter()  # how many of them have all their completions, by the version they began at
+        self._taken: set[_Key] = set()  # by the step that is being trained
         self._held: list[Request] = []  # to be handed to the engine, with what was sampled of them before
 
     # -- the loop's verbs ------------------------------------------------------------------------------------------------
@@ -134,7 +140,7 @@ class Sampler:
         return rows(batch, torch.isin(batch.group, torch.tensor(chosen, dtype=torch.long)).nonzero()[:, 0].tolist())
 
     def state(self) -> Any:
-        begun = [{"problem": group.problem.id, "number": group.number} for group in self._begun]
+        begun = [{"problem": group.problem.id, "number": group.number} for group in self._begun.values()]
         return {
             "data": self.problems.state(),
             "rounds": self._rounds,
@@ -163,25 +169,25 @@ class Sampler:
             self._rounds += 1
         self.engine.submit(self._held)
         self._held = []
-        while (ready := self._ready(version)) is None:
-            self._take_in(self.engine.poll())
-        self._begun = [group for group in self._begun if group not in ready]
-        self._taken += ready
-        return [Group(group.problem, [group.done[k] for k in sorted(group.done)]) for group in ready]
+        ready = self._wait_for(self.spec.prompts_per_step)
+        for key in ready:
+            del self._begun[key]
+        self._taken |= ready.keys()
+        return [Group(group.problem, [group.done[k] for k in sorted(group.done)]) for group in ready.values()]
 
-    def _ready(self, version: int) -> list[_Begun] | None:
-        """A step's worth of finished groups, the oldest first; None while there are too few, or one that cannot wait is not
-        done."""
-        done = [group for group in self._begun if len(group.done) == self.spec.samples]
-        due = [group for group in self._begun if version - group.version >= self.mode.staleness]
-        if len(done) < self.spec.prompts_per_step or any(group not in done for group in due):
-            return None
-        return done[: self.spec.prompts_per_step]
+    def _wait_for(self, count: int) -> dict[_Key, _Begun]:
+        """The first `count` whole groups of the oldest version."""
+        oldest = next(iter(self._begun.values())).version
+        while self._whole[oldest] < count:
+            self._take_in(self.engine.poll())
+        self._whole[oldest] -= count
+        whole = ((key, group) for key, group in self._begun.items() if len(group.done) == self.spec.samples)
+        return dict(itertools.islice(whole, count))
 
     def _begin(self, problem: Problem, number: int, version: int) -> None:
-        others = {group.first for group in (*self._begun, *self._taken) if group.problem.id == problem.id}
-        first = next(n for n in itertools.count(step=self.spec.samples) if n not in others)
-        self._begun.append(_Begun(problem, number, version, first))
+        numbers = itertools.count(step=self.spec.samples)
+        first = next(n for n in numbers if (problem.id, n) not in self._begun and (problem.id, n) not in self._taken)
+        self._begun[problem.id, first] = _Begun(problem, number, version)
         prompt_ids = self.prompter.render(problem)
         self._held += [
             Request(problem.id, first + k, seed_from(self.seed, number, k), prompt_ids, self.spec.sampling)
@@ -194,19 +200,18 @@ class Sampler:
             if completion.finish_reason == "interrupted":
                 self._held.append(completion.resumed())
                 continue
-            group = next(
-                g
-                for g in self._begun
-                if g.problem.id == completion.problem_id and g.first <= completion.sample < g.first + self.spec.samples
-            )
+            group = self._begun[completion.problem_id, completion.sample - completion.sample % self.spec.samples]
             group.done[completion.sample] = completion
+            self._whole[group.version] += len(group.done) == self.spec.samples
 
     def _staleness(self, groups: Sequence[Group], step: int) -> Metrics:
         """How many versions older than the weights that are updated the tokens are."""
         if not self.mode.staleness:
             return {}
-        ages = [step - 1 - v for group in groups for completion in group.completions for v in completion.versions]
-        return {"staleness/mean": Mean(sum(ages), len(ages)), "staleness/max": Max(max(ages))}
+        versions = [completion.versions for group in groups for completion in group.completions]
+        tokens = sum(map(len, versions))
+        age = (step - 1) * tokens - sum(map(sum, versions))
+        return {"staleness/mean": Mean(age, tokens), "staleness/max": Max(step - 1 - min(map(min, filter(None, versions))))}
 
 
 def sample_groups(

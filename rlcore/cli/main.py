@@ -109,6 +109,15 @@ def report(run: Annotated[str, typer.Argument(help="A run folder.")], json: Json
     write(run, json)
 
 
+@app.command()
+def doctor(json: Json = "") -> None:
+    """Try out what this machine has: packages, GPUs, memory, disk, Ray, ranks that sum, a vLLM generation."""
+    _environment(offline=True)
+    from rlcore.cli.doctor import run as examine
+
+    examine(json)
+
+
 def _environment(offline: bool) -> None:
     """Settings that libraries read when they are imported."""
     # OpenMP threads that spin at a barrier take a busy machine's cores from those they wait for: measured on two cores, a job

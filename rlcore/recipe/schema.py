@@ -292,6 +292,7 @@ class Cluster(Section):
     reference: Literal["shared", "own"] = "shared"  # the KL reference: in the ranks' processes, or in one of its own
     mode: Annotated[Mode, BeforeValidator(_named)] = Mode()
     bucket_mb: PositiveFloat = 64  # MiB of weights that travel at a time
+    transport: Literal["object_store", "nccl"] = "object_store"  # how: by Ray's, or from GPU to GPU (vLLM's weight transfer)
     deadline_s: PositiveFloat = 600  # a worker or rank that does nothing for so long counts as dead
     max_restarts: NonNegativeInt = 5  # of workers, and of learners, before the run gives up
 
@@ -353,6 +354,13 @@ class RL(Job):
                 "top_p, top_k and min_p bend the sampling distribution away from the policy: "
                 "set algorithm.correction (token_tis is usual), or sample without them"
             )
+        if self.cluster and self.cluster.transport == "nccl":
+            whole = min(self.cluster.gpus_per_worker, self.cluster.gpus_per_rank) >= 1
+            if self.rollout.engine.name != "vllm" or not whole or self.device == "cpu":
+                raise ValueError(
+                    "cluster.transport nccl goes from GPU to GPU: it needs rollout.engine vllm, and cluster.gpus_per_worker "
+                    "and cluster.gpus_per_rank of 1 or more (NCCL takes no GPU twice); object_store works everywhere"
+                )
         if self.rollout.temperature == 0:
             raise ValueError("rollout.temperature 0 samples every completion of a group alike: nothing can be learned")
         return self

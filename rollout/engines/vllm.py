@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from rlcore.protocols import Bucket, Engine, Manifest, Tokens
 from rlcore.types import Completion, FinishReason, Request, seed_from
 from rollout.admission import refuse_unfit
 from rollout.sync import Intake, SyncError, checksum
+from rollout.transport import is_announced
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
@@ -58,6 +59,7 @@ class Vllm(Engine):
             os.environ.setdefault(name, value)
         try:
             import vllm
+            from vllm.config import WeightTransferConfig
         except ImportError as error:
             raise UserError("rollout.engine vllm needs the package: pip install 'rlcore[cpu]' or 'rlcore[gpu]'") from error
         self.capacity = max_num_seqs
@@ -83,7 +85,9 @@ class Vllm(Engine):
             disable_log_stats=True,
             use_tqdm_on_load=False,
             worker_extension_cls=f"{WeightReceiver.__module__}.{WeightReceiver.__qualname__}",
+            weight_transfer_config=WeightTransferConfig(backend="nccl"),  # it needs no GPU until tensors are broadcast
         )
+        self._reloading = False  # vLLM is between the start and the finish of a weight update
         self._arriving: dict[str, Tensor] = {}  # the adapter that arrives
         self._adapter: Any = None  # the vllm.lora.request.LoRARequest that is served
         self._requests: dict[str, Request] = {}  # vLLM's request id → what was asked
@@ -134,17 +138,20 @@ class Vllm(Engine):
     def begin_sync(self, manifest: Manifest) -> None:
         if self.busy:
             raise RuntimeError("sync while completions are under way: interrupt() first, then submit them with their prefix")
-        torn = self._intake.torn
         self._intake.begin(manifest)
         self._arriving.clear()
-        if torn:
-            self._llm.collective_rpc("end_weights")  # what a sync that failed has left half done
+        self._finish()  # what a sync that failed has left half done
         if manifest.kind == "full":
-            self._llm.collective_rpc("begin_weights")
+            self._llm.start_weight_update()
+            self._reloading = True
 
     def receive(self, bucket: Bucket) -> None:
         self._intake.check(bucket)
-        if all(name in self._intake.served for name in bucket.tensors):
+        if is_announced(bucket):
+            wrong = self._llm.collective_rpc("receive_weights", args=(_update_info(bucket), dict(bucket.checksums)))
+            if names := [name for each in wrong for name in each]:
+                raise SyncError(f"{names[0]!r} was not received as it was sent in weight update {bucket.version}")
+        elif all(name in self._intake.served for name in bucket.tensors):
             taken = self._llm.collective_rpc("load_weights", args=(list(bucket.tensors.items()),))
             if set(taken) != {len(bucket.tensors)}:
                 raise SyncError(f"vLLM took {taken} of the {len(bucket.tensors)} tensors of bucket {bucket.index}")
@@ -154,11 +161,16 @@ class Vllm(Engine):
     def end_sync(self) -> None:
         manifest = self._intake.end()
         if manifest.kind == "full":
-            self._llm.collective_rpc("end_weights")
+            self._finish()
             self._adapter = None
         else:
             self._adapt(manifest.version)
         self._llm.llm_engine.reset_prefix_cache()
+
+    def join(self, group: Mapping[str, Any]) -> None:
+        self._finish()  # vLLM leaves no group in the middle of an update
+        self._llm.collective_rpc("shutdown_weight_transfer_engine")
+        self._llm.init_weight_transfer_engine({"init_info": dict(group)})
 
     def checksums(self) -> dict[str, int]:
         """Of the embeddings and norms; the matrices are packed together for vLLM's kernels."""
@@ -217,6 +229,11 @@ class Vllm(Engine):
 
     # -- new weights ---------------------------------------------------------------------------------------------------
 
+    def _finish(self) -> None:
+        if self._reloading:
+            self._llm.finish_weight_update()
+            self._reloading = False
+
     def _adapt(self, version: int) -> None:
         """Adapters reach vLLM as PEFT's files; every version gets its own id, so that no cache can serve an older one."""
         if not self.adapter_rank:
@@ -237,17 +254,14 @@ class Vllm(Engine):
 
 
 class WeightReceiver:
-    """What vLLM's workers (of tensor-parallel engines, each its own process) do in a sync: vLLM mixes it into their class.
-    Layer by layer: a layer takes effect when the last of its tensors has come, so that no second copy of the model ever
-    exists."""
+    """What vLLM's workers (of tensor-parallel engines, each its own process) do with a bucket, between vLLM's own start and end
+    of a weight update: it mixes this into their class. Layer by layer: a layer takes effect when the last of its tensors has
+    come, so that no second copy of the model ever exists."""
 
     vllm_config: Any
     model_runner: Any
-
-    def begin_weights(self) -> None:
-        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
-
-        initialize_layerwise_reload(self.model_runner.get_model())
+    weight_transfer_engine: Any
+    update_weights: Any
 
     def load_weights(self, tensors: Sequence[tuple[str, Tensor]]) -> int:
         """How many of them the model took."""
@@ -258,13 +272,36 @@ class WeightReceiver:
             self.model_runner.get_model().load_weights(offered)
         return len(tensors) - len(list(offered))
 
-    def end_weights(self) -> None:
-        from vllm.config import set_current_vllm_config
-        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+    def receive_weights(self, update_info: dict[str, Any], checksums: Mapping[str, int]) -> list[str]:
+        """Take a bucket from the learner's GPU; the names of those of its tensors that did not arrive as they were sent."""
+        checked = _Checked(self.model_runner.get_model(), update_info["names"], checksums)
+        self.weight_transfer_engine.set_weight_update_target(checked, self.vllm_config.model_config)
+        self.update_weights(update_info)
+        self.weight_transfer_engine.reset_weight_update_target()
+        return checked.wrong
 
-        with set_current_vllm_config(self.vllm_config):
-            finalize_layerwise_reload(self.model_runner.get_model(), self.vllm_config.model_config)
-        self.model_runner.reset_lora_state()
+
+class _Checked:
+    """The model, as vLLM's transfer loads the tensors `names` into it. Whatever has another checksum is kept out, and the rest
+    of the bucket taken in, since the sender waits for whoever stops in the middle."""
+
+    def __init__(self, model: torch.nn.Module, names: Sequence[str], checksums: Mapping[str, int]) -> None:
+        self.model, self.wrong, self._checksums = model, list(names), checksums
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        for name, tensor in weights:
+            if self._checksums.get(name) == checksum(tensor):
+                self.model.load_weights([(name, tensor)])
+                self.wrong.remove(name)
+
+
+def _update_info(bucket: Bucket) -> dict[str, Any]:
+    """The fields of vLLM's NCCLWeightTransferUpdateInfo."""
+    return {
+        "names": list(bucket.tensors),
+        "dtype_names": [str(tensor.dtype).removeprefix("torch.") for tensor in bucket.tensors.values()],
+        "shapes": [list(tensor.shape) for tensor in bucket.tensors.values()],
+    }
 
 
 def _linears(model: PreTrainedModel) -> list[str]:

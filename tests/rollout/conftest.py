@@ -26,25 +26,11 @@ def reference(tiny_spec: ModelSpec) -> PreTrainedModel:
 
 
 @pytest.fixture(scope="session")
-def ray() -> Iterator[None]:
-    """A Ray cluster of this machine."""
-    with connected("local"):
-        yield
-
-
-@pytest.fixture(scope="session")
 def make(tiny_spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, reference: PreTrainedModel) -> Callable[[str], Engine]:
     spec, stop_ids = replace(tiny_spec, adapter_rank=4), [tokenizer.eos_token_id]
     return {
         "transformers": lambda: Transformers(spec, tokenizer, stop_ids, batch_size=7),
         "vllm": lambda: Vllm(spec, tokenizer, stop_ids, kv_cache_gb=0.1),
-        "pool": lambda: Pool(
-            partial(Transformers, spec, tokenizer, stop_ids, batch_size=7),
-            tokenizer,
-            workers=2,
-            dtype="float32",
-            max_restarts=9,
-        ),
         "scripted": lambda: Scripted(tokenizer, said, dict(reference.named_parameters()), context=512),
     }.__getitem__
 
@@ -61,14 +47,31 @@ def started(make: Callable) -> Iterator[dict[str, Engine]]:
         engine.close()
 
 
+@pytest.fixture(scope="module")
+def ray() -> Iterator[None]:
+    """A Ray cluster of this machine. A process can be in one at a time: whoever comes next starts its own."""
+    with connected("local"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def pool(ray: None, tiny_spec: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> Iterator[Pool]:
+    """Two transformers engines in processes of their own."""
+    engine = partial(Transformers, replace(tiny_spec, adapter_rank=4), tokenizer, [tokenizer.eos_token_id], batch_size=7)
+    started = Pool(engine, tokenizer, workers=2, dtype="float32")
+    yield started
+    started.close()
+
+
 @pytest.fixture
 def engine(request: pytest.FixtureRequest, make: Callable, started: dict[str, Engine], reference: PreTrainedModel) -> Engine:
     """The engine of that name, which serves the reference's weights."""
     if request.param == "pool":
-        request.getfixturevalue("ray")
-    if request.param not in started:
-        started[request.param] = make(request.param)()
-    engine = started[request.param]
+        engine = request.getfixturevalue("pool")
+    else:
+        if request.param not in started:
+            started[request.param] = make(request.param)()
+        engine = started[request.param]
     tensors = dict(reference.named_parameters())
     engine.sync(weight_update(engine.version + 1, {name: tuple(p.shape) for name, p in tensors.items()}, tensors.items))
     return engine

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,81 +20,83 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from rlcore.batch import TrainingBatch
 from rlcore.run.metrics import Max, Mean, Metrics, merge, values
+from tests.conftest import REPOSITORY
+from tests.trainers import ranks_worker
 
-FULL = ["update={minibatches: 2, tokens_per_microbatch: 40}", "optimizer.learning_rate=1e-3"]
+pytestmark = pytest.mark.xdist_group("ranks")  # what they look at is made once
+
+FULL = [
+    "update={minibatches: 2, tokens_per_microbatch: 40}",
+    "optimizer={learning_rate: 2e-3, warmup_steps: 3, schedule: cosine}",
+]
 LORA = ["lora={rank: 4}", "algorithm.kl={estimator: k3, coefficient: 0.1}", *FULL]
+ADAPTER = ["lora={rank: 4, serve: adapter}", *LORA[1:]]
 TIGHT = ["update={minibatches: 2, tokens_per_microbatch: 40, gradient_checkpointing: true, logits_chunk: 7}", FULL[1]]
 STAGES = [0, 1, 2, 3]
 
 
-def case(name: str, zero: int | None, overrides: list[str], steps: tuple[int, int] = (0, 5), load: str = "") -> dict[str, Any]:
-    return {"name": name, "zero": zero, "overrides": overrides, "steps": steps, "load": load}
+def case(
+    name: str,
+    zero: int | None,
+    overrides: list[str],
+    steps: tuple[int, int] = (0, 5),
+    load: str = "",
+    offload: bool = False,
+) -> dict[str, Any]:
+    return {"name": name, "zero": zero, "overrides": overrides, "steps": steps, "load": load, "offload": offload}
 
 
 CASES = [
     case("torch", None, FULL),
     case("half-torch", None, FULL, (0, 2)),
+    case("lora-torch", None, LORA),
+    case("adapter-torch", None, ADAPTER),
+    case("bf16-torch", None, ["dtype=bfloat16", *FULL]),
     *(case(f"zero{stage}", stage, FULL) for stage in STAGES),
     *(case(f"zero{stage}-from-torch", stage, FULL, (2, 5), "half-torch") for stage in STAGES),
     *(case(f"half-zero{stage}", stage, FULL, (0, 2)) for stage in (2, 3)),
-    case("lora-torch", None, LORA),
+    case("offload-zero2", 2, FULL, offload=True),
+    case("offload-zero3-from-torch", 3, FULL, (2, 5), "half-torch", offload=True),
     *(case(f"lora-zero{stage}", stage, LORA) for stage in (1, 3)),
-    case("adapter-zero3", 3, ["lora={rank: 4, serve: adapter}", *LORA[1:]]),
-    case("adapter-torch", None, ["lora={rank: 4, serve: adapter}", *LORA[1:]]),
+    case("adapter-zero3", 3, ADAPTER),
     case("tight-zero3", 3, TIGHT),
     case("bf16-zero3", 3, ["dtype=bfloat16", *FULL]),
-    case("bf16-torch", None, ["dtype=bfloat16", *FULL]),
 ]
 BACK = [case(f"torch-from-zero{stage}", None, FULL, (2, 5), f"half-zero{stage}") for stage in (2, 3)]
 
 
 @pytest.fixture(scope="module")
 def done(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which every case has left its results."""
+    """The folder in which every case has left its results: those of plain torch are run here, the others by two processes."""
     folder = tmp_path_factory.mktemp("ranks")
     shutil.copytree(tiny, folder / "model")
-    torch.save(batches(), folder / "batches.pt")
-    (folder / "cases.json").write_text(json.dumps(CASES))
-    worker = [sys.executable, str(Path(__file__).with_name("ranks_worker.py")), str(folder)]
-    root = str(Path(__file__).parent.parent.parent)
-    environment = {**os.environ, "PYTHONPATH": root, "DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo", "LOCAL_RANK": "0"}
-    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "WORLD_SIZE": "2"}
-
-    def start(rank: int, world: int) -> subprocess.Popen:
-        command = [*worker, str(rank), str(world)]
-        return subprocess.Popen(command, env={**environment, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
-
-    def finish(*processes: subprocess.Popen) -> None:
-        try:
-            for process in processes:
-                _, said = process.communicate(timeout=200)
-                assert process.returncode == 0, said[-3000:]
-        finally:
-            for process in processes:
-                process.kill()
-
-    (folder / "cases.json").write_text(json.dumps([c for c in CASES if c["zero"] is None]))
-    finish(start(0, 1))
-    (folder / "cases.json").write_text(json.dumps([c for c in CASES if c["zero"] is not None]))
-    finish(start(0, 2), start(1, 2))
-    (folder / "cases.json").write_text(json.dumps(BACK))
-    finish(start(0, 1))
+    for each in CASES:
+        if each["zero"] is None:
+            ranks_worker.run(each, folder)
+    (folder / "cases.json").write_text(json.dumps([each for each in CASES if each["zero"] is not None]))
+    run_ranks(folder)
+    for each in BACK:
+        ranks_worker.run(each, folder)
     return folder
 
 
-def batches() -> list[TrainingBatch]:
-    """Five steps of nine completions of other lengths, one of them with a single completion: fewer than ranks."""
-    from tests.conftest import batch_of
-
-    made = []
-    for seed in range(5):
-        lengths = [1 + (7 * i + 3 * seed) % 13 for i in range(1 if seed == 3 else 9)]
-        graded = batch_of([float(i % 2) for i in range(len(lengths))], [i // 3 for i in range(len(lengths))], lengths, seed)
-        advantages = torch.randn(graded.tokens.shape, generator=torch.Generator().manual_seed(seed)) * graded.present
-        made.append(TrainingBatch(graded, advantages, graded.rollout_logprobs))
-    return made
+def run_ranks(folder: Path, world: int = 2) -> None:
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo"}
+    environment |= {"LOCAL_RANK": "0", "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    said = [folder / f"said.{rank}" for rank in range(world)]  # files: a full pipe would stop a rank, and the other with it
+    ranks: list[subprocess.Popen] = []
+    try:
+        for rank in range(world):
+            command = [sys.executable, ranks_worker.__file__, str(folder), str(rank), str(world)]
+            with said[rank].open("w") as file:
+                ranks.append(subprocess.Popen(command, env=environment | {"RANK": str(rank)}, stderr=file))
+        for process, text in zip(ranks, said, strict=True):
+            assert process.wait(timeout=200) == 0, text.read_text()[-3000:]
+    finally:
+        for process in ranks:
+            process.kill()
+            process.wait()
 
 
 def tensors(done: Path, name: str, file: str) -> dict[str, Tensor]:
@@ -102,7 +105,7 @@ def tensors(done: Path, name: str, file: str) -> dict[str, Tensor]:
 
 def metrics(done: Path, name: str) -> list[dict[str, float]]:
     """What the driver makes of the ranks' reports."""
-    reports = [json.loads(path.read_text()) for path in sorted(done.glob(f"{name}.metrics.*.json"))]
+    reports = [json.loads(path.read_text()) for path in sorted((done / name).glob("metrics.*.json"))]
 
     def read(step: dict[str, list[float]]) -> Metrics:
         return {key: Max(*value) if len(value) == 1 else Mean(*value) for key, value in step.items()}
@@ -123,6 +126,8 @@ ALIKE = [
     *((f"zero{stage}", "torch") for stage in STAGES),
     *((f"zero{stage}-from-torch", "torch") for stage in STAGES),
     *((f"torch-from-zero{stage}", "torch") for stage in (2, 3)),
+    ("offload-zero2", "torch"),
+    ("offload-zero3-from-torch", "torch"),
     *((f"lora-zero{stage}", "lora-torch") for stage in (1, 3)),
     ("adapter-zero3", "adapter-torch"),
     ("tight-zero3", "torch"),
@@ -159,3 +164,23 @@ def test_bfloat16_passes_under_zero3_learn_what_those_of_one_process_do(done: Pa
     moved = torch.cat([(tensor.float() - before[name].detach()).flatten() for name, tensor in expected.items()])
     apart = torch.cat([(tensor.float() - expected[name].float()).flatten() for name, tensor in found.items()])
     assert apart.norm() < 0.2 * moved.norm()
+
+
+@pytest.mark.parametrize("name", [each["name"] for each in CASES if each["zero"] is not None])
+def test_a_gradient_that_is_not_finite_is_refused_and_changes_nothing(done: Path, name: str) -> None:
+    for rank in range(2):
+        found = json.loads((done / name / f"poisoned.{rank}.json").read_text())
+        assert re.match(r"the gradient's norm is (inf|nan): lower optimizer\.learning_rate", found["said"])
+        assert found["changed"] == []
+
+
+@pytest.mark.slow
+def test_three_ranks_go_on_where_one_stopped(done: Path, tmp_path: Path) -> None:
+    """No number of weights here divides by three: the last rank's part is filled up."""
+    for name in ("model", "half-torch"):
+        (tmp_path / name).symlink_to(done / name)
+    names = [f"zero{stage}-from-torch" for stage in STAGES]
+    (tmp_path / "cases.json").write_text(json.dumps([each for each in CASES if each["name"] in names]))
+    run_ranks(tmp_path, world=3)
+    for name in names:
+        assert_same(tensors(tmp_path, name, "learner.safetensors"), tensors(done, "torch", "learner.safetensors"), within=1e-5)

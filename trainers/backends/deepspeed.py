@@ -55,13 +55,13 @@ class DeepSpeed:
     def step(self, learning_rate: float) -> float:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        if self.zero:
+        if not self.zero:  # DeepSpeed tells no norm then, and goes the step whatever it is
+            norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None]).item()
+            refuse_infinite(norm)
             self.engine.step()
-            norm = float(self.engine.get_global_grad_norm())
-        else:
-            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-            norm = torch.nn.utils.get_total_norm(gradients).item()
-            self.engine.step()
+            return norm
+        self.engine.step()  # not gone where the norm is not finite
+        norm = float(self.engine.get_global_grad_norm())
         refuse_infinite(norm)
         return norm
 

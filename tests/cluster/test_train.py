@@ -1,0 +1,90 @@
+"""A recipe on a cluster of this machine: real Ray, real DeepSpeed ranks, workers with the transformers engine (vLLM is tried in
+tests/rollout and by `make chaos`). Each run is a process of its own, as a user's is."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.xdist_group("ray")
+
+
+@pytest.fixture
+def start(tiny: Path, tmp_path: Path) -> Callable[..., tuple[subprocess.Popen, Path]]:
+    """`rlcore train` of the quickstart recipe, shrunk, with these overrides."""
+
+    def run(name: str, *overrides: str) -> tuple[subprocess.Popen, Path]:
+        folder = tmp_path / name
+        small = [
+            f"model={tiny}",
+            f"output={folder}",
+            "threads=1",
+            "steps=5",
+            "data.count=60",
+            "rollout={prompts_per_step: 6, samples: 4, max_new_tokens: 16}",
+            "rewards={name: 'tests.trainers.test_loop:Digits'}",
+            "checkpoint.every=2",
+            "eval=null",
+        ]
+        command = [sys.executable, "-m", "rlcore.cli.main", "train", "quickstart", *small, *overrides, "--resume"]
+        log = (tmp_path / f"{name}.log").open("a")
+        return subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "RLCORE_TEST": name}), folder
+
+    return run
+
+
+def finished(started: tuple[subprocess.Popen, Path]) -> list[dict[str, float]]:
+    """The metrics of a run that ends well, without what depends on the clock."""
+    process, folder = started
+    try:
+        assert process.wait(timeout=240) == 0, folder.with_suffix(".log").read_text()[-3000:]
+    finally:
+        process.kill()
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith("time/") and k != "tokens_per_second"} for row in rows]
+
+
+def assert_alike(found: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
+    assert len(found) == len(expected)
+    for row, other in zip(found, expected, strict=True):
+        assert row == pytest.approx(other, abs=1e-4)
+
+
+@pytest.fixture
+def local(start: Callable) -> list[dict[str, float]]:
+    return finished(start("local"))
+
+
+CLUSTER = "cluster={workers: 1, ranks: 2, zero: 3, bucket_mb: 0.05, max_restarts: 1}"
+
+
+def test_synchronous_steps_are_those_of_one_process(start: Callable, local: list[dict[str, float]]) -> None:
+    """Every metric of every step; also where a rank is killed in the middle, and the run starts again from its checkpoint by
+    itself."""
+    assert_alike(finished(start("cluster", CLUSTER)), local)
+    process, folder = start("killed", CLUSTER)
+    while not (folder / "checkpoints" / "step-2").exists():
+        assert process.poll() is None, folder.with_suffix(".log").read_text()[-3000:]
+        time.sleep(0.05)
+    ranks = [p for p in psutil.Process(process.pid).children(recursive=True) if p.cmdline()[:1] == ["ray::Rank.call"]]
+    ranks = ranks or [p for p in psutil.Process(process.pid).children(recursive=True) if "ray::Rank" in " ".join(p.cmdline())]
+    os.kill(ranks[-1].pid, signal.SIGKILL)
+    assert_alike(finished((process, folder)), local)
+    assert "starting again from the last checkpoint" in folder.with_suffix(".log").read_text()
+
+
+@pytest.mark.parametrize("mode", ["one_step_off", "{name: async, cap: 2}"])
+def test_the_other_modes_run_and_say_how_stale_they_were(start: Callable, mode: str) -> None:
+    rows = finished(start("run", CLUSTER, f"cluster.mode={mode}", "cluster.workers=2", "algorithm.correction=token_tis"))
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
+    assert max(row["staleness/max"] for row in rows) == (1 if mode == "one_step_off" else 2)
+    assert all(row["parity"] < 1e-5 for row in rows)
