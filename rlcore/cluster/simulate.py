@@ -50,7 +50,7 @@ class Prediction:
     oldest: float  # the most that it was
     tokens: int  # trained on
     samples: int  # trained on
-    orchestration_s: float  # real seconds that loop, sampler and queue took of this process
+    orchestration_s: float  # seconds of a real processor that loop, sampler and queue took
 
 
 def predict(
@@ -72,6 +72,7 @@ def predict(
     `lengths` are tokens of completions, to be drawn from; `round_s(rows)` are the seconds in which a worker samples a token for
     each of its rows, `learn_s(tokens)` those of a step's grading and learning, `sync_s` those of handing over weights, and
     `read_s` those in which a worker reads a token, of a prompt or of a completion that goes on after it was interrupted.
+    Weights are handed over before the first step too.
     """
     engine = SimulatedEngine(lengths, round_s, sync_s, read_s, workers, capacity)
     data = dict(name="chain", count=2 * prompts + 64)
@@ -83,9 +84,9 @@ def predict(
     prompter: Any = _Prompter(prompt_tokens)
     sampler = _Sampler(recipe, Mixture(recipe.data, recipe.seed), prompter, engine, rewards)
     run: Any = _Run(engine, rewards, steps)
-    began = time.perf_counter()
+    began = time.thread_time()
     train(Parts(sampler, engine, rewards, lambda graded: (_UNSEEN, {}), learner, recipe.dtype), run)
-    return run.prediction(orchestration_s=time.perf_counter() - began - engine.simulated_s, samples=steps * prompts * samples)
+    return run.prediction(orchestration_s=time.thread_time() - began - engine.simulated_s, samples=steps * prompts * samples)
 
 
 # -- workers -------------------------------------------------------------------------------------------------------------
@@ -160,15 +161,15 @@ class _Worker:
 
 
 def _simulated(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Counts the real seconds of a method, which no real run would spend, in its object's `simulated_s`."""
+    """Counts the processor's seconds in a method, which no real run would spend, in its object's `simulated_s`."""
 
     @functools.wraps(method)
     def counted(self: Any, *arguments: Any) -> Any:
-        began = time.perf_counter()
+        began = time.thread_time()
         try:
             return method(self, *arguments)
         finally:
-            self.simulated_s += time.perf_counter() - began
+            self.simulated_s += time.thread_time() - began
 
     return counted
 
@@ -189,7 +190,7 @@ class SimulatedEngine(Engine):
         self.lengths, self.sync_s = lengths, sync_s
         self.context, self.capacity = 1 << 30, workers * capacity
         self.now = 0.0
-        self.simulated_s = 0.0  # real time spent on pretending
+        self.simulated_s = 0.0  # processor seconds spent on pretending
         self.workers = [_Worker(number, capacity, round_s, read_s) for number in range(workers)]
         self._queue = Queue(capacity)
         self._room = dict.fromkeys(self.workers)  # those that may have room: a set in a fixed order
@@ -267,9 +268,9 @@ class SimulatedEngine(Engine):
     def _hand_out(self) -> None:
         if not len(self._queue):
             return
-        began = time.perf_counter()
+        began = time.thread_time()
         handed = self._queue.hand_out({worker: worker.load for worker in self._room})
-        self.simulated_s -= time.perf_counter() - began  # a pool does this too
+        self.simulated_s -= time.thread_time() - began  # a pool does this too
         if len(self._queue):
             self._room.clear()  # that is why something is left
         for worker, requests in handed.items():
@@ -287,9 +288,9 @@ class SimulatedEngine(Engine):
             self.now = at
             for request, tokens in worker.ended(at):
                 completion = self._completion(request, tokens, "stop")
-                began = time.perf_counter()
+                began = time.thread_time()
                 self._queue.learn(completion)
-                self.simulated_s -= time.perf_counter() - began
+                self.simulated_s -= time.thread_time() - began
                 self._finished.append(completion)
                 self._under_way -= 1
             self._room[worker] = None
@@ -346,13 +347,13 @@ _UNSEEN = TrainingBatch(_BATCH, _NOTHING, None)
 
 class _Rewards:
     def __init__(self, engine: SimulatedEngine) -> None:
-        self.engine, self.simulated_s = engine, 0.0
+        self.engine = engine
         self.tokens: list[int] = []  # of each step
 
     def grade(self, groups: Sequence[Group], verified: None) -> Graded:
-        began = time.perf_counter()
+        began = time.thread_time()
         self.tokens.append(sum(sum(c.loss_mask) for group in groups for c in group.completions))
-        self.engine.simulated_s += time.perf_counter() - began
+        self.engine.simulated_s += time.thread_time() - began
         return Graded(list(groups), _BATCH, [], {})
 
     def update(self, graded: Graded) -> Metrics:
