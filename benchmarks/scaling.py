@@ -22,7 +22,6 @@ from typing import Any
 
 from benchmarks.common import arguments, finish, processor
 from benchmarks.report import table
-
 from rlcore.cluster.simulate import Prediction, predict
 from rlcore.recipe.schema import Mode
 from rlcore.types import Request, Sampling
@@ -41,13 +40,23 @@ BATCHES = (8, 64)  # rows at which rounds are measured
 
 def main() -> None:
     options = arguments(
-        (__doc__ or "").split("\n")[0], times="", rows=8, prompts=2, median=500, sigma=0.9, longest=4096, pace=1.0, model="toy:chain"
+        (__doc__ or "").split("\n")[0],
+        times="",
+        rows=8,
+        prompts=2,
+        median=500,
+        sigma=0.9,
+        longest=4096,
+        pace=1.0,
+        model="toy:chain",
     )
     times = json.loads(Path(options.times).read_text())["times"] if options.times else measured(options.model)
     lengths = long_tailed(options.median, options.sigma, options.longest)
     cluster = Cluster(times, lengths, options.pace)
     found = {
-        str(workers): {name: cluster.run(workers, options.rows, options.prompts * workers, mode) for name, mode in MODES.items()}
+        str(workers): {
+            name: cluster.run(workers, options.rows, options.prompts * workers, mode) for name, mode in MODES.items()
+        }
         for workers in WORKERS
     }
     overhead = {name: cluster.run(1024, 64, 8192, MODES[name], steps=4) for name in ("sync", "async 1")}
@@ -85,15 +94,12 @@ def measured(model: str) -> dict[str, Any]:
         "hardware": f"vLLM, {model}, {processor()}",
         "base_s": some - BATCHES[0] * row,
         "row_s": row,
-        "read_s": max(0.0, read_seconds(engine) - (some - (BATCHES[0] - 1) * row)) / READ_TOKENS,
+        "read_s": max(0.0, read_seconds(engine) - some) / (BATCHES[0] * PROMPT_TOKENS),
         "sync_s": statistics.median(syncs),
     }
     engine.close()
     print(times, file=sys.stderr)
     return times
-
-
-READ_TOKENS = 192
 
 
 def round_seconds(engine: Any, rows: int) -> float:
@@ -113,10 +119,14 @@ def round_seconds(engine: Any, rows: int) -> float:
 
 
 def read_seconds(engine: Any) -> float:
-    """The median round that reads a prompt of READ_TOKENS tokens, another each time, and samples its first token."""
-    prompts = [tuple(random.Random(turn).choices(range(5, 15), k=READ_TOKENS)) for turn in range(9)]
-    asked = [Request(f"read/{turn}", 0, turn, prompt, Sampling(max_new_tokens=1)) for turn, prompt in enumerate(prompts)]
-    return statistics.median(seconds(lambda r=request: engine.generate([r])) for request in asked)
+    """The median round that reads prompts, new ones each time, and samples their first tokens."""
+    rng, once = random.Random(0), Sampling(max_new_tokens=1)
+
+    def prompts() -> list[Request]:
+        ids = [tuple(rng.choices(range(5, 15), k=PROMPT_TOKENS)) for _ in range(BATCHES[0])]
+        return [Request("read", k, rng.getrandbits(60), prompt, once) for k, prompt in enumerate(ids)]
+
+    return statistics.median(seconds(lambda asked=prompts(): engine.generate(asked)) for _ in range(9))
 
 
 def rendering() -> float:
@@ -194,11 +204,11 @@ def page(result: dict[str, Any]) -> Iterator[str]:
     yield f"  a token, takes {1e3 * times['base_s']:.2f} + {1e3 * times['row_s']:.3f} · n ms; a token that is read"
     yield f"  {1e6 * times['read_s']:.0f} µs (what was sampled before an interruption is read again); new weights"
     yield f"  {1e3 * times['sync_s']:.0f} ms, however many workers there are."
-    yield f"- Assumed, not measured: lengths are lognormal with median {settings['median']} and σ {settings['sigma']}, cut at"
-    yield f"  {settings['longest']} (mean {settings['mean_length']:.0f}), and the queue cannot tell which will be long; prompts have"
-    yield f"  {PROMPT_TOKENS} tokens; the learner grows with the workers and takes in {settings['pace']:g} tokens in the time in which"
-    yield "  workers with full rows sample one. Nothing fails, and the network is never full."
-    yield f"- Weak scaling: {settings['prompts']} prompts x {SAMPLES} completions per worker and step, {settings['rows']} rows per worker."
+    yield "- Assumed, not measured: lengths are lognormal, whatever the problem, so that the queue cannot tell which will be long:"
+    yield f"  median {settings['median']}, σ {settings['sigma']}, cut at {settings['longest']}, mean {settings['mean_length']:.0f}."
+    yield f"  Prompts have {PROMPT_TOKENS} tokens. The learner grows with the workers: it takes in {settings['pace']:g} tokens in the"
+    yield "  time in which workers with full rows sample one. Nothing fails, and the network is never full."
+    yield f"- Weak scaling: each worker has {settings['rows']} rows, and {settings['prompts']} prompts x {SAMPLES} completions a step."
     yield ""
     yield "![throughput per worker, rows in use and staleness](scaling.svg)"
     yield ""
@@ -232,20 +242,24 @@ def page(result: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield "## What orchestration costs"
     yield ""
-    yield "Processor time of loop, sampler, queue and mixture in the driver, all of it counted as if it held up the step (most of"
-    yield "it runs while workers sample): 1,024 workers x 64 rows, 8,192 prompts x 8 completions = 65,536 samples a step, of"
+    yield "Processor time of loop, sampler, queue and mixture in the driver, all of it counted as if it held up the step (most"
+    yield "of it runs while workers sample): 1,024 workers x 64 rows, 8,192 prompts x 8 completions = 65,536 samples a step, of"
     yield f"{settings['mean_length']:.0f} tokens. Rendering the prompts is added as measured with the toy's tokenizer"
-    yield f"({1e6 * result['render_s']:.0f} µs each). Not in it: grading, the ledger, and Ray's calls, which a pool makes beside these."
+    yield f"({1e6 * result['render_s']:.0f} µs each). Not in it: grading, the ledger, and the pool's calls to Ray."
     yield ""
     rows = []
     for mode, row in result["overhead"].items():
         per_sample = row["orchestration_s"] / row["samples"] + result["render_s"] / SAMPLES
-        per_step, steps = per_sample * 65536, row["samples"] / 65536
-        mean_step = row["seconds"] / steps
-        rows.append(
-            (mode, f"{1e6 * per_sample:.0f} µs", f"{per_step:.2f} s", f"{mean_step:.0f} s", f"**{per_step / mean_step:.2%}**")
-            + (f"{100 * per_step:.0f} s",)
+        samples = 8192 * SAMPLES  # of a step
+        ours, whole = per_sample * samples, row["seconds"] * samples / row["samples"]
+        shown = (
+            f"{1e6 * per_sample:.0f} µs",
+            f"{ours:.2f} s",
+            f"{whole:.0f} s",
+            f"**{ours / whole:.2%}**",
+            f"{100 * ours:.0f} s",
         )
+        rows.append((mode, *shown))
     yield from table(("mode", "per sample", "per step", "the step", "share", "below 1 % for steps of more than"), rows)
 
 
@@ -260,8 +274,8 @@ def reading(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Iterator[
         return f"{many[mode]['tokens_per_s'] / many['sync']['tokens_per_s']:.2f}"
 
     deepest = list(MODES)[-1]
-    yield f"- A synchronous step waits for its longest completion: at {most:,} workers {many['sync']['idle']:.0%} of their time goes by"
-    yield f"  without a row, and a worker does {scaled('sync')} of what it does alone. With {deepest} it does {scaled(deepest)}."
+    yield f"- A synchronous step waits for its longest completion: at {most:,} workers {many['sync']['idle']:.0%} of their time"
+    yield f"  goes by without a row, and a worker does {scaled('sync')} of what it does alone; with {deepest}, {scaled(deepest)}."
     yield f"- At {most:,} workers the throughput over sync is " + ", ".join(f"{gain(m)} ({m})" for m in list(MODES)[1:]) + "."
     yield "  Learning while sampling gives at most 2 with a learner that keeps pace; what is beyond comes from no longer"
     yield "  waiting for the longest completion."

@@ -28,25 +28,22 @@ port=$((20000 + SLURM_JOB_ID % 10000))               # other jobs on the machine
 folder=/tmp/ray-$SLURM_JOB_ID                        # short: the paths of sockets may have 107 bytes
 export RAY_ADDRESS=$ip:$port
 
-# in_step NODES FIRST...: a command on each of so many nodes, one of which is FIRST
-in_step() {
-  srun --nodes="$1" --ntasks="$1" --nodelist="$2" --cpus-per-task="$SLURM_CPUS_PER_TASK" "${@:3}"
-}
-
-steps=()
 cleanup() {
-  kill "${steps[@]}" 2> /dev/null || true # Ray ends its processes when it is told to end
-  wait "${steps[@]}" 2> /dev/null || true
-  in_step "${#nodes[@]}" "$SLURM_JOB_NODELIST" rm -rf "$folder"
+  jobs -p | xargs --no-run-if-empty kill 2> /dev/null || true # Ray ends its processes when it is told to end
+  wait
+  srun rm -rf "$folder" # on every node
 }
 trap cleanup EXIT
 
+on_node=(srun --nodes=1 --ntasks=1 --cpus-per-task="$SLURM_CPUS_PER_TASK")
 options=(--block --num-cpus="$SLURM_CPUS_PER_TASK" --disable-usage-stats --temp-dir="$folder")
-in_step 1 "${nodes[0]}" ray start --head --node-ip-address="$ip" --port="$port" --include-dashboard=false "${options[@]}" &
+steps=()
+"${on_node[@]}" --nodelist="${nodes[0]}" \
+  ray start --head --node-ip-address="$ip" --port="$port" --include-dashboard=false "${options[@]}" &
 steps+=($!)
 timeout 120 bash -c "until (: < /dev/tcp/$ip/$port) 2> /dev/null; do sleep 1; done"
 for node in "${nodes[@]:1}"; do
-  in_step 1 "$node" ray start --address="$RAY_ADDRESS" "${options[@]}" &
+  "${on_node[@]}" --nodelist="$node" ray start --address="$RAY_ADDRESS" "${options[@]}" &
   steps+=($!)
 done
 
@@ -54,4 +51,10 @@ done
 rlcore train grpo_gsm8k cluster/gpus --cluster auto --resume output="$RUNS/grpo_gsm8k" &
 driver=$!
 trap 'kill -INT "$driver"' USR1 # ten minutes before the time is up: finish the step and checkpoint
-wait "$driver" || wait "$driver" # the first one ends at a signal too
+while kill -0 "$driver" 2> /dev/null; do
+  wait -n "$driver" "${steps[@]}" || true # ends at a signal too
+  for step in "${steps[@]}"; do
+    kill -0 "$step" 2> /dev/null || { echo "Ray ended on a node; its output stands above" >&2; exit 1; }
+  done
+done
+wait "$driver"

@@ -33,6 +33,7 @@ LOCAL = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # as on those: the node's address is 127.0.0.1, and servers bind to nothing else
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_enable_metrics_collection": "0",
+    "RAY_worker_niceness": "0",  # actors would give way to everything else on the machine
     "RAY_prestart_worker_first_driver": "0",  # a Python process per core, none of which an actor with an environment can use
     "AUTOSCALER_METRIC_PORT": "0",  # any free port, where 44217 would be the same one for all
     "DASHBOARD_METRIC_PORT": "0",  # likewise 44227

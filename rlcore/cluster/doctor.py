@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from rlcore import models
+from rlcore import __version__, models
 from rlcore.cluster.connect import LEAST_STORE_BYTES, STORE_BYTES, connected
 from rlcore.errors import UserError
 from rlcore.types import Request, Sampling
@@ -240,16 +240,17 @@ def _ray(cluster: ExitStack) -> Found:
     cluster.enter_context(connected("local"))
     import ray
 
-    process = ray.get(ray.remote(_Probe).options(num_cpus=0).remote().process.remote(), timeout=ANSWER_S)
-    if process == os.getpid():
-        raise UserError("the actor is no process of its own: is RAY_LOCAL_MODE set?")
-    resources = ray.cluster_resources()
-    return Found(f"a cluster of this machine starts, and an actor answers; {resources.get('GPU', 0):g} GPUs in it")
+    actor: Any = ray.remote(_Actor).options(num_cpus=0).remote()
+    version = ray.get(actor.version.remote(), timeout=ANSWER_S)
+    if version != __version__:
+        raise UserError(f"an actor imports rlcore {version} where the driver has {__version__}: is there another install?")
+    gpus = ray.cluster_resources().get("GPU", 0)
+    return Found(f"a cluster of this machine starts, and an actor answers; {gpus:g} GPUs in it")
 
 
-class _Probe:
-    def process(self) -> int:
-        return os.getpid()
+class _Actor:
+    def version(self) -> str:
+        return __version__
 
 
 def _all_reduce() -> Found:

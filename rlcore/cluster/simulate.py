@@ -89,6 +89,8 @@ def predict(
     return run.prediction(orchestration_s=time.thread_time() - began - engine.simulated_s, samples=steps * prompts * samples)
 
 
+ROUNDING = 1e-6  # rounds: a token that lacks no more is there
+
 # -- workers -------------------------------------------------------------------------------------------------------------
 
 
@@ -136,7 +138,7 @@ class _Worker:
     def stop(self, now: float) -> list[tuple[Request, int]]:
         """Everything under way, with the tokens sampled so far."""
         self._go_on(now)
-        stopped = [(request, tokens - math.ceil(end - self._rounds)) for end, _, request, tokens in self._rows]
+        stopped = [(request, tokens - math.ceil(end - self._rounds - ROUNDING)) for end, _, request, tokens in self._rows]
         stopped += [(request, 0) for request, _ in self._waiting]
         self._rows.clear()
         self._waiting.clear()

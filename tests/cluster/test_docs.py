@@ -1,7 +1,7 @@
 """What docs/cluster.md and its files say: that they are whole, ask for what the recipe asks for, and that the script works.
 
-There is neither Slurm nor Kubernetes here. The script runs for real, with real Ray, but with stand-ins for Slurm's commands that
-do everything on this machine; the RayJob is held against the fields that KubeRay and Kubernetes document.
+There is neither Slurm nor Kubernetes here. The script runs for real, with real Ray, but with stand-ins for Slurm's commands
+that do everything on this machine; the RayJob is held against the fields that KubeRay and Kubernetes document.
 """
 
 from __future__ import annotations
@@ -261,7 +261,8 @@ def test_the_rayjob_offers_the_gpus_that_its_recipe_asks_for(rayjob: RayJob) -> 
         assert group.minReplicas <= group.replicas <= group.maxReplicas
         offered += group.replicas * int(container.resources.limits["nvidia.com/gpu"])
     recipe = recipe_of(rayjob.spec.entrypoint)
-    assert recipe.cluster and recipe.cluster.address == "auto"
+    assert recipe.cluster
+    assert recipe.cluster.address == "auto"
     assert offered == gpus(recipe.cluster) > 0
 
 
@@ -273,16 +274,20 @@ def test_its_pods_share_the_volume_that_the_run_is_written_to(rayjob: RayJob, cl
         volumes = {volume.name: volume for volume in pod.volumes}
         mounted = {Path(mount.mountPath): volumes[mount.name] for mount in container.volumeMounts}
         written = mounted[next(folder for folder in mounted if output.is_relative_to(folder))]
-        assert written.persistentVolumeClaim and written.persistentVolumeClaim.claimName == claim.metadata.name
+        assert written.persistentVolumeClaim
+        assert written.persistentVolumeClaim.claimName == claim.metadata.name
         memory = mounted[Path("/dev/shm")].emptyDir
-        assert memory and memory.medium == "Memory" and int(memory.sizeLimit.removesuffix("Gi")) >= 2
+        assert memory
+        assert memory.medium == "Memory"
+        assert int(memory.sizeLimit.removesuffix("Gi")) >= 2
         for variable in container.env:
             assert any(Path(variable.value).is_relative_to(folder) for folder in mounted)
 
 
 def test_nobody_joins_its_cluster_without_the_token(rayjob: RayJob) -> None:
     auth = rayjob.spec.rayClusterSpec.authOptions
-    assert auth and auth.mode == "token"
+    assert auth
+    assert auth.mode == "token"
 
 
 def test_its_ray_is_that_of_the_locks(rayjob: RayJob) -> None:
@@ -309,7 +314,8 @@ def test_the_script_asks_slurm_for_the_gpus_of_its_recipe() -> None:
     assert asked.keys() <= OPTIONS
     [command] = re.findall(r"^rlcore train .*(?= &$)", SCRIPT.read_text(), re.MULTILINE)
     recipe = recipe_of(command)
-    assert recipe.cluster and recipe.cluster.address == "auto"
+    assert recipe.cluster
+    assert recipe.cluster.address == "auto"
     assert Path(recipe.output).is_absolute()
     assert int(asked["nodes"]) * int(asked["gpus-per-node"]) == gpus(recipe.cluster)
     assert asked["ntasks-per-node"] == "1"
@@ -340,17 +346,31 @@ STAND_INS = {
             while sum(node["Alive"] for node in ray.nodes()) < 2:
                 time.sleep(0.1)
             print("joined", len(os.environ["RAY_AUTH_TOKEN"]), *sys.argv[1:], flush=True)
-            time.sleep(600)
+            time.sleep(120)
         """,
 }
 
 
+LOSING_NODE = {
+    "ray": f"""\
+        #!{sys.executable}
+        import re, socket, sys, time
+        if "--head" not in sys.argv:
+            sys.exit(3)
+        port = int(re.findall(r"--port=(\\d+)", " ".join(sys.argv))[0])
+        with socket.create_server(("127.0.0.1", port)):
+            time.sleep(120)
+        """,
+    "rlcore": "#!/bin/sh\nexec sleep 120",
+}
+
+
 @pytest.fixture
-def slurm(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """The script, run as Slurm would."""
+def slurm(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
+    """The script, run as Slurm would; the parameter has further stand-ins."""
     programs = tmp_path / "bin"
     programs.mkdir()
-    for name, text in STAND_INS.items():
+    for name, text in (STAND_INS | getattr(request, "param", {})).items():
         (programs / name).write_text(textwrap.dedent(text) + "\n")
         (programs / name).chmod(0o755)
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | {
@@ -361,7 +381,6 @@ def slurm(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         "SLURM_JOB_ID": str(os.getpid()),
         "SLURM_JOB_NODELIST": "[first-second]",
         "SLURM_CPUS_PER_TASK": "1",
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # so that both nodes listen on loopback alone
         "AUTOSCALER_METRIC_PORT": "0",
     }
     process = subprocess.Popen(
@@ -372,11 +391,18 @@ def slurm(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         text=True,
         start_new_session=True,
     )
-    yield process
-    if process.poll() is None:
-        for each in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+    try:
+        yield process
+    finally:
+        for each in alive(environment["LOG"]):
             each.kill()
         process.wait()
+
+
+def alive(log: str) -> list[psutil.Process]:
+    """What the script has started, and the script: those that have inherited this LOG."""
+    every = psutil.process_iter(["environ", "status"])
+    return [p for p in every if (p.info["environ"] or {}).get("LOG") == log and p.info["status"] != psutil.STATUS_ZOMBIE]
 
 
 @pytest.mark.xdist_group("ray")
@@ -388,12 +414,18 @@ def test_the_script_starts_a_cluster_drives_it_and_leaves_nothing(slurm: subproc
     assert said == "joined 64 train grpo_gsm8k cluster/gpus --cluster auto --resume output=/shared/my runs/grpo_gsm8k\n", errors
     steps = (tmp_path / "log").read_text().splitlines()
     assert [re.findall(r"--nodelist=(\S+)", step) for step in steps] == [["first"], ["second"]]
-    started = psutil.Process(slurm.pid).children(recursive=True)
     slurm.send_signal(signal.SIGUSR1)
-    slurm.stdout.read()
-    assert slurm.wait(timeout=60) == 130
+    assert slurm.wait(timeout=90) == 130
     end = time.monotonic() + 60
-    while [p for p in started if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]:
+    while alive(str(tmp_path / "log")):
         assert time.monotonic() < end
         time.sleep(0.1)
     assert not Path(f"/tmp/ray-{os.getpid()}").exists()
+
+
+@pytest.mark.parametrize("slurm", [LOSING_NODE], indirect=True)
+def test_the_script_fails_when_ray_ends_on_a_node(slurm: subprocess.Popen[str], tmp_path: Path) -> None:
+    """Where the driver would wait for its GPUs for ever."""
+    assert slurm.wait(timeout=60) == 1
+    assert "Ray ended on a node" in (tmp_path / "errors").read_text()
+    assert alive(str(tmp_path / "log")) == []

@@ -92,7 +92,7 @@ def run_ranks(folder: Path, world: int = 2) -> None:
             with said[rank].open("w") as file:
                 ranks.append(subprocess.Popen(command, env=environment | {"RANK": str(rank)}, stderr=file))
         for process, text in zip(ranks, said, strict=True):
-            assert process.wait(timeout=200) == 0, text.read_text()[-3000:]
+            assert process.wait(timeout=400) == 0, text.read_text()[-3000:]
     finally:
         for process in ranks:
             process.kill()
