@@ -1,5 +1,5 @@
 # `make demo` and `make test` work on a bare machine: Linux x86-64 (both), macOS arm64 and WSL (demo). See scripts/install.sh.
-.PHONY: demo test test-slow bench check lock clean
+.PHONY: demo test test-slow bench scaling check lock clean
 
 RUN = .venv/bin/rlcore
 
@@ -28,6 +28,11 @@ bench: ## speed and memory, against TRL, transformers and vLLM; writes docs/perf
 	@for name in $(BENCHMARKS); do \
 	  .venv/bin/python benchmarks/$$name.py --json runs/benchmarks/$$name.json > /dev/null || exit 1; done
 	.venv/bin/python benchmarks/report.py runs/benchmarks
+
+scaling: ## what up to 1,024 workers would do, on paper; writes docs/scaling.md
+	@bash scripts/install.sh cpu
+	@mkdir -p runs/benchmarks
+	.venv/bin/python -m benchmarks.scaling --json runs/benchmarks/scaling.json > /dev/null
 
 lock: ## renew locks/
 	@bash scripts/install.sh uv

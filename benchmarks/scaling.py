@@ -11,6 +11,7 @@ read_s a token of a prompt; sync_s new weights.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import random
 import statistics
@@ -48,7 +49,7 @@ def main() -> None:
         sigma=0.9,
         longest=4096,
         pace=1.0,
-        model="toy:chain",
+        model="smollm2-135m",
     )
     times = json.loads(Path(options.times).read_text())["times"] if options.times else measured(options.model)
     lengths = long_tailed(options.median, options.sigma, options.longest)
@@ -89,7 +90,7 @@ def measured(model: str) -> dict[str, Any]:
     row = (many - some) / (BATCHES[1] - BATCHES[0])
     weights = dict(spec.load().named_parameters())
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    syncs = [seconds(lambda v=version: engine.sync(weight_update(v, shapes, weights.items))) for version in range(1, 6)]
+    syncs = [seconds(lambda v=version: engine.sync(weight_update(v, shapes, weights.items))) for version in range(1, 4)]
     times = {
         "hardware": f"vLLM, {model}, {processor()}",
         "base_s": some - BATCHES[0] * row,
@@ -104,9 +105,9 @@ def measured(model: str) -> dict[str, Any]:
 
 def round_seconds(engine: Any, rows: int) -> float:
     """The median round with so many rows: a `poll` before which, and in which, none of them ended."""
-    sampling = Sampling(max_new_tokens=128)
+    sampling = Sampling(max_new_tokens=32)
     rounds: list[float] = []
-    for attempt in range(8):
+    for attempt in range(3):
         engine.submit([Request(f"{rows}/{attempt}", k, 1000 * attempt + k, (5, 6, 7), sampling) for k in range(rows)])
         engine.poll()  # reads the prompts
         ended = 0
@@ -126,7 +127,7 @@ def read_seconds(engine: Any) -> float:
         ids = [tuple(rng.choices(range(5, 15), k=PROMPT_TOKENS)) for _ in range(BATCHES[0])]
         return [Request("read", k, rng.getrandbits(60), prompt, once) for k, prompt in enumerate(ids)]
 
-    return statistics.median(seconds(lambda asked=prompts(): engine.generate(asked)) for _ in range(9))
+    return statistics.median(seconds(functools.partial(engine.generate, prompts())) for _ in range(5))
 
 
 def rendering() -> float:
@@ -175,7 +176,7 @@ class Cluster:
             workers,
             rows,
             mode,
-            steps or max(12, 4 * mode.staleness),
+            steps or max(8, 4 * mode.staleness),
             prompts,
             SAMPLES,
             read_s=self.times["read_s"],
@@ -204,11 +205,13 @@ def page(result: dict[str, Any]) -> Iterator[str]:
     yield f"  a token, takes {1e3 * times['base_s']:.2f} + {1e3 * times['row_s']:.3f} · n ms; a token that is read"
     yield f"  {1e6 * times['read_s']:.0f} µs (what was sampled before an interruption is read again); new weights"
     yield f"  {1e3 * times['sync_s']:.0f} ms, however many workers there are."
-    yield "- Assumed, not measured: lengths are lognormal, whatever the problem, so that the queue cannot tell which will be long:"
-    yield f"  median {settings['median']}, σ {settings['sigma']}, cut at {settings['longest']}, mean {settings['mean_length']:.0f}."
-    yield f"  Prompts have {PROMPT_TOKENS} tokens. The learner grows with the workers: it takes in {settings['pace']:g} tokens in the"
-    yield "  time in which workers with full rows sample one. Nothing fails, and the network is never full."
-    yield f"- Weak scaling: each worker has {settings['rows']} rows, and {settings['prompts']} prompts x {SAMPLES} completions a step."
+    yield "- Assumed, not measured: lengths are lognormal, whatever the problem, so that the queue cannot tell which will be"
+    yield f"  long: median {settings['median']}, σ {settings['sigma']}, cut at {settings['longest']}, mean"
+    yield f"  {settings['mean_length']:.0f}. Prompts have {PROMPT_TOKENS} tokens. The learner grows with the workers: it takes"
+    yield f"  in {settings['pace']:g} tokens in the time in which workers with full rows sample one. Nothing fails, and the"
+    yield "  network is never full."
+    yield f"- Weak scaling: each worker has {settings['rows']} rows, and a step {settings['prompts']} prompts x {SAMPLES}"
+    yield "  completions for it."
     yield ""
     yield "![throughput per worker, rows in use and staleness](scaling.svg)"
     yield ""
@@ -275,7 +278,8 @@ def reading(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Iterator[
 
     deepest = list(MODES)[-1]
     yield f"- A synchronous step waits for its longest completion: at {most:,} workers {many['sync']['idle']:.0%} of their time"
-    yield f"  goes by without a row, and a worker does {scaled('sync')} of what it does alone; with {deepest}, {scaled(deepest)}."
+    yield f"  goes by without a row, and a worker does {scaled('sync')} of what it does alone; with {deepest}"
+    yield f"  {scaled(deepest)}."
     yield f"- At {most:,} workers the throughput over sync is " + ", ".join(f"{gain(m)} ({m})" for m in list(MODES)[1:]) + "."
     yield "  Learning while sampling gives at most 2 with a learner that keeps pace; what is beyond comes from no longer"
     yield "  waiting for the longest completion."

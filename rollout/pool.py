@@ -323,7 +323,7 @@ class Pool(Engine):
             while not self._serving():
                 self._hear()
             got = self._call_all(method, *arguments, members=self._serving())
-        (_, first), *others = got.items()
+        (_, first), *others = sorted(got.items(), key=lambda answered: answered[0].number)  # they come in any order
         for member, answer in others:
             self._refuse_difference(method, member, answer, first)
         return first

@@ -188,9 +188,9 @@ class Sampler:
         numbers = itertools.count(step=self.spec.samples)
         first = next(n for n in numbers if (problem.id, n) not in self._begun and (problem.id, n) not in self._taken)
         self._begun[problem.id, first] = _Begun(problem, number, version)
-        prompt_ids = self.prompter.render(problem)
+        prompt_ids, sampling = self.prompter.render(problem), self.spec.sampling
         self._held += [
-            Request(problem.id, first + k, seed_from(self.seed, number, k), prompt_ids, self.spec.sampling)
+            Request(problem.id, first + k, seed_from(self.seed, number, k), prompt_ids, sampling)
             for k in range(self.spec.samples)
         ]
 
@@ -208,10 +208,12 @@ class Sampler:
         """How many versions older than the weights that are updated the tokens are."""
         if not self.mode.staleness:
             return {}
-        versions = [completion.versions for group in groups for completion in group.completions]
+        versions = [c.versions for group in groups for c in group.completions if c.versions]
         tokens = sum(map(len, versions))
-        age = (step - 1) * tokens - sum(map(sum, versions))
-        return {"staleness/mean": Mean(age, tokens), "staleness/max": Max(step - 1 - min(map(min, filter(None, versions))))}
+        # They never fall within a completion, and most completions have one: not every token need be looked at.
+        total = sum(len(row) * row[0] if row[0] == row[-1] else sum(row) for row in versions)
+        oldest = min(row[0] for row in versions)
+        return {"staleness/mean": Mean((step - 1) * tokens - total, tokens), "staleness/max": Max(step - 1 - oldest)}
 
 
 def sample_groups(

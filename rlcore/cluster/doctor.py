@@ -205,7 +205,7 @@ def _disk(folder: Path, elsewhere: str) -> Found:
     """Of the folder, or where it would be made."""
     folder = folder.absolute()
     there = next(place for place in (folder, *folder.parents) if place.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+    if not os.access(there, os.W_OK | os.X_OK):
         return Found(f"{there} cannot be written to", "failed", elsewhere)
     free = disk_usage(there).free
     said = f"{_gib(free)} free for {folder}"

@@ -212,11 +212,10 @@ class SimulatedEngine(Engine):
     def submit(self, requests: Sequence[Request]) -> None:
         self._queue.add(requests)
 
-    @_simulated
     def poll(self) -> list[Completion]:
         self._hand_out()
         if not self._finished:
-            self._next_end()
+            self._go_to_next_end()
         finished, self._finished = self._finished, []
         return finished
 
@@ -232,11 +231,10 @@ class SimulatedEngine(Engine):
         self._under_way = 0
         return stopped
 
-    @_simulated
     def advance(self, seconds: float) -> None:
         self._hand_out()
         until = self.now + seconds
-        while self._next_end(until):
+        while self._go_to_next_end(until):
             self._hand_out()
         self.now = until
 
@@ -268,11 +266,11 @@ class SimulatedEngine(Engine):
     # -- events --------------------------------------------------------------------------------------------------------
 
     def _hand_out(self) -> None:
-        if not len(self._queue):
-            return
-        began = time.thread_time()
-        handed = self._queue.hand_out({worker: worker.load for worker in self._room})
-        self.simulated_s -= time.thread_time() - began  # a pool does this too
+        if len(self._queue):
+            self._give(self._queue.hand_out({worker: worker.load for worker in self._room}))
+
+    @_simulated
+    def _give(self, handed: Mapping[_Worker, Sequence[Request]]) -> None:
         if len(self._queue):
             self._room.clear()  # that is why something is left
         for worker, requests in handed.items():
@@ -280,25 +278,27 @@ class SimulatedEngine(Engine):
             self._under_way += len(requests)
             self._foretell(worker)
 
-    def _next_end(self, until: float = math.inf) -> bool:
-        """Go to the next moment at which a worker's rows end; False where there is none up to `until`."""
+    def _go_to_next_end(self, until: float = math.inf) -> bool:
+        """False where nothing ends up to `until`."""
+        ended = self._next_end(until)
+        for completion in ended:
+            self._queue.learn(completion)
+        self._finished += ended
+        return bool(ended)
+
+    @_simulated
+    def _next_end(self, until: float) -> list[Completion]:
+        """What ends at the next moment, up to `until`, at which rows of a worker do."""
         while self._ends and self._ends[0][0] <= until:
-            at, number, changes = heapq.heappop(self._ends)
+            self.now, number, changes = heapq.heappop(self._ends)
             worker = self.workers[number]
-            if changes != worker.changes:
-                continue  # it was given something since
-            self.now = at
-            for request, tokens in worker.ended(at):
-                completion = self._completion(request, tokens, "stop")
-                began = time.thread_time()
-                self._queue.learn(completion)
-                self.simulated_s -= time.thread_time() - began
-                self._finished.append(completion)
-                self._under_way -= 1
-            self._room[worker] = None
-            self._foretell(worker)
-            return True
-        return False
+            if changes == worker.changes:  # it was given nothing since
+                ended = [self._completion(request, tokens, "stop") for request, tokens in worker.ended(self.now)]
+                self._under_way -= len(ended)
+                self._room[worker] = None
+                self._foretell(worker)
+                return ended
+        return []
 
     def _foretell(self, worker: _Worker) -> None:
         worker.changes += 1
@@ -326,9 +326,10 @@ def _repeated(value: Any, times: int) -> tuple[Any, ...]:
 
 
 class _Sampler(Sampler):
-    def going_on(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def going_on(self) -> Iterator[None]:
         """Nothing to do in the background: time passes in `SimulatedEngine.advance`, and the workers go on in it."""
-        return nullcontext()
+        yield
 
 
 class _Prompter:

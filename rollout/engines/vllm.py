@@ -43,7 +43,8 @@ DEFAULT_CACHE_GB = 1.0
 
 class Vllm(Engine):
     """`max_num_seqs` is the number of sequences decoded together, `kv_cache_gb` the memory (GiB) of their keys and values,
-    `max_model_len` the longest prompt with its completion (default: the model's context)."""
+    `max_model_len` the longest prompt with its completion (default: the model's context), `tensor_parallel` the number of GPUs
+    that the model is split over."""
 
     def __init__(
         self,
@@ -54,6 +55,7 @@ class Vllm(Engine):
         max_num_seqs: int = 256,
         kv_cache_gb: float = DEFAULT_CACHE_GB,
         max_model_len: int | None = None,
+        tensor_parallel: int = 1,
     ) -> None:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
@@ -74,6 +76,7 @@ class Vllm(Engine):
             enforce_eager=pick_device(spec.device) == "cpu",
             max_model_len=self.context + 1,  # scoring a sequence that fills the context makes vLLM draw one token more
             max_num_seqs=max_num_seqs,
+            tensor_parallel_size=tensor_parallel,
             kv_cache_memory_bytes=int(kv_cache_gb * 2**30),
             enable_prefix_caching=True,  # the completions of a group share their prompt
             logprobs_mode="processed_logprobs",  # of the distribution sampled from; the default ignores the temperature
@@ -173,17 +176,9 @@ class Vllm(Engine):
         self._llm.init_weight_transfer_engine({"init_info": dict(group)})
 
     def checksums(self) -> dict[str, int]:
-        """Of the embeddings and norms; the matrices are packed together for vLLM's kernels."""
-
-        def of_model(model: torch.nn.Module) -> dict[str, int]:
-            named = {name.replace(".base_layer.", "."): parameter for name, parameter in model.named_parameters()}
-            return {
-                name: checksum(parameter[: shape[0]])  # vLLM pads the vocabulary
-                for name, shape in self._intake.served.items()
-                if (parameter := named.get(name)) is not None and parameter.shape[1:] == shape[1:]
-            }
-
-        [found] = self._llm.apply_model(of_model)
+        """Of the embeddings and norms; the matrices are packed together for vLLM's kernels, and split where there is tensor
+        parallelism."""
+        found: dict[str, int] = self._llm.collective_rpc("weight_checksums", args=(dict(self._intake.served),))[0]
         return found
 
     def close(self) -> None:
@@ -262,6 +257,16 @@ class WeightReceiver:
     model_runner: Any
     weight_transfer_engine: Any
     update_weights: Any
+
+    def weight_checksums(self, served: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+        """Of those that this process has whole."""
+        model = self.model_runner.get_model()
+        named = {name.replace(".base_layer.", "."): parameter for name, parameter in model.named_parameters()}
+        return {
+            name: checksum(parameter[: shape[0]])  # vLLM pads the vocabulary
+            for name, shape in served.items()
+            if (parameter := named.get(name)) is not None and parameter.shape[1:] == shape[1:] and len(parameter) >= shape[0]
+        }
 
     def load_weights(self, tensors: Sequence[tuple[str, Tensor]]) -> int:
         """How many of them the model took."""

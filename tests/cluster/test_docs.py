@@ -338,14 +338,14 @@ STAND_INS = {
         """,
     "rlcore": f"""\
         #!{sys.executable}
-        import os, signal, sys, time
+        import os, shlex, signal, sys, time
         signal.signal(signal.SIGINT, lambda *_: sys.exit(130))  # as a run that finishes its step
         from rlcore.cluster.connect import connected
         with connected("auto"):
             import ray
             while sum(node["Alive"] for node in ray.nodes()) < 2:
                 time.sleep(0.1)
-            print("joined", len(os.environ["RAY_AUTH_TOKEN"]), *sys.argv[1:], flush=True)
+            print("joined", len(os.environ["RAY_AUTH_TOKEN"]), shlex.join(sys.argv[1:]), flush=True)
             time.sleep(120)
         """,
 }
@@ -411,7 +411,9 @@ def test_the_script_starts_a_cluster_drives_it_and_leaves_nothing(slurm: subproc
     assert slurm.stdout
     said = next((line for line in slurm.stdout if line.startswith("joined")), "")
     errors = (tmp_path / "errors").read_text()[-3000:]
-    assert said == "joined 64 train grpo_gsm8k cluster/gpus --cluster auto --resume output=/shared/my runs/grpo_gsm8k\n", errors
+    assert said == "joined 64 train grpo_gsm8k cluster/gpus --cluster auto --resume 'output=/shared/my runs/grpo_gsm8k'\n", (
+        errors
+    )
     steps = (tmp_path / "log").read_text().splitlines()
     assert [re.findall(r"--nodelist=(\S+)", step) for step in steps] == [["first"], ["second"]]
     slurm.send_signal(signal.SIGUSR1)

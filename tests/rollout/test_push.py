@@ -70,7 +70,12 @@ def test_pushed_weights_are_served_and_proved(engine: Engine, trained: Callable,
 def skip_full(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine takes the update and serves what it served before."""
     if hasattr(engine, "_llm"):
-        monkeypatch.setattr(engine._llm, "collective_rpc", lambda _, args=((),): [len(args[0])])
+        real = engine._llm.collective_rpc
+
+        def call(method: str, args: tuple = ((),)) -> list:
+            return real(method, args=args) if method == "weight_checksums" else [len(args[0])]
+
+        monkeypatch.setattr(engine._llm, "collective_rpc", call)
     else:
         monkeypatch.setattr(engine, "receive", engine._intake.check)
 
