@@ -201,10 +201,9 @@ def page(result: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield "## What it assumes"
     yield ""
-    yield f"- Times of a worker, of {times['hardware']}: a round, in which each of n rows gets"
-    yield f"  a token, takes {1e3 * times['base_s']:.2f} + {1e3 * times['row_s']:.3f} · n ms; a token that is read"
-    yield f"  {1e6 * times['read_s']:.0f} µs (what was sampled before an interruption is read again); new weights"
-    yield f"  {1e3 * times['sync_s']:.0f} ms, however many workers there are."
+    yield f"- Times of a worker are those of {times['hardware']}. A round, in which each of n rows gets a token, takes"
+    yield f"  {1e3 * times['base_s']:.1f} + {1e3 * times['row_s']:.2f} · n ms; a token that is read {1e3 * times['read_s']:.2f} ms, and what was sampled"
+    yield f"  before an interruption is read again; new weights {times['sync_s']:.2f} s, however many workers there are."
     yield "- Assumed, not measured: lengths are lognormal, whatever the problem, so that the queue cannot tell which will be"
     yield f"  long: median {settings['median']}, σ {settings['sigma']}, cut at {settings['longest']}, mean"
     yield f"  {settings['mean_length']:.0f}. Prompts have {PROMPT_TOKENS} tokens. The learner grows with the workers: it takes"
@@ -276,6 +275,7 @@ def reading(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Iterator[
     def gain(mode: str) -> str:
         return f"{many[mode]['tokens_per_s'] / many['sync']['tokens_per_s']:.2f}"
 
+    assert all(row["oldest"] <= MODES[mode].staleness for modes in found.values() for mode, row in modes.items())
     deepest = list(MODES)[-1]
     yield f"- A synchronous step waits for its longest completion: at {most:,} workers {many['sync']['idle']:.0%} of their time"
     yield f"  goes by without a row, and a worker does {scaled('sync')} of what it does alone; with {deepest}"
@@ -305,7 +305,7 @@ def plot(found: Mapping[str, Mapping[str, Mapping[str, float]]], path: Path) -> 
             axes.set(title=title, xlabel="workers", ylim=(0, None))
             axes.set_xscale("log", base=2)
             axes.set_xticks(WORKERS, [f"{w:,}" for w in WORKERS])
-        axes.legend(fontsize=8)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize=8)
         figure.savefig(path, metadata={"Date": None})
 
 
