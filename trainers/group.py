@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from rlcore.batch import GradedBatch, TrainingBatch
+from rlcore.errors import UserError
 from rlcore.protocols import Bucket, Manifest, Superseded, WeightUpdate
 from rlcore.run.metrics import Metrics, merge
 from rollout.transport import BroadcastUpdate, Sender, announce, meeting
@@ -52,10 +53,14 @@ class LearnerGroup:
 
     def save(self, folder: Path) -> None:
         """As the local learner's; the folder must be one that rank 0's machine sees too."""
-        self.ranks.call("save", folder)
+        self.ranks.call("save", folder.absolute())  # a rank's current folder is another one
+        if not (folder / "learner.safetensors").exists():
+            raise UserError(
+                f"rank 0 wrote its checkpoint where this machine does not see it: put {folder} on a shared file system"
+            )
 
     def load(self, folder: Path) -> None:
-        self.ranks.call("load", folder)
+        self.ranks.call("load", folder.absolute())
 
     def close(self) -> None:
         self.ranks.close()

@@ -221,7 +221,7 @@ class SimulatedEngine(Engine):
 
     @_simulated
     def interrupt(self) -> list[Completion]:
-        stopped, self._finished = [], []
+        stopped, self._finished = self._finished, []
         for worker in self.workers:
             stopped += [self._completion(request, n, "interrupted") for request, n in worker.stop(self.now)]
             self._room[worker] = None
