@@ -203,8 +203,8 @@ def page(result: dict[str, Any]) -> Iterator[str]:
     yield ""
     base, row, read = (1e3 * times[name] for name in ("base_s", "row_s", "read_s"))
     yield f"- Times of a worker are those of {times['hardware']}. A round, in which each of n rows gets a token, takes"
-    yield f"  {base:.1f} + {row:.2f} · n ms; a token that is read {read:.2f} ms, and what was sampled before an interruption is read"
-    yield f"  again; new weights {times['sync_s']:.2f} s, however many workers there are."
+    yield f"  {base:.1f} + {row:.2f} · n ms; a token that is read {read:.2f} ms, and what was sampled before an interruption"
+    yield f"  is read again; new weights {times['sync_s']:.2f} s, however many workers there are."
     yield "- Assumed, not measured: lengths are lognormal, whatever the problem, so that the queue cannot tell which will be"
     yield f"  long: median {settings['median']}, σ {settings['sigma']}, cut at {settings['longest']}, mean"
     yield f"  {settings['mean_length']:.0f}. Prompts have {PROMPT_TOKENS} tokens. The learner grows with the workers: it takes"
