@@ -25,7 +25,7 @@ from uuid import uuid4
 
 import psutil
 
-from benchmarks.common import processor
+from benchmarks.common import accuracy_after, processor
 
 RECIPE = [
     "quickstart",
@@ -169,8 +169,7 @@ def read(folder: Path) -> list[dict[str, float]]:
 
 
 def accuracy(folder: Path) -> dict[str, float]:
-    summary = json.loads((folder / "summary.json").read_text())
-    return {name: summary[f"accuracy_after{end}"] for name, end in (("accuracy", ""), ("low", "_low"), ("high", "_high"))}
+    return accuracy_after(json.loads((folder / "summary.json").read_text()))
 
 
 def passed(row: Mapping[str, Any]) -> bool:

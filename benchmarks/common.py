@@ -107,6 +107,11 @@ def _serve(side: Side, connection: Connection) -> None:
         connection.send(dict(measure()))
 
 
+def accuracy_after(summary: Mapping[str, Any]) -> dict[str, float]:
+    """A run's held-out accuracy after training, with its 95 % interval."""
+    return {name: summary[f"accuracy_after{end}"] for name, end in (("accuracy", ""), ("low", "_low"), ("high", "_high"))}
+
+
 def medians(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {key: statistics.median(row[key] for row in rows) for key in rows[0]}
 

@@ -1,7 +1,7 @@
 """Synchronous and asynchronous training on two cores: wall-clock time to the same accuracy, on a workload with long-tailed
 lengths.
 
-    python -m benchmarks.modes        writes its part of docs/performance.md by way of benchmarks.report
+    python -m benchmarks.modes --json FILE        goes on where it was cut off
 
 Two arms have the rollout worker on core 0 and the learner on core 1: synchronous, where each waits for the other, and
 asynchronous with staleness cap 1, where both work. In the third both cores serve each phase in turn. Most completions are some
@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.common import arguments, finish
+from benchmarks.common import accuracy_after, arguments, finish
 
 RECIPE = [
     "quickstart",
@@ -83,7 +83,7 @@ def read(folder: Path) -> dict[str, Any]:
     seconds = {name: sum(row[f"time/{name}"] for row in rows[1:]) for name in ("step", "generate", "learn", "sync")}
     return {
         **{f"{name}_s": round(value, 2) for name, value in seconds.items()},
-        **{name: summary[f"accuracy_after{end}"] for name, end in (("accuracy", ""), ("low", "_low"), ("high", "_high"))},
+        **accuracy_after(summary),
         "accuracy_before": summary["accuracy_before"],
         "staleness_max": max(row.get("staleness/max", 0) for row in rows),
         "lengths": lengths(folder),

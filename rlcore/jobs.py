@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -60,10 +61,13 @@ def _train(loaded: Loaded, recipe: RL) -> dict[str, Any]:
     for line in asked.problems.describe():
         run.console.say(line)
     run.console.say(f"{recipe.model} on {models.pick_device(recipe.device)} in {recipe.dtype}")
-    parts = build_parts(recipe, asked, warmstart.resolve(recipe.model, recipe.seed))
-    run.learners = {"policy": parts.learner}
-    run.cursors = {"data": parts.sampler, "rewards": parts.rewards}
-    try:
+    with ExitStack() as ending:
+        ending.callback(run.console.stop)
+        ending.callback(asked.rewards.close)
+        parts = build_parts(recipe, asked, warmstart.resolve(recipe.model, recipe.seed))
+        ending.callback(parts.engine.close)
+        run.learners = {"policy": parts.learner}
+        run.cursors = {"data": parts.sampler, "rewards": parts.rewards}
         if recipe.eval is None:
             step, summary = train(parts, run), {}
         else:
@@ -72,10 +76,6 @@ def _train(loaded: Loaded, recipe: RL) -> dict[str, Any]:
             before = run.once("evaluation_before.json", evaluation.thorough)
             step = train(replace(parts, evaluate=evaluation), run)
             summary = compare(before, evaluation.thorough(), recipe.rollout.temperature)
-    finally:
-        parts.engine.close()
-        parts.rewards.close()
-        run.console.stop()
     return _finish(run, {"engine": recipe.rollout.engine.model_dump(), **summary, "steps": step})
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 Key = TypeVar("Key")
 
-
+START_S = 1800.0  # what an actor may take to load its model
 GRACE_S = 10.0  # how long the others are listened to after one has raised: it may have done so because another died
 
 

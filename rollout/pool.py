@@ -19,16 +19,15 @@ from transformers import PreTrainedTokenizerBase
 
 from rlcore.errors import UserError
 from rlcore.protocols import Bucket, Engine, Manifest, Superseded, Tokens, WeightUpdate
-from rlcore.remote import answers, kill
+from rlcore.remote import START_S, answers, kill
 from rlcore.types import Completion, Request
 from rollout.admission import refuse_unfit
 from rollout.queue import Queue
-from rollout.sync import TOLERANCE, SyncError
+from rollout.sync import TOLERANCE, Reception, SyncError
 from rollout.transport import BroadcastUpdate, Sender
 from rollout.worker import Worker, to_wire
 
 WAIT_S = 1.0  # how long a call waits for completions before it says that the engine is alive
-START_S = 1800.0  # what a worker may take to load its model
 BUCKETS_UNDER_WAY = 2
 
 Key = tuple[str, int, int]
@@ -68,8 +67,7 @@ class Pool(Engine):
         self.make, self.tokenizer, self.dtype = make, tokenizer, dtype
         self.gpus, self.environment, self.deadline_s = gpus, environment or {}, deadline_s
         self.restarts, self.max_restarts = 0, max_restarts
-        self._version = 0
-        self._torn: int | None = None  # the update that has begun to arrive
+        self._reception = Reception()
         self._update: WeightUpdate | None = None  # what is served, to be streamed again to those who come later
         self._probe: tuple[Sequence[tuple[Tokens, Tokens]], list[list[float]]] | None = None  # asked since, and answered
         self._queue = Queue(room=0)
@@ -88,7 +86,7 @@ class Pool(Engine):
 
     @property
     def version(self) -> int:
-        return self._version
+        return self._reception.version
 
     @property
     def busy(self) -> bool:
@@ -97,7 +95,7 @@ class Pool(Engine):
     # -- completions -----------------------------------------------------------------------------------------------------
 
     def submit(self, requests: Sequence[Request]) -> None:
-        self._refuse_torn()
+        self._reception.refuse_torn()
         refuse_unfit(requests, self.context)
         self._queue.add(requests)
 
@@ -113,13 +111,13 @@ class Pool(Engine):
             stopped += self._hear()
         for request in self._queue:
             text = self.tokenizer.decode(request.prefix.token_ids, skip_special_tokens=True)
-            stopped.append(request.completed((), (), self._version, "interrupted", text))
+            stopped.append(request.completed((), (), self.version, "interrupted", text))
         self._queue.clear()
         return stopped
 
     def logprobs(self, sequences: Sequence[tuple[Tokens, Tokens]]) -> list[list[float]]:
         """Of one worker. All are asked: raises SyncError where one serves something else than another."""
-        self._refuse_torn()
+        self._reception.refuse_torn()
         rows = self._agreed("logprobs", sequences)
         self._probe = sequences, rows
         return rows
@@ -163,24 +161,22 @@ class Pool(Engine):
         for member in self._members:
             member.last = None  # it fails whatever comes after it, if an update before this one failed
         self._call_all("begin_sync", manifest, members=self._started())
-        self._torn = manifest.version
+        self._reception.begin(manifest)
 
     def receive(self, bucket: Bucket) -> None:
         """Pass the bucket on. The next may come while this one is under way, and the one after that only when it has
         arrived."""
-        if self._torn is None:
-            raise SyncError(f"bucket {bucket.index} of weight update {bucket.version} came when no update had begun")
+        self._reception.expected(bucket)
         self._under_way.append(self._send(bucket, self._started()))
         if len(self._under_way) == BUCKETS_UNDER_WAY:
             self._settle(self._under_way.popleft())
 
     def end_sync(self) -> None:
-        assert self._update is not None
         while self._under_way:
             self._settle(self._under_way.popleft())
         for member in self._call_all("end_sync", members=self._started()):
             member.state = "serving"
-        self._version, self._torn = self._update.manifest.version, None
+        self._reception.end()
 
     def checksums(self) -> dict[str, int]:
         return dict(self._agreed("checksums"))
@@ -275,10 +271,6 @@ class Pool(Engine):
             member.state = "serving"
         except (_Lost, Superseded):  # a lost one has been replaced
             return
-
-    def _refuse_torn(self) -> None:
-        if self._torn is not None:
-            raise SyncError(f"weight update {self._torn} did not arrive whole: there are no weights to work with")
 
     def _started(self) -> list[_Member]:
         return [member for member in self._members if member.state != "starting"]

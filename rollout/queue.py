@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from rlcore.types import Completion, Request
 
-Worker = TypeVar("Worker", bound=Hashable)
+Taker = TypeVar("Taker", bound=Hashable)
 
 
 class Queue:
@@ -43,11 +43,11 @@ class Queue:
         length = len(completion.token_ids)
         self._lengths[completion.problem_id] = (self._lengths.get(completion.problem_id, length) + length) / 2
 
-    def hand_out(self, loads: Mapping[Worker, int]) -> dict[Worker, list[Request]]:
+    def hand_out(self, loads: Mapping[Taker, int]) -> dict[Taker, list[Request]]:
         """What each worker gets on top of its load, the number of requests that it has. The least loaded comes first; requests
         of one prompt go together, to share what is computed for it, as long as no worker gets more than its share; nobody gets
         more than it has room for and a quarter more, which is there when others end."""
-        handed: dict[Worker, list[Request]] = {}
+        handed: dict[Taker, list[Request]] = {}
         if not self._waiting or not loads:
             return handed
         most, share = self.room + self.room // 4, -(-len(self._waiting) // len(loads))

@@ -26,8 +26,6 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
 PROBE_TOKENS = 64  # each is computed twice, by the learner and by the engine
 PIECE = 1 << 20  # elements that a checksum takes at a time
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
 BUCKET_BYTES = 64 << 20
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -91,17 +89,45 @@ class SyncError(UserError):
     """Weights did not reach the engine as they should. Says which tensor, and how it differs."""
 
 
-class Intake:
-    """What an engine may receive next, and whether all of it has come. It owns the engine's weight version.
+class Reception:
+    """Whether an engine is at a version or between two. A sync that failed leaves it torn, and `refuse_torn` says so, until one
+    has ended well. Every method raises SyncError."""
 
-    `served` are the shapes of the plain checkpoint's tensors. Every method raises SyncError, naming the tensor where it is
-    about one. A sync that failed leaves the engine torn, and `refuse_torn` says so, until one has ended well.
+    def __init__(self) -> None:
+        self.version = 0
+        self._manifest: Manifest | None = None  # of the update that is being received
+
+    def begin(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+
+    def expected(self, bucket: Bucket) -> Manifest:
+        """The update that the bucket would be part of."""
+        if self._manifest is None:
+            raise SyncError(f"bucket {bucket.index} of weight update {bucket.version} came when no update had begun")
+        return self._manifest
+
+    def end(self) -> Manifest:
+        """The update is whole: its version is served from now on."""
+        if self._manifest is None:
+            raise SyncError("a weight update ended that had not begun")
+        manifest, self._manifest = self._manifest, None
+        self.version = manifest.version
+        return manifest
+
+    def refuse_torn(self) -> None:
+        if self._manifest is not None:
+            raise SyncError(f"weight update {self._manifest.version} did not arrive whole: there are no weights to work with")
+
+
+class Intake(Reception):
+    """What an engine with a model may receive next, and whether all of it has come.
+
+    `served` are the shapes of the plain checkpoint's tensors. The SyncErrors name the tensor where they are about one.
     """
 
     def __init__(self, served: Shapes) -> None:
+        super().__init__()
         self.served = served
-        self.version = 0
-        self._manifest: Manifest | None = None  # of the update that is being received
         self._missing: dict[str, tuple[int, ...]] = {}
         self._next = 0  # the bucket that comes next
 
@@ -116,16 +142,16 @@ class Intake:
                 raise SyncError(f"{name!r} comes with shape {tuple(shape)}, and {target!r} has {tuple(self.served[target])}")
         if manifest.kind == "full" and (lacking := [name for name in self.served if name not in manifest.shapes]):
             raise SyncError(f"weight update {manifest.version} is partial: it does not bring {lacking[0]!r}")
-        self._manifest, self._missing, self._next = manifest, dict(manifest.shapes), 0
+        super().begin(manifest)
+        self._missing, self._next = dict(manifest.shapes), 0
 
     def check(self, bucket: Bucket) -> None:
         """Raise unless the bucket is the next one and each of its tensors is what was announced and sent."""
-        if self._manifest is None:
-            raise SyncError(f"bucket {bucket.index} of weight update {bucket.version} came when no update had begun")
-        if (bucket.version, bucket.index) != (self._manifest.version, self._next):
+        update = self.expected(bucket)
+        if (bucket.version, bucket.index) != (update.version, self._next):
             raise SyncError(
                 f"bucket {bucket.index} of weight update {bucket.version} came in place of bucket {self._next} of "
-                f"update {self._manifest.version}: its first tensor is {next(iter(bucket.tensors), '')!r}"
+                f"update {update.version}: its first tensor is {next(iter(bucket.tensors), '')!r}"
             )
         for name, tensor in bucket.tensors.items():
             if name not in self._missing:
@@ -138,25 +164,12 @@ class Intake:
         self._next += 1
 
     def end(self) -> Manifest:
-        """The update is whole: its version is served from now on."""
-        if self._manifest is None:
-            raise SyncError("a weight update ended that had not begun")
-        if self._missing:
+        if self._manifest is not None and self._missing:
             first = next(iter(self._missing))
             raise SyncError(
                 f"weight update {self._manifest.version} is partial: {len(self._missing)} tensors never came, first {first!r}"
             )
-        manifest, self._manifest = self._manifest, None
-        self.version = manifest.version
-        return manifest
-
-    @property
-    def torn(self) -> bool:
-        return self._manifest is not None
-
-    def refuse_torn(self) -> None:
-        if self._manifest is not None:
-            raise SyncError(f"weight update {self._manifest.version} did not arrive whole: there are no weights to work with")
+        return super().end()
 
 
 def adapted(adapter: Mapping[str, Tensor]) -> list[str]:

@@ -94,9 +94,6 @@ class Worker:
     def checksums(self) -> Mapping[str, int]:
         return self._do(lambda engine: engine.checksums())
 
-    def close(self) -> None:
-        self._do(lambda engine: engine.close())
-
     # -- the engine's thread ---------------------------------------------------------------------------------------------
 
     def _do(self, action: Callable[[Engine], Result]) -> Result:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from rlcore.batch import GradedBatch
     from rlcore.models import ModelSpec
+    from trainers.learner import Learner
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test touches the network
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny models; the cores are for the tests side by side
@@ -74,6 +75,24 @@ def batch_of(rewards: Sequence[float], group: Sequence[int], lengths: Sequence[i
         rewards={"answer": outcome},
         accuracy=torch.tensor(rewards).clamp(0, 1),
     )
+
+
+def learner_of(model: Any, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> Learner:
+    """A learner of PPO's loss on short completions, in one process, unless the settings say other."""
+    from rlcore.recipe.schema import Optimizer, Update
+    from trainers.learner import Learner
+    from trainers.losses.ppo_clip import ppo_clip
+    from trainers.objective import Objective
+
+    usual = dict(
+        optimizer=Optimizer(),
+        update=Update(),
+        aggregate="token_mean",
+        constant_length=16,
+        dtype="float32",
+        total_steps=1,
+    )
+    return Learner(model, tokenizer, Objective(ppo_clip), **usual | settings)
 
 
 @pytest.fixture(scope="session")

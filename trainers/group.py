@@ -62,9 +62,6 @@ class LearnerGroup:
     def load(self, folder: Path) -> None:
         self.ranks.call("load", folder.absolute())
 
-    def close(self) -> None:
-        self.ranks.close()
-
 
 class RemoteSender:
     """Rank 0 as it broadcasts to workers whose engines have `processes` each (`rollout.transport.Sender`)."""

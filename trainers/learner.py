@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -22,11 +21,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlcore.batch import TrainingBatch
-from rlcore.protocols import WeightUpdate
+from rlcore.protocols import Superseded, WeightUpdate
 from rlcore.recipe.schema import Optimizer, Update
 from rlcore.run.metrics import Max, Mean, Metrics, merge
 from rollout.sync import BUCKET_BYTES, weight_update
-from trainers.backends.backend import Backend, is_spread, shape
+from trainers.backends.backend import MOMENTS, Backend, is_spread, shape
 from trainers.backends.torch import Torch
 from trainers.objective import Aggregation, LossInputs, Objective, token_weights
 from trainers.scorer import Pass, Scorer, passes, rank, world
@@ -118,11 +117,16 @@ class Learner(Scorer):
 
     def weights(self, version: int) -> WeightUpdate:
         """Of the serving dtype, made a bucket at a time."""
-        if self.serve == "merged":
-            shapes = {name: shape(parameter) for name, parameter, _ in self._plain()}
-            return weight_update(version, shapes, partial(self._merged, self.dtype), "full", self.bucket_bytes)
-        shapes = {name: shape(parameter) for name, parameter, _ in self._adapter()}
-        return weight_update(version, shapes, self._scaled, "adapter", self.bucket_bytes)
+        kind: Literal["full", "adapter"] = "full" if self.serve == "merged" else "adapter"
+        shapes = {name: shape(parameter) for name, parameter, _ in (self._plain() if kind == "full" else self._adapter())}
+        made = self.updates
+
+        def tensors() -> Iterator[tuple[str, Tensor]]:
+            if self.updates != made:
+                raise Superseded
+            return self._merged(self.dtype) if kind == "full" else self._scaled()
+
+        return weight_update(version, shapes, tensors, kind, self.bucket_bytes)
 
     def _plain(self) -> Iterator[tuple[str, nn.Parameter, LoraLayer | None]]:
         """The plain model's parameters by their names in it, each with the adapter that is to be added to it."""
@@ -196,7 +200,7 @@ class Learner(Scorer):
         if "rng_cuda" in state and torch.cuda.is_available():
             torch.cuda.set_rng_state(state.pop("rng_cuda"))
         for name, parameter in self.parameters.items():
-            moments = {key: state[f"{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}/{key}" in state}
+            moments = {key: state[f"{name}/{key}"] for key in ("step", *MOMENTS) if f"{name}/{key}" in state}
             self.backend.restore(parameter, state[f"parameter/{name}"], moments)
 
 

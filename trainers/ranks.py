@@ -8,9 +8,7 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
-from rlcore.remote import answers, kill
-
-START_S = 1800.0  # what the ranks may take to load the model
+from rlcore.remote import START_S, answers, kill
 
 
 class LearnerLost(Exception):

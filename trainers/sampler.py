@@ -179,6 +179,8 @@ class Sampler:
         """The first `count` whole groups of the oldest version."""
         oldest = next(iter(self._begun.values())).version
         while self._whole[oldest] < count:
+            if not self.engine.busy:
+                raise RuntimeError(f"the engine has nothing left to do, and {count - self._whole[oldest]} groups are not whole")
             self._take_in(self.engine.poll())
         self._whole[oldest] -= count
         whole = ((key, group) for key, group in self._begun.items() if len(group.done) == self.spec.samples)

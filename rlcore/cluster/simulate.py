@@ -32,8 +32,11 @@ from rlcore.recipe.schema import RL, Mode
 from rlcore.run.metrics import Metrics
 from rlcore.types import Completion, FinishReason, Group, Problem, Request, Sampling
 from rollout.queue import Queue
+from rollout.sync import Reception
 from trainers.loop import Parts, train
 from trainers.sampler import Sampler
+
+ROUNDING = 1e-6  # rounds: a token that lacks no more is there
 
 
 @dataclass(frozen=True)
@@ -88,8 +91,6 @@ def predict(
     train(Parts(sampler, engine, rewards, lambda graded: (_UNSEEN, {}), learner, recipe.dtype), run)
     return run.prediction(orchestration_s=time.thread_time() - began - engine.simulated_s, samples=steps * prompts * samples)
 
-
-ROUNDING = 1e-6  # rounds: a token that lacks no more is there
 
 # -- workers -------------------------------------------------------------------------------------------------------------
 
@@ -199,11 +200,11 @@ class SimulatedEngine(Engine):
         self._ends: list[tuple[float, int, int]] = []  # a heap: when, number of the worker, its `changes` at that time
         self._finished: list[Completion] = []
         self._under_way = 0  # requests that workers have
-        self._version = 0
+        self._reception = Reception()
 
     @property
     def version(self) -> int:
-        return self._version
+        return self._reception.version
 
     @property
     def busy(self) -> bool:
@@ -244,14 +245,14 @@ class SimulatedEngine(Engine):
     def begin_sync(self, manifest: Manifest) -> None:
         if self.busy:
             raise RuntimeError("sync while completions are under way: interrupt() first, then submit them with their prefix")
-        self._arriving = manifest.version
+        self._reception.begin(manifest)
 
     def receive(self, bucket: Bucket) -> None:
         raise NotImplementedError("simulated weights have no tensors")
 
     def end_sync(self) -> None:
         self.now += self.sync_s
-        self._version = self._arriving
+        self._reception.end()
 
     def checksums(self) -> Mapping[str, int]:
         return {}
@@ -311,7 +312,7 @@ class SimulatedEngine(Engine):
     def _completion(self, request: Request, tokens: int, reason: FinishReason) -> Completion:
         """As `Request.completed` makes it; equal tuples are one, since a step has more tokens than fit into memory."""
         length = len(request.prefix.token_ids) + tokens
-        versions = request.prefix.versions + _repeated(self._version, tokens)
+        versions = request.prefix.versions + _repeated(self.version, tokens)
         ones, zeros = _repeated(1, length), _repeated(0.0, length)
         key = (request.problem_id, request.sample, request.seed, request.prompt_ids)
         return Completion(*key, ones, ones, zeros, versions, request.sampling, reason, "")

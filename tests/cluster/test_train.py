@@ -1,9 +1,8 @@
 """A recipe on a cluster of this machine: real Ray, real DeepSpeed ranks, workers with the transformers engine (vLLM is tried in
-tests/rollout and by `make chaos`). Each run is a process of its own, as a user's is."""
+tests/rollout and by `python -m benchmarks.chaos`). Each run is a process of its own, as a user's is."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -14,6 +13,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+from tests.trainers.test_loop import metrics
 
 pytestmark = pytest.mark.xdist_group("ray")
 
@@ -37,7 +38,7 @@ def start(tiny: Path, tmp_path: Path) -> Callable[..., tuple[subprocess.Popen, P
         ]
         command = [sys.executable, "-m", "rlcore.cli.main", "train", "quickstart", *small, *overrides, "--resume"]
         log = (tmp_path / f"{name}.log").open("a")
-        return subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "RLCORE_TEST": name}), folder
+        return subprocess.Popen(command, stdout=log, stderr=log), folder
 
     return run
 
@@ -49,8 +50,7 @@ def finished(started: tuple[subprocess.Popen, Path]) -> list[dict[str, float]]:
         assert process.wait(timeout=240) == 0, folder.with_suffix(".log").read_text()[-3000:]
     finally:
         process.kill()
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.startswith("time/") and k != "tokens_per_second"} for row in rows]
+    return metrics(folder)
 
 
 def assert_alike(found: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
@@ -75,8 +75,7 @@ def test_synchronous_steps_are_those_of_one_process(start: Callable, local: list
     while not (folder / "checkpoints" / "step-2").exists():
         assert process.poll() is None, folder.with_suffix(".log").read_text()[-3000:]
         time.sleep(0.05)
-    ranks = [p for p in psutil.Process(process.pid).children(recursive=True) if p.cmdline()[:1] == ["ray::Rank.call"]]
-    ranks = ranks or [p for p in psutil.Process(process.pid).children(recursive=True) if "ray::Rank" in " ".join(p.cmdline())]
+    ranks = [p for p in psutil.Process(process.pid).children(recursive=True) if "".join(p.cmdline()).startswith("ray::Rank")]
     os.kill(ranks[-1].pid, signal.SIGKILL)
     assert_alike(finished((process, folder)), local)
     assert "starting again from the last checkpoint" in folder.with_suffix(".log").read_text()

@@ -13,11 +13,10 @@ from transformers import PreTrainedTokenizerBase
 from rlcore.batch import TrainingBatch
 from rlcore.models import ModelSpec
 from rlcore.protocols import Engine
-from rlcore.recipe.schema import Optimizer, Update
+from rlcore.recipe.schema import Optimizer
 from rollout.sync import SyncError, push
+from tests.conftest import learner_of
 from trainers.learner import Learner
-from trainers.losses.ppo_clip import ppo_clip
-from trainers.objective import Objective
 
 VLLM = pytest.param("vllm", marks=pytest.mark.xdist_group("vllm"))
 every_model = pytest.mark.parametrize("engine", ["transformers", VLLM], indirect=True)
@@ -41,18 +40,8 @@ def trained(tiny_spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, training: 
             torch.manual_seed(0)
             config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
             model = get_peft_model(model, config)
-        learner = Learner(
-            model,
-            tokenizer,
-            Objective(ppo_clip),
-            optimizer=Optimizer(learning_rate=1e-2),
-            update=Update(),
-            aggregate="token_mean",
-            constant_length=16,
-            dtype="float32",
-            total_steps=1,
-            serve="adapter" if what == "adapter" else "merged",
-        )
+        serve = "adapter" if what == "adapter" else "merged"
+        learner = learner_of(model, tokenizer, optimizer=Optimizer(learning_rate=1e-2), serve=serve)
         learner.update(training)
         return learner
 

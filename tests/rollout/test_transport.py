@@ -28,17 +28,14 @@ from rlcore.errors import UserError
 from rlcore.models import ModelSpec
 from rlcore.protocols import Bucket
 from rlcore.recipe.load import load
-from rlcore.recipe.schema import Optimizer, Update
 from rollout.engines.transformers import Transformers
 from rollout.engines.vllm import Vllm
 from rollout.pool import Pool
 from rollout.sync import SyncError, weight_update
 from rollout.transport import BroadcastUpdate, announce, is_announced, meeting
 from rollout.worker import from_wire, to_wire
+from tests.conftest import learner_of
 from trainers.group import LearnerGroup, LearnerRank, RemoteSender
-from trainers.learner import Learner
-from trainers.losses.ppo_clip import ppo_clip
-from trainers.objective import Objective
 
 BUCKET_BYTES = 50_000
 
@@ -272,18 +269,7 @@ def group(tiny_spec: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> LearnerGr
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn(parameter.shape)
-    learner = Learner(
-        model,
-        tokenizer,
-        Objective(ppo_clip),
-        optimizer=Optimizer(),
-        update=Update(),
-        aggregate="token_mean",
-        constant_length=16,
-        dtype="float32",
-        total_steps=1,
-        bucket_bytes=BUCKET_BYTES,
-    )
+    learner = learner_of(model, tokenizer, bucket_bytes=BUCKET_BYTES)
     ranks: Any = Alone(LearnerRank(learner, None, 0))
     return LearnerGroup(ranks, RemoteSender(ranks, processes=1))
 

@@ -15,8 +15,10 @@ from transformers import PreTrainedTokenizerBase
 from rlcore.batch import GradedBatch, TrainingBatch, rows
 from rlcore.errors import UserError
 from rlcore.models import ModelSpec, load_tokenizer
+from rlcore.protocols import Superseded
 from rlcore.recipe.load import load
 from rlcore.recipe.schema import RL, Optimizer, Update
+from tests.conftest import learner_of
 from trainers.build import build_learner, build_policy, build_reference
 from trainers.learner import Learner, learning_rate
 from trainers.losses.ppo_clip import ppo_clip
@@ -34,17 +36,8 @@ def make_learner(tiny_spec: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> Ca
             torch.manual_seed(0)
             config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
             model = get_peft_model(model, config)
-        return Learner(
-            model,
-            tokenizer,
-            Objective(ppo_clip),
-            optimizer=optimizer or Optimizer(learning_rate=1e-3),
-            update=Update(**update),
-            aggregate=aggregate,  # type: ignore[arg-type]
-            constant_length=16,
-            dtype="float32",
-            total_steps=10,
-        )
+        rate = optimizer or Optimizer(learning_rate=1e-3)
+        return learner_of(model, tokenizer, optimizer=rate, update=Update(**update), aggregate=aggregate, total_steps=10)
 
     return make
 
@@ -207,17 +200,7 @@ def test_logprobs_are_without_dropout_and_training_goes_on_with_it(
 ) -> None:
     model = tiny_spec.load()
     config = LoraConfig(r=4, lora_dropout=0.5, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
-    learner = Learner(
-        get_peft_model(model, config),
-        tokenizer,
-        Objective(ppo_clip),
-        optimizer=Optimizer(),
-        update=Update(),
-        aggregate="token_mean",
-        constant_length=16,
-        dtype="float32",
-        total_steps=1,
-    )
+    learner = learner_of(get_peft_model(model, config), tokenizer)
     assert torch.equal(learner.logprobs(training.graded), learner.logprobs(training.graded))
     assert learner.model.training
 
@@ -289,3 +272,14 @@ def recipe_of(spec: ModelSpec, *overrides: str) -> RL:
     recipe = load(["quickstart", f"model={spec.location}", "device=cpu", "eval=null", kl, *overrides]).recipe
     assert isinstance(recipe, RL)
     return recipe
+
+
+def test_the_buckets_of_an_update_are_never_made_of_newer_weights(make_learner: Callable, training: TrainingBatch) -> None:
+    """They can be asked for again until the learner goes on; then there is an error in their place."""
+    learner = make_learner()
+    update = learner.weights(1)
+    once, again = ([bucket.checksums for bucket in update.buckets] for _ in range(2))
+    assert once == again
+    learner.update(training)
+    with pytest.raises(Superseded):
+        list(update.buckets)

@@ -213,3 +213,10 @@ def test_what_fails_while_learning_goes_on_is_raised(timed: Callable, monkeypatc
     monkeypatch.setattr(made.engine, "poll", lambda: (_ for _ in ()).throw(UserError("no workers left")))
     with pytest.raises(UserError, match="no workers left"), made.going_on():
         pass
+
+
+def test_an_engine_that_loses_a_request_is_not_waited_for(timed: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = timed("sync")
+    monkeypatch.setattr(made.engine, "poll", lambda: made.engine._waiting.clear() or [])
+    with pytest.raises(RuntimeError, match="the engine has nothing left to do, and 5 groups are not whole"):
+        made.collect(1)

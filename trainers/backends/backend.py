@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from rlcore.errors import UserError
 
-Moments = dict[str, Tensor]  # AdamW's `exp_avg` and `exp_avg_sq`, of the parameter's shape, and `step`, one number
+MOMENTS = ("exp_avg", "exp_avg_sq")  # what AdamW keeps of a parameter, of its shape, beside `step`, one number
+Moments = dict[str, Tensor]  # both, by these names
 
 
 class Backend(Protocol):
@@ -34,6 +35,11 @@ class Backend(Protocol):
 
     def restore(self, parameter: nn.Parameter, value: Tensor, moments: Moments) -> None:
         """Set a trained parameter and, if there are any, its moments."""
+
+
+def at_home(parameter: nn.Parameter, moments: Moments) -> Moments:
+    """As AdamW keeps them: on the parameter's device, but for the `step`, which it counts on the CPU."""
+    return {"step": moments["step"], **{name: moments[name].to(parameter.device) for name in MOMENTS}}
 
 
 def refuse_infinite(norm: float) -> None:

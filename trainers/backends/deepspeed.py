@@ -21,10 +21,8 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 
 from rlcore.recipe.schema import Optimizer
-from trainers.backends.backend import Moments, refuse_infinite, shape
+from trainers.backends.backend import MOMENTS, Moments, at_home, refuse_infinite, shape
 from trainers.logprobs import TokenLogprobs
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class DeepSpeed:
@@ -32,7 +30,6 @@ class DeepSpeed:
 
     def __init__(self, model: nn.Module, settings: Optimizer, *, zero: int, offload: bool) -> None:
         self.zero, self.world, self.model = zero, dist.get_world_size(), model
-        self.max_grad_norm = settings.max_grad_norm
         parameters = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, betas=settings.betas, weight_decay=settings.weight_decay)
         config: dict[str, Any] = {
@@ -94,9 +91,7 @@ class DeepSpeed:
         if not moments:
             return
         if not self.zero:
-            self.engine.optimizer.state[parameter] = {name: moments[name].to(value.device) for name in MOMENTS} | {
-                "step": moments["step"]
-            }
+            self.engine.optimizer.state[parameter] = at_home(parameter, moments)
             return
         self._make_states(moments["step"])
         for name in MOMENTS:

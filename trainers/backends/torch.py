@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rlcore.recipe.schema import Optimizer
-from trainers.backends.backend import Moments, refuse_infinite
+from trainers.backends.backend import Moments, at_home, refuse_infinite
 from trainers.logprobs import TokenLogprobs
 
 
@@ -46,5 +46,4 @@ class Torch:
     def restore(self, parameter: nn.Parameter, value: Tensor, moments: Moments) -> None:
         parameter.copy_(value)
         if moments:
-            at_home = {name: moments[name].to(parameter.device) for name in ("exp_avg", "exp_avg_sq")}
-            self.optimizer.state[parameter] = {"step": moments["step"], **at_home}  # AdamW counts on the CPU
+            self.optimizer.state[parameter] = at_home(parameter, moments)
