@@ -21,13 +21,13 @@ check: ## style and types
 	.venv/bin/ruff format --check --quiet .
 	.venv/bin/mypy
 
-BENCHMARKS = step_vs_trl sampler learner grading
+BENCHMARKS = step_vs_trl sampler learner pool modes grading
 bench: ## speed and memory, against TRL, transformers and vLLM; writes docs/performance.md
 	@bash scripts/install.sh cpu
 	@mkdir -p runs/benchmarks
 	@for name in $(BENCHMARKS); do \
-	  .venv/bin/python benchmarks/$$name.py --json runs/benchmarks/$$name.json > /dev/null || exit 1; done
-	.venv/bin/python benchmarks/report.py runs/benchmarks
+	  .venv/bin/python -m benchmarks.$$name --json runs/benchmarks/$$name.json > /dev/null || exit 1; done
+	.venv/bin/python -m benchmarks.report runs/benchmarks
 
 scaling: ## what up to 1,024 workers would do, on paper; writes docs/scaling.md
 	@bash scripts/install.sh cpu

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from common import Measure, Memory, Turns, arguments, finish, timed
+from benchmarks.common import Measure, Memory, Turns, arguments, finish, timed
 
 
 def batch_of(vocabulary: int, completions: int, length: int) -> Any:

@@ -27,7 +27,7 @@ def page(results: dict[str, dict[str, Any]]) -> Iterator[str]:
     yield "counts is their ratio: above 1, rlcore is the faster one."
     yield ""
     yield f"{machine['cpu']}, {machine['threads']} threads; {versions}."
-    for name, render in (("step_vs_trl", step), ("sampler", sampler), ("learner", learner), ("grading", grading)):
+    for name, render in RENDERED.items():
         if name in results:
             yield ""
             yield from render({key: value for key, value in results[name].items() if key != "machine"})
@@ -112,6 +112,51 @@ def learner(result: dict[str, Any]) -> Iterator[str]:
     yield from table(("model", "completions x tokens", "bare", "ours", "ratio", "memory"), rows)
 
 
+def pool(result: dict[str, Any]) -> Iterator[str]:
+    yield "## The pool against vLLM called bare"
+    yield ""
+    yield "`benchmarks/pool.py`. One worker on this machine, the same prompts. Tokens per second; above 1 the pool is faster."
+    yield ""
+    rows = []
+    for name, row in result["rollouts"].items():
+        rates = [f"{side}: {values['tokens'] / values['generate']:,.0f}" for side, values in row["sides"].items()]
+        rows.append((name, f"{row['prompts']} x {row['samples']} x {row['length']}", *rates, f"**{row['ratio']:.2f}**"))
+    yield from table(("workload", "prompts x samples x tokens", "pool", "bare", "ratio"), rows)
+    sync = result["sync"]
+    yield ""
+    yield f"A weight sync of {sync['model_bytes'] / 2**20:.0f} MiB to it takes {seconds(sync['sync'])}; a plain copy of these"
+    yield f"bytes in memory {seconds(sync['copy'])}, and their checksums, which each side makes, {seconds(sync['checksums'])}. In the"
+    yield f"meantime the sender's memory rises by {sync['buckets']['sender']} and the worker's by {sync['buckets']['receiver']}"
+    yield f"buckets of {sync['bucket_bytes'] / 2**20:.0f} MiB, shared memory counted on both sides."
+
+
+def modes(result: dict[str, Any]) -> Iterator[str]:
+    runs = result["arms"]
+    spread = next(iter(runs.values()))[0]["lengths"]
+    yield "## Synchronous and asynchronous"
+    yield ""
+    yield f"`benchmarks/modes.py`: {result['steps']} steps of the toy, with one rollout worker (vLLM) and one learner rank on two"
+    yield f"cores. Lengths are long-tailed: median {spread['median']}, 90 % {spread['p90']}, 95 % {spread['p95']}, 99 %"
+    yield f"{spread['p99']} tokens."
+    yield "Seconds of a step; accuracy on held-out problems after training, with 95 % intervals; one line for each seed."
+    yield ""
+    yield from table(
+        ("mode", "step", "of it generating", "learning", "syncing", "predicted step", "accuracy", "before"),
+        [
+            (
+                arm,
+                f"**{seconds(row['step_s'])}**",
+                *(seconds(row[f"{name}_s"]) for name in ("generate", "learn", "sync")),
+                seconds(result["predicted_step_s"][arm]),
+                f"{row['accuracy']:.1%} ({row['low']:.1%} to {row['high']:.1%})",
+                f"{row['accuracy_before']:.1%}",
+            )
+            for arm, rows in runs.items()
+            for row in rows
+        ],
+    )
+
+
 def grading(result: dict[str, Any]) -> Iterator[str]:
     yield "## Grading"
     yield ""
@@ -128,6 +173,9 @@ def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[str]:
 
 def seconds(value: float) -> str:
     return f"{value:.2f} s"
+
+
+RENDERED = {"step_vs_trl": step, "sampler": sampler, "learner": learner, "pool": pool, "modes": modes, "grading": grading}
 
 
 if __name__ == "__main__":

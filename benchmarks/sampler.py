@@ -14,8 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common import Measure, Turns, arguments, endless, finish, timed
-
+from benchmarks.common import Measure, Turns, arguments, endless, finish, timed
 from rlcore.types import Request, Sampling
 
 

@@ -18,8 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common import Measure, Memory, Turns, arguments, endless, finish, timed
-
+from benchmarks.common import Measure, Memory, Turns, arguments, endless, finish, timed
 from rlcore.toy import warmstart
 
 PROMPTS = [f"{a}+{b}-{c}+{d}=?\n" for a in range(10) for b in range(10) for c in range(3) for d in range(3)]
@@ -88,10 +87,11 @@ def trl_side(
 ) -> Measure:
     """TRL's own `train()`, held before each step until it is this side's turn."""
     import torch
-    from common import mean_of_digits
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
+
+    from benchmarks.common import mean_of_digits
 
     torch.set_num_threads(threads)
     turn: queue.Queue[bool] = queue.Queue()

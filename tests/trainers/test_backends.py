@@ -18,9 +18,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
+from rlcore.models import ModelSpec
 from rlcore.run.metrics import Max, Mean, Metrics, merge, values
+from rlcore.types import Request, Sampling
+from rollout.engines.transformers import Transformers
+from rollout.engines.vllm import Vllm
 from tests.conftest import REPOSITORY
 from tests.trainers import ranks_worker
 
@@ -154,6 +158,23 @@ def test_what_ranks_save_is_a_plain_checkpoint(done: Path, name: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(done / name / "model")
     parameters = {n: p.detach() for n, p in model.named_parameters()}
     assert_same(parameters, tensors(done, name, "sent.safetensors"), within=0)
+
+
+@pytest.mark.parametrize("name", [f"zero{stage}" for stage in STAGES])
+def test_what_ranks_save_is_served_by_vllm_and_answers_as_one_process_would(
+    done: Path, tokenizer: PreTrainedTokenizerBase, name: str
+) -> None:
+    stop = [tokenizer.eos_token_id]
+    requests = [
+        Request(f"p{i}", 0, i, tuple(tokenizer(f"{i}+{i}=?\n").input_ids), Sampling(temperature=0, max_new_tokens=24))
+        for i in range(8)
+    ]
+    expected = Transformers(ModelSpec(str(done / "torch" / "model")), tokenizer, stop).generate(requests)
+    serving = Vllm(ModelSpec(str(done / name / "model")), tokenizer, stop, kv_cache_gb=0.05)
+    found = serving.generate(requests)
+    serving.close()
+    assert {c.problem_id: c.token_ids for c in found} == {c.problem_id: c.token_ids for c in expected}
+    assert len({c.token_ids for c in found}) > 1
 
 
 def test_bfloat16_passes_under_zero3_learn_what_those_of_one_process_do(done: Path) -> None:
