@@ -93,8 +93,8 @@ def pin(driver: int, name: str, core: int) -> None:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """Seconds of a step, by phase; accuracy; how lengths were spread. Start-up and evaluation are not in the seconds, and neither
-    is the first step, which makes what the others find."""
+    """Seconds of a step, by phase; accuracy; how lengths were spread. Start-up, evaluation and the first step, which makes what
+    the others find, are not in the seconds."""
     rows, summary = steps(folder)[1:], json.loads((folder / "summary.json").read_text())
     seconds = {name: statistics.mean(row[f"time/{name}"] for row in rows) for name in ("step", "generate", "learn", "sync")}
     every = sorted(length for step in lengths(folder) for length in step)

@@ -125,8 +125,8 @@ def pool(result: dict[str, Any]) -> Iterator[str]:
     sync = result["sync"]
     yield ""
     yield f"A weight sync of {sync['model_bytes'] / 2**20:.0f} MiB to it takes {seconds(sync['sync'])}; a plain copy of these"
-    yield f"bytes in memory {seconds(sync['copy'])}, and their checksums, which each side makes, {seconds(sync['checksums'])}. In the"
-    yield f"meantime the sender's memory rises by {sync['buckets']['sender']} and the worker's by {sync['buckets']['receiver']}"
+    yield f"bytes in memory {seconds(sync['copy'])}, and their checksums, which each side makes, {seconds(sync['checksums'])}. In"
+    yield f"the meantime the sender's memory rises by {sync['buckets']['sender']} and the worker's by {sync['buckets']['receiver']}"
     yield f"buckets of {sync['bucket_bytes'] / 2**20:.0f} MiB, shared memory counted on both sides."
 
 
@@ -135,8 +135,8 @@ def modes(result: dict[str, Any]) -> Iterator[str]:
     spread = next(iter(runs.values()))[0]["lengths"]
     yield "## Synchronous and asynchronous"
     yield ""
-    yield f"`benchmarks/modes.py`: {result['steps']} steps of the toy, with one rollout worker (vLLM) and one learner rank on two"
-    yield f"cores. Lengths are long-tailed: median {spread['median']}, 90 % {spread['p90']}, 95 % {spread['p95']}, 99 %"
+    yield f"`benchmarks/modes.py`: {result['steps']} steps of the toy, with one rollout worker (vLLM) and one learner rank on"
+    yield f"two cores. Lengths are long-tailed: median {spread['median']}, 90 % {spread['p90']}, 95 % {spread['p95']}, 99 %"
     yield f"{spread['p99']} tokens."
     yield "Seconds of a step; accuracy on held-out problems after training, with 95 % intervals; one line for each seed."
     yield ""
