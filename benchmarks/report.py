@@ -124,10 +124,11 @@ def pool(result: dict[str, Any]) -> Iterator[str]:
     yield from table(("workload", "prompts x samples x tokens", "pool", "bare", "ratio"), rows)
     sync = result["sync"]
     yield ""
-    yield f"A weight sync of {sync['model_bytes'] / 2**20:.0f} MiB to it takes {seconds(sync['sync'])}; a plain copy of these"
-    yield f"bytes in memory {seconds(sync['copy'])}, and their checksums, which each side makes, {seconds(sync['checksums'])}. In"
-    yield f"the meantime the sender's memory rises by {sync['buckets']['sender']} and the worker's by {sync['buckets']['receiver']}"
-    yield f"buckets of {sync['bucket_bytes'] / 2**20:.0f} MiB, shared memory counted on both sides."
+    size, bucket, rises = sync["model_bytes"] / 2**20, sync["bucket_bytes"] / 2**20, sync["buckets"]
+    yield f"A weight sync of {size:.0f} MiB to it takes {seconds(sync['sync'])}; a plain copy of these bytes in memory"
+    yield f"{seconds(sync['copy'])}, and their checksums, which each side makes, {seconds(sync['checksums'])}. Meanwhile the"
+    yield f"sender's memory rises by {rises['sender']} buckets of {bucket:.0f} MiB and the worker's by {rises['receiver']}, shared"
+    yield "memory counted on both sides."
 
 
 def modes(result: dict[str, Any]) -> Iterator[str]:
