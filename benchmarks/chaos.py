@@ -39,6 +39,7 @@ RECIPE = [
 TOLERANCE = 1e-4
 KINDS = {"worker": "ray::Worker", "rank": "ray::Rank"}  # how the processes call themselves
 MARK = "RLCORE_CHAOS_RUN"  # in the environment of every process of a run
+STARTING = 4  # the start-up counts as so many steps where the moment of a kill is drawn
 PATIENCE_S = 60  # for what is left of a run to end by itself
 
 
@@ -70,7 +71,10 @@ def kept(path: Path, make: Any) -> Any:
 def unbroken(folder: Path) -> dict[str, Any]:
     started = time.monotonic()
     assert start(folder, uuid4().hex).wait() == 0
-    return {"folder": str(folder), "wall_s": time.monotonic() - started, **accuracy(folder)}
+    wall_s, rows = time.monotonic() - started, [row for row in rows_of(folder) if "time/step" in row]
+    trained_s = sum(row["time/step"] for row in rows)
+    times = {"wall_s": wall_s, "start_s": wall_s - trained_s, "step_s": trained_s / len(rows), "steps": len(rows)}
+    return {"folder": str(folder), **times, **accuracy(folder)}
 
 
 def struck(folder: Path, rng: random.Random, whole: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,10 +87,10 @@ def struck(folder: Path, rng: random.Random, whole: Mapping[str, Any]) -> dict[s
 def broken(folder: Path, rng: random.Random, whole: Mapping[str, Any]) -> dict[str, Any]:
     """A run with one kill, and everything that can be seen of it afterwards."""
     shared, mark, started = shared_memory(), uuid4().hex, time.monotonic()
-    kind, moment = rng.choice(["worker", "rank", "driver"]), rng.uniform(0.02, 0.9) * whole["wall_s"]
+    kind, moment = rng.choice(["worker", "rank", "driver"]), rng.uniform(-STARTING, whole["steps"])
     driver, killed, resumes = start(folder, mark), None, 0
     while True:
-        if killed is None and time.monotonic() - started >= moment and strike(kind, driver, mark, rng):
+        if killed is None and has_come(moment, started, folder, whole) and strike(kind, driver, mark, rng):
             killed = {"at_s": time.monotonic() - started, "step": step(folder)}
         status = driver.poll()
         if status is None:
@@ -108,6 +112,16 @@ def broken(folder: Path, rng: random.Random, whole: Mapping[str, Any]) -> dict[s
         **compared(folder, Path(whole["folder"])),
         **accuracy(folder),
     }
+
+
+def has_come(moment: float, started: float, folder: Path, whole: Mapping[str, Any]) -> bool:
+    """Whether a run is at its moment: below 0 in the start-up, from 0 on in steps of training."""
+    if moment < 0:
+        return time.monotonic() - started >= (1 + moment / STARTING) * whole["start_s"]
+    if step(folder) < int(moment):
+        return False
+    time.sleep(moment % 1 * whole["step_s"])
+    return True
 
 
 def start(folder: Path, mark: str) -> subprocess.Popen:
@@ -172,8 +186,11 @@ def compared(folder: Path, whole: Path) -> dict[str, Any]:
 
 
 def read(folder: Path) -> list[dict[str, float]]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.startswith("time/") and k != "tokens_per_second"} for row in rows]
+    return [{k: v for k, v in row.items() if not k.startswith("time/") and k != "tokens_per_second"} for row in rows_of(folder)]
+
+
+def rows_of(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def accuracy(folder: Path) -> dict[str, float]:
@@ -195,8 +212,8 @@ def page(whole: Mapping[str, Any], rows: list[dict[str, Any]], options: argparse
 Written by `{command}` on {processor()}, {os.cpu_count()} cores.
 
 Each run is `rlcore train {" ".join(RECIPE[:2])}` with {", ".join(f"`{key}`" for key in RECIPE[2:])}: two vLLM workers and two
-DeepSpeed ranks on a local Ray cluster. One process of it, chosen at random, is killed with SIGKILL at a random moment, start-up
-included; a killed driver is started again with `--resume`.
+DeepSpeed ranks on a local Ray cluster. One process of it, chosen at random, is killed with SIGKILL at a random moment: in a random
+step, or in the start-up, which counts as {STARTING}; a killed driver is started again with `--resume`.
 
 - {sum(row["finished"] for row in rows)} of {len(rows)} runs finished ({kinds} killed);
 - {intact} of them have the metrics of the run that was left alone, to {TOLERANCE:g} at every step, and left no process and no

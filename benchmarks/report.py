@@ -127,8 +127,8 @@ def pool(result: dict[str, Any]) -> Iterator[str]:
     size, bucket, rises = sync["model_bytes"] / 2**20, sync["bucket_bytes"] / 2**20, sync["buckets"]
     yield f"A weight sync of {size:.0f} MiB to it takes {seconds(sync['sync'])}; a plain copy of these bytes in memory"
     yield f"{seconds(sync['copy'])}, and their checksums, which each side makes, {seconds(sync['checksums'])}. Meanwhile the"
-    yield f"sender's memory rises by {rises['sender']} buckets of {bucket:.0f} MiB and the worker's by {rises['receiver']}, shared"
-    yield "memory counted on both sides."
+    yield f"sender's memory rises by {rises['sender']} buckets of {bucket:.0f} MiB and the worker's by {rises['receiver']},"
+    yield "shared memory counted on both sides."
 
 
 def modes(result: dict[str, Any]) -> Iterator[str]:
