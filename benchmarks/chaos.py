@@ -212,8 +212,8 @@ def page(whole: Mapping[str, Any], rows: list[dict[str, Any]], options: argparse
 Written by `{command}` on {processor()}, {os.cpu_count()} cores.
 
 Each run is `rlcore train {" ".join(RECIPE[:2])}` with {", ".join(f"`{key}`" for key in RECIPE[2:])}: two vLLM workers and two
-DeepSpeed ranks on a local Ray cluster. One process of it, chosen at random, is killed with SIGKILL at a random moment: in a random
-step, or in the start-up, which counts as {STARTING}; a killed driver is started again with `--resume`.
+DeepSpeed ranks on a local Ray cluster. One process of it, chosen at random, is killed with SIGKILL at a random moment: in a
+random step, or in the start-up, which counts as {STARTING}; a killed driver is started again with `--resume`.
 
 - {sum(row["finished"] for row in rows)} of {len(rows)} runs finished ({kinds} killed);
 - {intact} of them have the metrics of the run that was left alone, to {TOLERANCE:g} at every step, and left no process and no
