@@ -32,13 +32,19 @@ class GradedBatch:
     group: Tensor  # (B,) long; equal for the completions of one problem
     rewards: dict[str, Tensor]  # component → (B, T), weighted and gated
     accuracy: Tensor | None  # (B,) the raw verifiable component, 0 or 1; None where nothing is verified
+    # what some advantages ask for (`trainers.algorithm.needs`)
+    greedy: Tensor | None = None  # (B,) what the greedy completion of the same problem is worth in all
+    path: Tensor | None = None  # (B, D) long; the node of its tree that a completion passes at each depth; -1 after its end
+    values: Tensor | None = None  # (B, T) the critic's prediction of what is still earned from this token on
 
     def __post_init__(self) -> None:
         shape = self.tokens.shape
         for name in ("present", "loss_mask", "rollout_logprobs", "versions"):
             if getattr(self, name).shape != shape:
                 raise ValueError(f"GradedBatch.{name} has shape {tuple(getattr(self, name).shape)}, not {tuple(shape)}")
-        for name in ("prompt_ids", "truncated", "group", "accuracy"):
+        if self.values is not None and self.values.shape != shape:
+            raise ValueError(f"GradedBatch.values has shape {tuple(self.values.shape)}, not {tuple(shape)}")
+        for name in ("prompt_ids", "truncated", "group", "accuracy", "greedy"):
             value = getattr(self, name)
             if value is not None and (len(value) != shape[0] or getattr(value, "ndim", 1) != 1):
                 raise ValueError(f"GradedBatch.{name} does not have one entry for each of {shape[0]} completions")
@@ -52,15 +58,21 @@ class GradedBatch:
         return self.present.sum(1)
 
     @property
+    def per_token(self) -> Tensor:
+        """(B, T) what each token earns, over all components."""
+        return torch.stack(list(self.rewards.values())).sum(0)
+
+    @property
     def totals(self) -> Tensor:
         """(B,) each completion's summed reward over all components and tokens."""
-        return torch.stack([reward.sum(1) for reward in self.rewards.values()]).sum(0)
+        return self.per_token.sum(1)
 
 
 @dataclass(frozen=True)
 class Advantages:
     policy: Tensor  # (B, T) what each token's log-prob is pushed by
-    degenerate: Tensor  # (B,) bool; the group told the members nothing apart
+    degenerate: Tensor  # (B,) bool; the rewards that the completion was compared with were all alike
+    returns: Tensor | None = None  # (B, T) what the critic is to predict, where there is one
 
 
 @dataclass(frozen=True)
@@ -70,6 +82,7 @@ class TrainingBatch:
     graded: GradedBatch
     advantages: Tensor  # (B, T)
     reference_logprobs: Tensor | None  # (B, T)
+    returns: Tensor | None = None  # (B, T) what the critic learns to predict
 
 
 def rows(batch: GradedBatch, index: Sequence[int]) -> GradedBatch:

@@ -11,14 +11,21 @@ from rlcore.errors import UserError
 from rlcore.recipe.schema import RL
 from trainers.objective import Objective
 
-Need = Literal["groups"]
+Need = Literal["accuracy", "groups", "greedy", "tree", "values"]
 Advantage = Callable[[GradedBatch], Advantages]
 
 
-def needs(*what: Need) -> Callable[[Callable[..., Advantages]], Callable[..., Advantages]]:
-    """Declare what an advantage cannot do without: `groups` (at least two completions a problem)."""
+def needs(*what: Need) -> Callable[[Callable], Callable]:
+    """Declare what an advantage or a loss cannot do without:
 
-    def mark(function: Callable[..., Advantages]) -> Callable[..., Advantages]:
+    accuracy  a verifiable reward component
+    groups    at least two completions a problem
+    greedy    `GradedBatch.greedy`: the sampler adds a greedy completion of each problem, which is graded and not trained on
+    tree      `GradedBatch.path`: completions that were sampled as a tree
+    values    `GradedBatch.values`: a critic
+    """
+
+    def mark(function: Callable) -> Callable:
         function.needs = what  # type: ignore[attr-defined]
         return function
 
@@ -26,18 +33,32 @@ def needs(*what: Need) -> Callable[[Callable[..., Advantages]], Callable[..., Ad
 
 
 def advantage(recipe: RL) -> Advantage:
-    spec = recipe.algorithm.advantage
-    bound = plugins.bind("trainers.advantages", spec.name, spec.options)
-    if "groups" in getattr(bound.func, "needs", ()) and recipe.rollout.samples < 2:  # type: ignore[attr-defined]
-        raise UserError(f"algorithm.advantage {spec.name!r} compares the completions of a problem: set rollout.samples >= 2")
-    return bound
+    spec, wanted = recipe.algorithm.advantage, needed(recipe)
+    name = f"algorithm.advantage {spec.name!r}"
+    if "groups" in wanted and recipe.rollout.samples < 2:
+        raise UserError(f"{name} compares the completions of a problem: set rollout.samples >= 2")
+    if "values" in wanted and recipe.algorithm.critic is None:
+        raise UserError(f"{name} needs the values of a critic: add `critic: {{}}` to algorithm")
+    if recipe.algorithm.critic is not None and "values" not in wanted:
+        raise UserError(f"{name} takes no values: leave out algorithm.critic, or choose gae or length_adaptive_gae")
+    return plugins.bind("trainers.advantages", spec.name, spec.options)
+
+
+def needed(recipe: RL) -> set[Need]:
+    """What the recipe's advantage and loss need."""
+    algorithm = recipe.algorithm
+    found = plugins.find("trainers.advantages", algorithm.advantage.name), plugins.find("trainers.losses", algorithm.loss.name)
+    return {need for function in found for need in getattr(function, "needs", ())}
 
 
 def objective(recipe: RL) -> Objective:
+    """Raises UserError where the loss does not go with the recipe's other choices."""
     algorithm = recipe.algorithm
+    loss = plugins.bind("trainers.losses", algorithm.loss.name, algorithm.loss.options)
     return Objective(
-        policy_loss=plugins.bind("trainers.losses", algorithm.loss.name, algorithm.loss.options),
-        kl_estimator=algorithm.kl.estimator,
-        kl_coefficient=algorithm.kl.coefficient,
+        policy_loss=loss() if isinstance(loss.func, type) else loss,  # type: ignore[attr-defined]
+        kl=algorithm.kl,
         correction=algorithm.correction,
+        entropy=algorithm.entropy,
+        imitation=algorithm.imitation,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from rlcore.prompts import Prompter, stop_ids
 from rlcore.protocols import Engine
 from rlcore.recipe.schema import RL, Job
 from trainers.learner import Learner
+from trainers.logprobs import TokenLogprobs
 from trainers.objective import Objective
 from trainers.scorer import Scorer, WithoutAdapters
 
@@ -59,6 +61,7 @@ def build_learner(
         constant_length=recipe.rollout.max_new_tokens,
         dtype=recipe.dtype,
         total_steps=recipe.steps,
+        head=partial(TokenLogprobs, learns_entropy=recipe.algorithm.entropy.bonus > 0),
         serve=recipe.lora.serve if recipe.lora else "merged",
         **where,
     )

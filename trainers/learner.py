@@ -9,7 +9,7 @@ rank calls every method, with the same arguments.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -20,18 +20,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlcore.batch import TrainingBatch
+from rlcore.batch import TrainingBatch, rows
 from rlcore.protocols import Superseded, WeightUpdate
 from rlcore.recipe.schema import Optimizer, Update
 from rlcore.run.metrics import Max, Mean, Metrics, merge
 from rollout.sync import BUCKET_BYTES, weight_update
 from trainers.backends.backend import MOMENTS, Backend, is_spread, shape
 from trainers.backends.torch import Torch
+from trainers.logprobs import TokenLogprobs
 from trainers.objective import Aggregation, LossInputs, Objective, token_weights
-from trainers.scorer import Pass, Scorer, passes, rank, world
+from trainers.scorer import Scorer, passes, rank, world
 
 
 class Learner(Scorer):
+    """`head` makes of the model what computes the objective's inputs."""
+
     def __init__(
         self,
         model: PreTrainedModel | PeftModel,
@@ -47,11 +50,12 @@ class Learner(Scorer):
         serve: Literal["merged", "adapter"] = "merged",
         backend: Callable[[nn.Module, Optimizer], Backend] = Torch,
         bucket_bytes: int = BUCKET_BYTES,
+        head: Callable[[nn.Module], nn.Module] = TokenLogprobs,
     ) -> None:
         if update.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.backend = backend(model.train(), optimizer)
+        self.backend = backend(head(model.train()), optimizer)
         super().__init__(model, update, dtype, self.backend.module)
         self.tokenizer, self.objective, self.settings = tokenizer, objective, optimizer
         self.aggregate, self.constant_length = aggregate, constant_length
@@ -79,12 +83,15 @@ class Learner(Scorer):
         """One optimiser step on the completions `index`."""
         weights = torch.zeros_like(batch.advantages)
         weights[index] = token_weights(batch.graded.loss_mask[index], self.aggregate, self.constant_length)
+        prepared = self._prepare(batch, old, index)
         parts, total = [], 0.0
         cut = passes(batch.graded, index, self.cut)
         for number, each in enumerate(cut, 1):
-            inputs = self._inputs(batch, old, each)
-            loss = self.objective(inputs)
-            value = (loss.per_token * weights[each.rows][:, : inputs.loss_mask.shape[1]].to(loss.per_token.device)).sum()
+            loss = self.objective(self._inputs(batch, old, prepared, each.rows, self.forward(batch.graded, each)))
+            width = loss.per_token.shape[1]
+            value = (loss.per_token * weights[each.rows][:, :width].to(loss.per_token.device)).sum()
+            if loss.normalised is not None:
+                value = value + loss.normalised.sum()
             self.backend.backward(value if each.counts else 0 * value, last=number == len(cut))
             if each.counts:
                 total += value.item()
@@ -95,13 +102,31 @@ class Learner(Scorer):
         mean_loss = Mean(total * world(), 1)  # each rank reports its part of the sum, and the reports are averaged
         return merge([*parts, {"loss": mean_loss, "grad_norm": Mean(norm, 1), "learning_rate": Max(rate)}])
 
-    def _inputs(self, batch: TrainingBatch, old: Tensor | None, each: Pass) -> LossInputs:
-        graded, device = batch.graded, self.device
-        logprobs, entropy = self.forward(graded, each)
-        width = logprobs.shape[1]
+    def _prepare(self, batch: TrainingBatch, old: Tensor | None, index: Sequence[int]) -> dict[str, Tensor]:
+        """What the objective has to know of the whole mini-batch, (B, T) each; 0 for completions outside of it."""
+
+        def look() -> LossInputs:
+            logprobs, entropy = self.outputs(batch.graded, index)
+            return self._inputs(batch, old, {}, index, (logprobs[index], entropy[index]))
+
+        facts = self.objective.prepare(look, rows(batch.graded, index))
+        return {
+            name: torch.zeros_like(batch.advantages).index_copy(0, torch.tensor(index), fact) for name, fact in facts.items()
+        }
+
+    def _inputs(
+        self,
+        batch: TrainingBatch,
+        old: Tensor | None,
+        prepared: Mapping[str, Tensor],
+        index: Sequence[int],
+        outputs: tuple[Tensor, Tensor],
+    ) -> LossInputs:
+        """Of the completions `index`, for which the module gave `outputs`."""
+        graded, (logprobs, entropy) = batch.graded, outputs
 
         def cut(values: Tensor) -> Tensor:
-            return values[each.rows][:, :width].to(device)
+            return values[index][:, : logprobs.shape[1]].to(logprobs.device)
 
         return LossInputs(
             logprobs=logprobs,
@@ -111,6 +136,7 @@ class Learner(Scorer):
             reference_logprobs=None if batch.reference_logprobs is None else cut(batch.reference_logprobs),
             advantages=cut(batch.advantages),
             loss_mask=cut(graded.loss_mask),
+            prepared={name: cut(fact) for name, fact in prepared.items()},
         )
 
     # -- weights ---------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
+from functools import partial
 
 import torch
 from peft import PeftModel
@@ -16,17 +16,26 @@ from rlcore.batch import pad
 
 
 class TokenLogprobs(nn.Module):
-    """`token_logprobs` of a model, computed in `dtype`, as a module's forward pass: what DeepSpeed can wrap."""
+    """`token_logprobs` of a model, computed in `dtype`, as a module's forward pass: what DeepSpeed can wrap. Entropies have a
+    gradient with `learns_entropy` only: it costs as much again as that of the log-probs."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, learns_entropy: bool = False) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.learns_entropy = model, learns_entropy
 
-    def forward(self, dtype: torch.dtype, *arguments: Any) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        dtype: torch.dtype,
+        prompts: Sequence[tuple[int, ...]],
+        tokens: Tensor,
+        lengths: Sequence[int],
+        temperature: float,
+        chunks: int,
+    ) -> tuple[Tensor, Tensor]:
         model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         device = next(model.parameters()).device.type
         with nullcontext() if dtype == torch.float32 else torch.autocast(device, dtype=dtype):
-            return token_logprobs(model, *arguments)
+            return token_logprobs(model, prompts, tokens, lengths, temperature, chunks, self.learns_entropy)
 
 
 def token_logprobs(
@@ -36,9 +45,10 @@ def token_logprobs(
     lengths: Sequence[int],
     temperature: float,
     chunks: int,
+    learns_entropy: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """(b, T) log-probs (with gradient) and entropies (without) of right-padded `tokens` (b, T) after their prompts; 0 where
-    padded. Logits exist for one of `chunks` equal parts of the positions at a time, in the backward pass too.
+    """(b, T) log-probs (with gradient) and entropies (with one if asked) of right-padded `tokens` (b, T) after their prompts;
+    0 where padded. Logits exist for one of `chunks` equal parts of the positions at a time, in the backward pass too.
 
     Rows are right-padded and the model is causal, so no token sees padding and no mask is needed: the fastest attention runs.
     """
@@ -50,18 +60,21 @@ def token_logprobs(
     predicting = torch.cat([torch.arange(n) + len(p) - 1 for p, n in zip(prompts, lengths, strict=True)]).to(device)
     picked, targets = hidden[row, predicting], tokens.to(device)[row, column]
     *first, last = zip(picked.tensor_split(chunks), targets.tensor_split(chunks), strict=True)
-    parts = [checkpoint(_head, model, h, t, temperature, use_reentrant=False) for h, t in first]
-    parts.append(_head(model, *last, temperature))  # its backward comes first: nothing would be saved by computing it twice
+    head = partial(_head, model, temperature=temperature, learns_entropy=learns_entropy)
+    parts = [checkpoint(head, h, t, use_reentrant=False) for h, t in first]
+    parts.append(head(*last))  # its backward comes first: nothing would be saved by computing it twice
     flat_logprobs, flat_entropies = (torch.cat(part) for part in zip(*parts, strict=True))
     shape = tuple(tokens.shape)
     logprobs = torch.zeros(shape, device=device).index_put((row, column), flat_logprobs)
     return logprobs, torch.zeros(shape, device=device).index_put((row, column), flat_entropies)
 
 
-def _head(model: PreTrainedModel, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def _head(
+    model: PreTrainedModel, hidden: Tensor, targets: Tensor, temperature: float, learns_entropy: bool
+) -> tuple[Tensor, Tensor]:
     logits = model.get_output_embeddings()(hidden).float() / temperature
     normaliser = logits.logsumexp(-1)
     logprobs = logits.gather(1, targets[:, None])[:, 0] - normaliser
-    with torch.no_grad():
+    with torch.set_grad_enabled(learns_entropy and torch.is_grad_enabled()):
         entropy = normaliser - ((logits - normaliser[:, None]).exp() * logits).sum(-1)
     return logprobs, entropy

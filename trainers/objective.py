@@ -1,24 +1,29 @@
-"""What the learner minimises on a micro-batch: policy loss × importance weight + KL penalty, per token; and how tokens add up.
+"""What the learner minimises on a micro-batch, per token; and how tokens add up.
+
+    policy loss × importance weight × [token is among the most uncertain] + KL penalty − entropy bonus + imitation
 
 Everything is per token until `token_weights` turns it into one number, so neither the cut into micro-batches nor the number
-of ranks can change the result.
+of ranks can change the result. What takes a whole mini-batch to know (a quantile, the completions that one is compared with) is
+made before it is cut, by `prepare`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Literal
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from rlcore.recipe.schema import Correction
+from rlcore.batch import GradedBatch
+from rlcore.recipe.schema import KL, Correction, Entropy
 from rlcore.run.metrics import Max, Mean, Metrics, merge
 from trainers import kl
 from trainers.correction import importance_weights
 
-Aggregation = Literal["token_mean", "sequence_mean", "constant"]
+Aggregation = Literal["token_mean", "sequence_mean", "sequence_sum", "constant"]
 
 
 @dataclass(frozen=True)
@@ -26,50 +31,82 @@ class LossInputs:
     """A micro-batch, right-padded: everything (b, t); the log-probs are at the sampling temperature."""
 
     logprobs: Tensor  # of the model being trained, with gradient
-    entropy: Tensor  # of its distribution, no gradient
+    entropy: Tensor  # of its distribution; with gradient where the recipe has an entropy bonus
     old_logprobs: Tensor  # of the model before this step's first update
     rollout_logprobs: Tensor  # of the engine when it sampled
     reference_logprobs: Tensor | None  # of the model that KL is measured to
     advantages: Tensor
     loss_mask: Tensor
+    prepared: Mapping[str, Tensor] = field(default_factory=dict)  # this micro-batch's part of what `prepare` made
 
 
 @dataclass(frozen=True)
 class Loss:
-    per_token: Tensor  # (b, t)
+    per_token: Tensor  # (b, t), to be added up by `token_weights`
     metrics: Metrics
+    normalised: Tensor | None = None  # (b, t), terms with denominators of their own, to be added up as they are
 
 
 PolicyLoss = Callable[[LossInputs], Loss]
+Look = Callable[[], LossInputs]
+"""Makes the inputs of a whole mini-batch, without gradient, by a forward pass over it."""
+
+
+class PreparedLoss(Protocol):
+    """A policy loss that takes facts about its whole mini-batch, of n completions."""
+
+    def prepare(self, look: Look, batch: GradedBatch) -> Mapping[str, Tensor]:
+        """The facts by name, (n, T) each. `look` costs a forward pass: a loss that needs no log-probs does not call it."""
+
+    def __call__(self, inputs: LossInputs) -> Loss: ...
 
 
 @dataclass(frozen=True)
 class Objective:
     """The recipe's algorithm as a function of a micro-batch."""
 
-    policy_loss: PolicyLoss
-    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    kl_coefficient: float = 0.0
+    policy_loss: PolicyLoss | PreparedLoss
+    kl: KL = field(default_factory=KL)
     correction: Correction | None = None
+    entropy: Entropy = field(default_factory=Entropy)
+    imitation: float = 0.0
 
     @property
     def bypasses(self) -> bool:
         """Whether the policy loss takes its ratio to the sampler, so that nobody asks for `old_logprobs`."""
         return self.correction is not None and self.correction.form == "bypass"
 
+    def prepare(self, look: Look, batch: GradedBatch) -> dict[str, Tensor]:
+        """Facts about a mini-batch, (n, T) each: the policy loss's own, `uncertain` and `imitated`."""
+        look = functools.cache(look)
+        facts = dict(self.policy_loss.prepare(look, batch)) if hasattr(self.policy_loss, "prepare") else {}
+        if self.entropy.top_quantile < 1:
+            facts["uncertain"] = most_uncertain(look().entropy, batch.loss_mask, self.entropy.top_quantile)
+        if self.imitation:
+            assert batch.accuracy is not None  # `trainers.plan` refuses imitation where nothing is verified
+            correct = batch.loss_mask * (batch.accuracy == 1)[:, None]
+            facts["imitated"] = correct / correct.sum().clamp(min=1)
+        return facts
+
     def __call__(self, inputs: LossInputs) -> Loss:
         mask, rollout = inputs.loss_mask, inputs.rollout_logprobs
         learner = inputs.logprobs.detach() if self.bypasses else inputs.old_logprobs
         loss = self.policy_loss(replace(inputs, old_logprobs=rollout) if self.bypasses else inputs)
         weights, outside = importance_weights(learner - rollout, mask, self.correction)
-        per_token = loss.per_token * weights
+        per_token = loss.per_token * weights * inputs.prepared.get("uncertain", 1)
         metrics = [loss.metrics, mismatch(learner, rollout, outside, mask)]
-        metrics.append({"entropy": mean(inputs.entropy, mask)})
-        if inputs.reference_logprobs is not None:
-            penalty = getattr(kl, self.kl_estimator)(inputs.logprobs, inputs.reference_logprobs)
-            per_token = per_token + self.kl_coefficient * penalty
+        metrics.append({"entropy": mean(inputs.entropy.detach(), mask)})
+        if inputs.reference_logprobs is not None and self.kl.place == "loss":
+            penalty = getattr(kl, self.kl.estimator)(inputs.logprobs, inputs.reference_logprobs)
+            per_token = per_token + self.kl.coefficient * penalty
             metrics.append({"kl/reference": mean(penalty.detach(), mask)})
-        return Loss(per_token, merge(metrics))
+        if self.entropy.bonus:
+            per_token = per_token - self.entropy.bonus * inputs.entropy
+        normalised = None if loss.normalised is None else loss.normalised * weights
+        if self.imitation:
+            imitation = -self.imitation * inputs.logprobs * inputs.prepared["imitated"]
+            normalised = imitation if normalised is None else normalised + imitation
+        return Loss(per_token, merge(metrics), normalised)
 
 
 def mismatch(learner: Tensor, rollout: Tensor, outside: Tensor, mask: Tensor) -> Metrics:
@@ -94,11 +131,21 @@ def mean(values: Tensor, mask: Tensor) -> Mean:
     return Mean((values * mask).sum().item(), mask.sum().item())
 
 
+def most_uncertain(entropy: Tensor, mask: Tensor, share: float) -> Tensor:
+    """1 for the `share` of the tokens in the loss with the highest entropy, 0 for the others; all (n, T). Learning from these
+    alone: Wang et al. 2025, "Beyond the 80/20 rule", arXiv 2506.01939, eq. 5."""
+    inside = entropy[mask.bool()]
+    if not len(inside):
+        return mask
+    return (entropy >= torch.quantile(inside.double(), 1 - share)).to(mask.dtype)
+
+
 def token_weights(loss_mask: Tensor, aggregate: Aggregation, constant_length: int) -> Tensor:
     """(B, T) weights whose sum with per-token losses is the mini-batch's loss; made from the whole mini-batch at once.
 
     token_mean      1 / Σ mask                  every token counts alike (DAPO, eq. 8)
     sequence_mean   1 / (B′ · |y_i|)            every completion counts alike (GRPO): long answers are cheap, the length bias
+    sequence_sum    1 / B′                      a completion's loss is the sum of its tokens': that of its log-probability
     constant        1 / (B · constant_length)   neither (Dr.GRPO, §3.2); constant_length is max_new_tokens
 
     B′ is the number of completions that are in the loss at all, B that of all: a constant that knew which completions were
@@ -108,6 +155,7 @@ def token_weights(loss_mask: Tensor, aggregate: Aggregation, constant_length: in
     denominator = {
         "token_mean": lengths.sum().clamp(min=1),
         "sequence_mean": (lengths > 0).sum().clamp(min=1) * lengths.clamp(min=1),
+        "sequence_sum": (lengths > 0).sum().clamp(min=1),
         "constant": torch.tensor(len(loss_mask) * constant_length),
     }[aggregate]
     return loss_mask / denominator

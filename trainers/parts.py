@@ -32,5 +32,6 @@ def build_parts(recipe: RL, asked: Plan, location: str) -> Parts:
         learner, reference = build_group(recipe, recipe.cluster, location)
         engine = build_pool(recipe, recipe.cluster, location, tokenizer, prompter)
     sampler = Sampler(recipe, asked.problems, prompter, engine, asked.rewards)
-    prepare = Prepare(sampler.select, asked.advantage, reference, recipe.algorithm.mask_truncated)
+    algorithm = recipe.algorithm
+    prepare = Prepare(sampler.select, asked.advantage, reference, algorithm.mask_truncated, algorithm.kl)
     return Parts(sampler, engine, asked.rewards, prepare, learner, recipe.dtype)

@@ -30,8 +30,14 @@ def plan(recipe: RL) -> Plan:
     """Raises UserError for anything in the recipe that cannot work. The caller closes the rewards."""
     advantage, objective = algorithm.advantage(recipe), algorithm.objective(recipe)
     rewards = Rewards(recipe.rewards, recipe.algorithm.max_invalid_fraction)
-    if rewards.verifiable is None and (recipe.eval or recipe.algorithm.dynamic_sampling):
-        raise UserError("evaluation and dynamic sampling read accuracy, and no reward component is verifiable: add `answer`")
+    reads = {
+        "eval": recipe.eval,
+        "algorithm.dynamic_sampling": recipe.algorithm.dynamic_sampling,
+        "algorithm.imitation": recipe.algorithm.imitation,
+        f"algorithm.loss {recipe.algorithm.loss.name!r}": "accuracy" in algorithm.needed(recipe),
+    }
+    if rewards.verifiable is None and (reading := [name for name, does in reads.items() if does]):
+        raise UserError(f"{reading[0]} reads accuracy, and no reward component is verifiable: add `answer`")
     problems = Mixture(recipe.data, recipe.seed)
     held_out = load_problems(recipe.eval.data)[: recipe.eval.limit] if recipe.eval else []
     refuse_overlap(problems.problems, held_out)

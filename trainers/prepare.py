@@ -1,4 +1,8 @@
-"""From the graded batch to what the learner sees: choose groups, ask the reference model, estimate advantages."""
+"""From the graded batch to what the learner sees: choose groups, ask the reference model and the critic, estimate advantages.
+
+Here a KL term in the reward is paid: −coefficient · estimate of KL(π_rollout ‖ π_ref) at each token, from the log-probs that
+it was sampled with.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,13 @@ from torch import Tensor
 
 from rlcore.batch import GradedBatch, TrainingBatch
 from rlcore.errors import UserError
+from rlcore.recipe.schema import KL
 from rlcore.run.metrics import Mean, Metrics
+from trainers import kl
 from trainers.algorithm import Advantage
+from trainers.objective import mean
+
+NO_PENALTY = KL()
 
 
 class Reference(Protocol):
@@ -21,9 +30,16 @@ class Reference(Protocol):
     def logprobs(self, batch: GradedBatch) -> Tensor: ...
 
 
+class Valuer(Protocol):
+    """A critic, here or in other processes."""
+
+    def values(self, batch: GradedBatch) -> Tensor:
+        """(B, T) what it expects to be earned from each token on."""
+
+
 class Prepare:
     """`select` restricts the batch to the groups worth training on; `mask_truncated` takes cut completions out of the loss;
-    `reference` is the model that a KL term measures the distance to."""
+    `reference` is the model that the term `penalty` measures the distance to."""
 
     def __init__(
         self,
@@ -31,8 +47,11 @@ class Prepare:
         advantage: Advantage,
         reference: Reference | None,
         mask_truncated: bool,
+        penalty: KL = NO_PENALTY,
+        critic: Valuer | None = None,
     ) -> None:
         self.select, self.advantage, self.reference, self.mask_truncated = select, advantage, reference, mask_truncated
+        self.penalty, self.critic = penalty, critic
 
     def __call__(self, graded: GradedBatch) -> tuple[TrainingBatch, Metrics]:
         chosen = self.select(graded)
@@ -40,12 +59,16 @@ class Prepare:
             chosen = replace(chosen, loss_mask=chosen.loss_mask * ~chosen.truncated[:, None])
         if not len(chosen.tokens):  # every group was dropped or told its members nothing apart
             return TrainingBatch(chosen, torch.zeros(chosen.tokens.shape), None), {"groups/trained": Mean(0, 1)}
+        metrics: Metrics = {"groups/trained": Mean(len(chosen.group.unique()), 1)}
         reference = self.reference.logprobs(chosen) if self.reference is not None else None
+        if reference is not None and self.penalty.place == "reward":
+            estimate = getattr(kl, self.penalty.estimator)(chosen.rollout_logprobs, reference) * chosen.loss_mask
+            chosen = replace(chosen, rewards=chosen.rewards | {"kl": -self.penalty.coefficient * estimate})
+            metrics["kl/reference"] = mean(estimate, chosen.loss_mask)
+        if self.critic is not None:
+            chosen = replace(chosen, values=self.critic.values(chosen))
         advantages = self.advantage(chosen)
         if not torch.isfinite(advantages.policy).all():
             raise UserError("an advantage is not finite: the estimator met a batch that it cannot handle")
-        metrics: Metrics = {
-            "groups/degenerate": Mean(advantages.degenerate.sum().item(), len(chosen.tokens)),
-            "groups/trained": Mean(len(chosen.group.unique()), 1),
-        }
-        return TrainingBatch(chosen, advantages.policy, reference), metrics
+        metrics["groups/degenerate"] = Mean(advantages.degenerate.sum().item(), len(chosen.tokens))
+        return TrainingBatch(chosen, advantages.policy, reference, advantages.returns), metrics

@@ -35,24 +35,30 @@ class Scorer:
         self.model, self.cut, self.dtype = model, cut, getattr(torch, dtype)
         self.module = module or TokenLogprobs(model)
 
-    @torch.no_grad()
     def logprobs(self, batch: GradedBatch) -> Tensor:
         """(B, T) log-probs of the batch's tokens at its sampling temperature, without dropout: what an engine serves. Every
         rank has those of all."""
-        result = torch.zeros(batch.tokens.shape, device=self.device)
+        return self.outputs(batch, range(len(batch.tokens)))[0]
+
+    @torch.no_grad()
+    def outputs(self, batch: GradedBatch, index: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Both outputs of the module for the completions `index`, (B, T) each, 0 for the others."""
+        result = torch.zeros(2, *batch.tokens.shape, device=self.device)
         training = self.model.training
         self.model.eval()
-        for each in passes(batch, range(len(batch.tokens)), self.cut):
-            values, _ = self.forward(batch, each)
+        for each in passes(batch, index, self.cut):
+            found = torch.stack(self.forward(batch, each))
             if each.counts:
-                result[each.rows, : values.shape[1]] = values
+                result[:, each.rows, : found.shape[2]] = found
         self.model.train(training)
         if world() > 1:
             dist.all_reduce(result)
-        return result.cpu()
+        first, second = result.cpu()
+        return first, second
 
     def forward(self, batch: GradedBatch, each: Pass) -> tuple[Tensor, Tensor]:
-        """(b, t) log-probs and entropies of a pass's completions, t being the longest of them."""
+        """(b, t) log-probs and entropies of a pass's completions, or what the module gives in their place; t is the longest of
+        them."""
         lengths = [int(n) for n in batch.present[each.rows].sum(1)]
         prompts = [batch.prompt_ids[i] for i in each.rows]
         tokens = batch.tokens[each.rows][:, : max(lengths)]

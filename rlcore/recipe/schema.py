@@ -119,14 +119,39 @@ class Component(Plugin):
 class KL(Section):
     """A penalty that keeps the policy near the model it started from; see `trainers/kl.py`."""
 
-    estimator: Literal["k1", "k2", "k3"] = "k3"
+    estimator: Literal["k1", "k2", "k3", "k3_plus"] = "k3"
     coefficient: NonNegativeFloat = 0.0
+    place: Literal["loss", "reward"] = "loss"  # reward: each token is paid −coefficient · estimate
 
     @model_validator(mode="after")
     def _pulls(self) -> KL:
-        if self.estimator == "k1" and self.coefficient:
-            raise ValueError("k1 as a loss has an expected gradient of zero: use k2 (pulls as the reverse KL does) or k3")
+        if not self.coefficient:
+            return self
+        if self.place == "loss" and self.estimator == "k1":
+            raise ValueError(
+                "k1 as a loss has an expected gradient of zero: use k2 or k3_plus (they pull as the reverse KL does), k3, or "
+                "`place: reward`"
+            )
+        if self.place == "reward" and self.estimator == "k3_plus":
+            raise ValueError("k3_plus differs from k3 by its gradient, and a reward has none: use k1, which is unbiased")
         return self
+
+
+class Entropy(Section):
+    """Ways to keep the policy from settling on one answer."""
+
+    bonus: NonNegativeFloat = 0.0  # − bonus · H of each token's distribution is added to the loss
+    top_quantile: Annotated[float, Field(gt=0, le=1)] = (
+        1.0  # the share of tokens, the most uncertain, that make the policy loss
+    )
+
+
+class Critic(Section):
+    """A model of its own that predicts what is still to be earned at each token; for advantages that need values."""
+
+    learning_rate: PositiveFloat = 1e-5  # what else its optimiser does is the policy's
+    clip: PositiveFloat | None = 0.2  # of how far values may move from those before the step
+    warmup_steps: NonNegativeInt = 0  # steps in which it learns and the policy does not
 
 
 CORRECTIONS: dict[str, dict[str, Any]] = {
@@ -194,8 +219,11 @@ class DynamicSampling(Section):
 class Algorithm(Section):
     advantage: Annotated[Plugin, _unless_named("grpo")] = Plugin(name="grpo")
     loss: Annotated[Plugin, _unless_named("ppo_clip")] = Plugin(name="ppo_clip")
-    aggregate: Literal["token_mean", "sequence_mean", "constant"] = "token_mean"
+    aggregate: Literal["token_mean", "sequence_mean", "sequence_sum", "constant"] = "token_mean"
     kl: KL = KL()
+    entropy: Entropy = Entropy()
+    imitation: NonNegativeFloat = 0.0  # weight of the negative log-likelihood of correct completions, a loss of its own (VAPO)
+    critic: Critic | None = None
     correction: Correction | None = None  # for sampling from another distribution than the learner's
     dynamic_sampling: DynamicSampling | None = None
     mask_truncated: bool = False  # leave completions cut by the token limit out of the loss

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from rlcore.batch import TrainingBatch
 from rlcore.models import ModelSpec
 from rlcore.recipe.load import load
-from rlcore.recipe.schema import CORRECTIONS, RL, Correction
+from rlcore.recipe.schema import CORRECTIONS, KL, RL, Correction
 from rlcore.run.metrics import merge, values
 from trainers import algorithm
 from trainers.build import build_learner, build_policy
@@ -109,7 +109,9 @@ def losses(objective: Objective, inputs: LossInputs) -> tuple[Tensor, Tensor]:
 def test_where_the_learner_sampled_itself_no_correction_changes_anything(name: str, seed: int) -> None:
     inputs = random_inputs(seed, off_policy=0.0)
     for corrected, plain in zip(
-        losses(Objective(ppo_clip, "k3", 0.1, named(name)), inputs), losses(Objective(ppo_clip, "k3", 0.1), inputs), strict=True
+        losses(Objective(ppo_clip, KL(coefficient=0.1), named(name)), inputs),
+        losses(Objective(ppo_clip, KL(coefficient=0.1)), inputs),
+        strict=True,
     ):
         assert torch.equal(corrected, plain)
 
@@ -123,9 +125,9 @@ def test_the_weight_is_a_constant_factor_of_the_policy_loss_and_not_of_the_kl_te
     weights, outside = importance_weights(inputs.old_logprobs - inputs.rollout_logprobs, inputs.loss_mask, named(name))
     assert (outside * inputs.loss_mask).any()
     moving = replace(inputs, rollout_logprobs=inputs.rollout_logprobs + inputs.logprobs - inputs.logprobs.detach())
-    found = losses(Objective(ppo_clip, "k3", 0.1, named(name)), moving)
+    found = losses(Objective(ppo_clip, KL(coefficient=0.1), named(name)), moving)
     for corrected, ppo, with_kl in zip(
-        found, losses(Objective(ppo_clip), inputs), losses(Objective(ppo_clip, "k3", 0.1), inputs), strict=True
+        found, losses(Objective(ppo_clip), inputs), losses(Objective(ppo_clip, KL(coefficient=0.1)), inputs), strict=True
     ):
         torch.testing.assert_close(corrected, weights * ppo + (with_kl - ppo))
 
@@ -163,10 +165,14 @@ def test_each_completion_is_corrected_alike_whatever_it_is_batched_with(name: st
     parts = []
     for rows in torch.randperm(6, generator=torch.Generator().manual_seed(seed)).split(4):
         width = int(inputs.loss_mask[rows].sum(0).nonzero().max()) + 1
-        part = objective(LossInputs(**{field: tensor[rows][:, :width] for field, tensor in vars(inputs).items()}))
+        part = objective(cut(inputs, rows, width))
         torch.testing.assert_close(part.per_token, whole.per_token[rows][:, :width])
         parts.append(part.metrics)
     assert values(merge(parts)) == pytest.approx(values(whole.metrics))
+
+
+def cut(inputs: LossInputs, rows: torch.Tensor, width: int) -> LossInputs:
+    return replace(inputs, **{k: v[rows][:, :width] for k, v in vars(inputs).items() if isinstance(v, torch.Tensor)})
 
 
 # -- the mismatch ----------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from rlcore.recipe.schema import KL
 from trainers.losses.ppo_clip import ppo_clip
 from trainers.losses.ppo_clip_sequence import ppo_clip_sequence
 from trainers.objective import LossInputs, Objective, token_weights
@@ -62,7 +63,7 @@ def test_a_completions_ratio_is_the_product_of_its_tokens(clip_high: float, valu
 def test_objective_adds_the_kl_penalty_to_the_policy_loss() -> None:
     logprobs = torch.tensor([[-1.0]], requires_grad=True)
     inputs = replace(inputs_of(logprobs, torch.tensor([[2.0]])), reference_logprobs=torch.tensor([[-1.5]]))
-    loss = Objective(ppo_clip, kl_estimator="k2", kl_coefficient=0.1)(inputs)
+    loss = Objective(ppo_clip, kl=KL(estimator="k2", coefficient=0.1))(inputs)
     loss.per_token.sum().backward()
     assert loss.per_token.item() == pytest.approx(-2.0 + 0.1 * 0.125)
     assert logprobs.grad.item() == pytest.approx(-2.0 + 0.1 * 0.5)

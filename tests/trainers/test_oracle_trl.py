@@ -285,7 +285,7 @@ Mutation = Callable[[pytest.MonkeyPatch], None]
 
 
 def flipped_advantages(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(trainers.prepare, "TrainingBatch", lambda graded, a, reference: TrainingBatch(graded, -a, reference))
+    patch.setattr(trainers.prepare, "TrainingBatch", lambda graded, a, *rest: TrainingBatch(graded, -a, *rest))
 
 
 def logprobs_of_the_token_before(patch: pytest.MonkeyPatch) -> None:

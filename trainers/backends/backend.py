@@ -16,9 +16,9 @@ Moments = dict[str, Tensor]  # both, by these names
 
 
 class Backend(Protocol):
-    """Made from (model, optimiser settings). All ranks make every call together; parameters and moments are float32."""
+    """Made from (module, optimiser settings). All ranks make every call together; parameters and moments are float32."""
 
-    module: Callable[..., tuple[Tensor, Tensor]]  # `trainers.logprobs.TokenLogprobs` of the model
+    module: Callable[..., tuple[Tensor, Tensor]]  # what it was made from, or what wraps that
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """Add the loss's gradient to that of the step; `last` of the step's."""

@@ -22,16 +22,15 @@ from torch import Tensor, nn
 
 from rlcore.recipe.schema import Optimizer
 from trainers.backends.backend import MOMENTS, Moments, at_home, refuse_infinite, shape
-from trainers.logprobs import TokenLogprobs
 
 
 class DeepSpeed:
     """Keeps the contract of `trainers.backends.backend.Backend`."""
 
-    def __init__(self, model: nn.Module, settings: Optimizer, *, zero: int, offload: bool) -> None:
-        self.zero, self.world, self.model = zero, dist.get_world_size(), model
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, betas=settings.betas, weight_decay=settings.weight_decay)
+    def __init__(self, module: nn.Module, settings: Optimizer, *, zero: int, offload: bool) -> None:
+        self.zero, self.world = zero, dist.get_world_size()
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(self.parameters, betas=settings.betas, weight_decay=settings.weight_decay)
         config: dict[str, Any] = {
             "train_micro_batch_size_per_gpu": 1,  # DeepSpeed asks; what a micro-batch is, the learner decides
             "gradient_accumulation_steps": 1,
@@ -42,7 +41,7 @@ class DeepSpeed:
             "steps_per_print": 1 << 60,
         }
         deepspeed.init_distributed(auto_mpi_discovery=False)
-        self.engine, *_ = deepspeed.initialize(model=TokenLogprobs(model), optimizer=optimizer, config=config)
+        self.engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
         self.module = self.engine
 
     def backward(self, loss: Tensor, last: bool) -> None:
@@ -53,7 +52,7 @@ class DeepSpeed:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
         if not self.zero:  # DeepSpeed tells no norm then, and goes the step whatever it is
-            norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None]).item()
+            norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]).item()
             refuse_infinite(norm)
             self.engine.step()
             return norm

@@ -10,17 +10,14 @@ from torch import Tensor, nn
 
 from rlcore.recipe.schema import Optimizer
 from trainers.backends.backend import Moments, at_home, refuse_infinite
-from trainers.logprobs import TokenLogprobs
 
 
 class Torch:
     """Keeps the contract of `trainers.backends.backend.Backend`."""
 
-    module: Callable[..., tuple[Tensor, Tensor]]
-
-    def __init__(self, model: nn.Module, settings: Optimizer) -> None:
-        self.module = TokenLogprobs(model)
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+    def __init__(self, module: nn.Module, settings: Optimizer) -> None:
+        self.module: Callable[..., tuple[Tensor, Tensor]] = module
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.max_grad_norm = settings.max_grad_norm
         self.optimizer = torch.optim.AdamW(self.parameters, betas=settings.betas, weight_decay=settings.weight_decay)
 
