@@ -271,7 +271,7 @@ class Mode(Section):
 
     @model_validator(mode="after")
     def _capped(self) -> Mode:
-        if self.name != "async" and "cap" in self.model_fields_set:
+        if self.name != "async" and self.cap != 1:
             raise ValueError(f"{self.name} has no cap: it is that of async")
         return self
 

@@ -42,8 +42,18 @@ def test_origins_name_file_and_line_override_or_default(recipe: Path) -> None:
     assert lines["prompts_per_step"].endswith("# default")
 
 
-def test_a_resolved_recipe_loads_to_the_same_recipe(recipe: Path, tmp_path: Path) -> None:
-    loaded = load([str(recipe), "algorithm.advantage={name: grpo, epsilon: 1.0e-4}"])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["algorithm.advantage={name: grpo, epsilon: 1.0e-4}"],
+        ["cluster={}"],
+        ["cluster={zero: 0}", "algorithm.correction=bypass"],
+        ["cluster={mode: one_step_off}", "algorithm.kl={coefficient: 0.1}"],
+        ["cluster={mode: {name: async, cap: 2}, workers: 2}", "algorithm.dynamic_sampling={}", "lora={}"],
+    ],
+)
+def test_a_resolved_recipe_loads_to_the_same_recipe(recipe: Path, tmp_path: Path, overrides: list[str]) -> None:
+    loaded = load([str(recipe), *overrides])
     (tmp_path / "recipe.yaml").write_text(loaded.to_yaml())
     assert load([str(tmp_path / "recipe.yaml")]).recipe == loaded.recipe
 
