@@ -1,5 +1,5 @@
 """Synchronous and asynchronous training on two cores: wall-clock time to the same accuracy, on a workload with long-tailed
-lengths, and what `rlcore.cluster.simulate` predicts for it.
+lengths, and what `benchmarks.simulate` predicts for it.
 
     python -m benchmarks.modes --json FILE        goes on where it was cut off
 
@@ -18,6 +18,7 @@ import functools
 import json
 import multiprocessing
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -33,15 +34,18 @@ from pyarrow import parquet
 
 from benchmarks.common import accuracy_after, arguments, finish
 from benchmarks.scaling import round_seconds
-from rlcore.cluster.simulate import predict
+from benchmarks.simulate import predict
 from rlcore.recipe.schema import Mode
 
+PROMPTS, SAMPLES = 32, 8
 RECIPE = [
     "quickstart",
     "cluster/cpu",
     "cluster.workers=1",
     "cluster.ranks=1",
     "data=[{name: chain, weight: 0.9}, {name: chain, difficulty: [16, 24], weight: 0.1}]",
+    f"rollout.prompts_per_step={PROMPTS}",
+    f"rollout.samples={SAMPLES}",
     "rollout.max_new_tokens=200",
     "algorithm.correction=token_tis",
     "eval={every: 1000, data: {name: chain, split: test, count: 300}, samples: 4, temperatures: []}",
@@ -63,6 +67,7 @@ def main() -> None:
         for arm, (overrides, pinned) in ARMS.items():
             folder = folders[arm] / str(turn)
             if not (folder / "summary.json").exists():
+                shutil.rmtree(folder, ignore_errors=True)
                 run([*RECIPE, *overrides, f"steps={options.steps}", f"output={folder}", f"seed={turn}"], pinned, folder)
             found[arm].append(read(folder))
             print(f"{arm}: {found[arm][-1]}", file=sys.stderr)
@@ -143,8 +148,8 @@ def predictions(folders: Mapping[str, Path], options: argparse.Namespace) -> dic
             capacity=ROWS[-1],
             mode=mode,
             steps=options.steps,
-            prompts=32,
-            samples=8,
+            prompts=PROMPTS,
+            samples=SAMPLES,
         ).step_s
     return {arm: round(seconds, 3) for arm, seconds in predicted.items()}
 

@@ -3,7 +3,7 @@
     python -m benchmarks.scaling                    measures an engine of this machine, then simulates
     python -m benchmarks.scaling --times FILE       takes the times from a JSON file: an earlier run's --json, or your own
 
-Loop, sampler and queue are the real ones, over `rlcore.cluster.simulate`. FILE holds {"times": {"hardware": TEXT, "base_s": …,
+Loop, sampler and queue are the real ones, over `benchmarks.simulate`. FILE holds {"times": {"hardware": TEXT, "base_s": …,
 "row_s": …, "read_s": …, "sync_s": …}}, in seconds: a round, in which each of n rows gets a token, takes base_s + row_s · n;
 read_s a token of a prompt; sync_s new weights.
 """
@@ -23,7 +23,7 @@ from typing import Any
 
 from benchmarks.common import arguments, finish, processor
 from benchmarks.report import table
-from rlcore.cluster.simulate import Prediction, predict
+from benchmarks.simulate import Prediction, predict
 from rlcore.recipe.schema import Mode
 from rlcore.types import Request, Sampling
 
@@ -53,14 +53,14 @@ def main() -> None:
     )
     times = json.loads(Path(options.times).read_text())["times"] if options.times else measured(options.model)
     lengths = long_tailed(options.median, options.sigma, options.longest)
-    cluster = Cluster(times, lengths, options.pace)
+    setting = Setting(times, lengths, options.pace)
     found = {
         str(workers): {
-            name: cluster.run(workers, options.rows, options.prompts * workers, mode) for name, mode in MODES.items()
+            name: setting.run(workers, options.rows, options.prompts * workers, mode) for name, mode in MODES.items()
         }
         for workers in WORKERS
     }
-    overhead = {name: cluster.run(1024, 64, 8192, MODES[name], steps=4) for name in ("sync", "async 1")}
+    overhead = {name: setting.run(1024, 64, 8192, MODES[name], steps=4) for name in ("sync", "async 1")}
     settings = {name: getattr(options, name) for name in ("rows", "prompts", "median", "sigma", "longest", "pace")}
     result = {
         "times": times,
@@ -158,7 +158,7 @@ def long_tailed(median: float, sigma: float, longest: int) -> list[int]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Cluster:
+class Setting:
     times: Mapping[str, Any]
     lengths: Sequence[int]
     pace: float  # tokens that the learner takes in while the workers, all rows full, sample one
@@ -197,7 +197,8 @@ def page(result: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield "**Nothing here ran on a thousand machines.** The loop (`trainers/loop.py`), the sampler with its staleness bound"
     yield "(`trainers/sampler.py`), the request queue (`rollout/queue.py`) and the data mixture are the real code. Workers and"
-    yield "learner only take time, on a virtual clock (`rlcore/cluster/simulate.py`)."
+    yield "learner only take time, on a virtual clock (`benchmarks/simulate.py`); what the pool's calls to them cost the driver"
+    yield "is not in it."
     yield ""
     yield "## What it assumes"
     yield ""

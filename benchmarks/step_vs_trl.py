@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def rlcore_side(model: str, prompts: int, samples: int, length: int, threads: in
             "optimizer.learning_rate=1.0e-6",
         ]
     ).recipe
-    parts = build_parts(recipe, plan(recipe), model)
+    parts = build_parts(recipe, plan(recipe), model, ExitStack())
     step = 0
     push(parts.learner, parts.engine, 0, None, recipe.dtype)
     memory = Memory(parts.learner.model)

@@ -1,4 +1,4 @@
-"""A job from its recipe to its run folder: the one place where all parts are put together."""
+"""A job from its recipe to its run folder."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def run(loaded: Loaded, resume: bool) -> dict[str, Any]:
 def _rl(loaded: Loaded, recipe: RL) -> dict[str, Any]:
     if recipe.cluster is None:
         return _train(loaded, recipe)
-    with connected(recipe.cluster.address) as cluster:
-        TERMINAL.print(cluster, markup=False)
+    with connected(recipe.cluster.address) as description:
+        TERMINAL.print(description, markup=False)
         restarts = 0
         while True:
             try:
@@ -60,12 +60,11 @@ def _train(loaded: Loaded, recipe: RL) -> dict[str, Any]:
     asked = plan(recipe)
     for line in asked.problems.describe():
         run.console.say(line)
-    run.console.say(f"{recipe.model} on {models.pick_device(recipe.device)} in {recipe.dtype}")
+    run.console.say(f"{recipe.model} on {_place(recipe)} in {recipe.dtype}")
     with ExitStack() as ending:
         ending.callback(run.console.stop)
         ending.callback(asked.rewards.close)
-        parts = build_parts(recipe, asked, warmstart.resolve(recipe.model, recipe.seed))
-        ending.callback(parts.engine.close)
+        parts = build_parts(recipe, asked, warmstart.resolve(recipe.model, recipe.seed), ending)
         run.learners = {"policy": parts.learner}
         run.cursors = {"data": parts.sampler, "rewards": parts.rewards}
         if recipe.eval is None:
@@ -77,6 +76,14 @@ def _train(loaded: Loaded, recipe: RL) -> dict[str, Any]:
             step = train(replace(parts, evaluate=evaluation), run)
             summary = compare(before, evaluation.thorough(), recipe.rollout.temperature)
     return _finish(run, {"engine": recipe.rollout.engine.model_dump(), **summary, "steps": step})
+
+
+def _place(recipe: RL) -> str:
+    """Where the models work. On a cluster every process picks its own device."""
+    if recipe.cluster is None:
+        return models.pick_device(recipe.device)
+    asked = recipe.cluster
+    return f"{asked.workers} workers ({asked.gpus_per_worker:g} GPUs each) and {asked.ranks} ranks ({asked.gpus_per_rank:g})"
 
 
 def _sft(loaded: Loaded, recipe: Sft) -> dict[str, Any]:

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 Key = TypeVar("Key")
 
 START_S = 1800.0  # what an actor may take to load its model
-GRACE_S = 10.0  # how long the others are listened to after one has raised: it may have done so because another died
+# How long the others are listened to after one has raised: it may have done so because another died, and of the death of a
+# whole machine Ray hears after some 15 s of silence.
+GRACE_S = 30.0
 
 
 @dataclass(frozen=True)

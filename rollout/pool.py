@@ -27,7 +27,8 @@ from rollout.sync import TOLERANCE, Reception, SyncError
 from rollout.transport import BroadcastUpdate, Sender
 from rollout.worker import Worker, to_wire
 
-WAIT_S = 1.0  # how long a call waits for completions before it says that the engine is alive
+WAIT_S = 1.0  # how long a worker's call waits for completions before it says that the engine is alive
+LISTEN_S = 0.1  # how long a poll waits for any worker's
 BUCKETS_UNDER_WAY = 2
 
 Key = tuple[str, int, int]
@@ -69,7 +70,7 @@ class Pool(Engine):
         self.restarts, self.max_restarts = 0, max_restarts
         self._reception = Reception()
         self._update: WeightUpdate | None = None  # what is served, to be streamed again to those who come later
-        self._probe: tuple[Sequence[tuple[Tokens, Tokens]], list[list[float]]] | None = None  # asked since, and answered
+        self._proofs: dict[str, tuple[tuple[Any, ...], Any]] = {}  # what workers were asked about it last, and answered
         self._queue = Queue(room=0)
         self._under_way: deque[dict[_Member, Any]] = deque()  # buckets sent and not yet acknowledged
         self._met: tuple[Sender, list[_Member]] | None = None  # who are in one group for broadcasts
@@ -109,17 +110,12 @@ class Pool(Engine):
         stopped: list[Completion] = []
         while any(member.outstanding for member in self._members):
             stopped += self._hear()
-        for request in self._queue:
-            text = self.tokenizer.decode(request.prefix.token_ids, skip_special_tokens=True)
-            stopped.append(request.completed((), (), self.version, "interrupted", text))
-        self._queue.clear()
-        return stopped
+        return stopped + self._unbegun()
 
     def logprobs(self, sequences: Sequence[tuple[Tokens, Tokens]]) -> list[list[float]]:
         """Of one worker. All are asked: raises SyncError where one serves something else than another."""
         self._reception.refuse_torn()
-        rows = self._agreed("logprobs", sequences)
-        self._probe = sequences, rows
+        rows: list[list[float]] = self._agreed("logprobs", sequences)
         return rows
 
     # -- weights ---------------------------------------------------------------------------------------------------------
@@ -127,7 +123,7 @@ class Pool(Engine):
     def sync(self, update: WeightUpdate) -> dict[str, int]:
         if self.busy:
             raise RuntimeError("sync while completions are under way: interrupt() first, then submit them with their prefix")
-        self._update, self._probe = update, None
+        self._update, self._proofs = update, {}
         if not isinstance(update, BroadcastUpdate):
             return super().sync(update)
         try:
@@ -193,6 +189,8 @@ class Pool(Engine):
     # -- handing out -----------------------------------------------------------------------------------------------------
 
     def _hand_out(self) -> None:
+        if not self._queue:
+            return
         for member, requests in self._queue.hand_out({m: len(m.outstanding) for m in self._serving()}).items():
             member.outstanding |= {(r.problem_id, r.sample, r.seed): r for r in requests}
             member.last = member.actor.submit.remote(requests, member.last)
@@ -201,13 +199,14 @@ class Pool(Engine):
                 member.waiting = member.actor.collect.remote(WAIT_S)
 
     def _hear(self) -> list[Completion]:
-        """Wait for a worker to say something, and return what has finished."""
+        """Wait for a worker to say something, and return what has finished; where all wait for weights, what none of them has
+        begun."""
         import ray
 
         calls = {member.waiting: member for member in self._members if member.waiting is not None}
         if not calls:
-            return []
-        ready, _ = ray.wait(list(calls), num_returns=1, timeout=WAIT_S)
+            return self._unbegun()
+        ready, _ = ray.wait(list(calls), num_returns=1, timeout=LISTEN_S)
         more, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0)
         finished: list[Completion] = []
         for ref in {*ready, *more}:
@@ -218,9 +217,26 @@ class Pool(Engine):
                 self._replace(member, f"did nothing for {patience:g} s")
         return finished
 
+    def _unbegun(self) -> list[Completion]:
+        """Empty the queue: its requests as interrupted completions."""
+        stopped = [
+            request.completed(
+                (), (), self.version, "interrupted", self.tokenizer.decode(request.prefix.token_ids, skip_special_tokens=True)
+            )
+            for request in self._queue
+        ]
+        self._queue.clear()
+        return stopped
+
     def _answer(self, member: _Member) -> list[Completion]:
         """Take in what the call that is awaited has brought."""
-        got = self._settle({member: member.waiting})
+        try:
+            got = self._settle({member: member.waiting})
+        except (OSError, RuntimeError) as error:
+            if member.state != "starting":
+                raise
+            self._replace(member, f"could not start: {error}")  # its predecessor's memory may not be free yet
+            return []
         if member not in got:
             return []
         member.waiting = None
@@ -266,8 +282,8 @@ class Pool(Engine):
                 for bucket in self._update.buckets:
                     self._settle(self._send(bucket, [member]))
                 self._ask(member, "end_sync")
-            if self._probe is not None:
-                self._refuse_difference("logprobs", member, self._ask(member, "logprobs", self._probe[0]), self._probe[1])
+            for method, (arguments, answer) in self._proofs.items():
+                self._refuse_difference(method, member, self._ask(member, method, *arguments), answer)
             member.state = "serving"
         except (_Lost, Superseded):  # a lost one has been replaced
             return
@@ -309,7 +325,7 @@ class Pool(Engine):
         return {m: m.last for m in members}
 
     def _agreed(self, method: str, *arguments: Any) -> Any:
-        """What all workers answer alike; waits for one where none is left."""
+        """What all workers answer alike, and those that come later will have to; waits for one where none is left."""
         got: dict[_Member, Any] = {}
         while not got:
             while not self._serving():
@@ -318,6 +334,7 @@ class Pool(Engine):
         (_, first), *others = sorted(got.items(), key=lambda answered: answered[0].number)  # they come in any order
         for member, answer in others:
             self._refuse_difference(method, member, answer, first)
+        self._proofs[method] = arguments, first
         return first
 
     def _refuse_difference(self, method: str, member: _Member, answer: Any, first: Any) -> None:

@@ -33,10 +33,15 @@ def build_engine(recipe: RL, location: str, tokenizer: PreTrainedTokenizerBase, 
     return engine
 
 
+def build_start(recipe: Job, location: str) -> PreTrainedModel:
+    """The model that training starts from, in float32."""
+    return ModelSpec(location, "float32", recipe.device, recipe.trust_remote_code).load()
+
+
 def build_policy(recipe: Job, location: str) -> PreTrainedModel | PeftModel:
     """The model to be trained, in float32, with fresh LoRA adapters if the recipe has them."""
     torch.manual_seed(recipe.seed)  # adapters and dropout, whatever this process did before: making a toy, say
-    model = ModelSpec(location, "float32", recipe.device, recipe.trust_remote_code).load()
+    model = build_start(recipe, location)
     if recipe.lora is None:
         return model
     lora = recipe.lora
@@ -79,5 +84,4 @@ def build_reference(
         return None
     if recipe.lora is not None:
         return WithoutAdapters(policy, recipe.update, recipe.dtype, module)
-    model = ModelSpec(location, "float32", recipe.device, recipe.trust_remote_code).load()
-    return Scorer(model, recipe.update, recipe.dtype)
+    return Scorer(build_start(recipe, location), recipe.update, recipe.dtype)

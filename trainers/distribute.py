@@ -4,35 +4,57 @@ learner."""
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from rlcore import models
+from rlcore.cluster.connect import LOOPBACK
+from rlcore.errors import UserError
 from rlcore.prompts import Prompter
 from rlcore.recipe.schema import RL, Cluster
 from rollout.pool import Pool
 from trainers import algorithm
-from trainers.build import build_engine, build_learner, build_policy, build_reference
+from trainers.build import build_engine, build_learner, build_policy, build_reference, build_start
 from trainers.group import LearnerGroup, LearnerRank, RemoteScorer, RemoteSender
 from trainers.ranks import Ranks
 from trainers.scorer import Scorer
 
+JOINING_S = 120.0
 PASSED_ON = ("HF_", "RLCORE_", "VLLM_", "NCCL_", "TOKENIZERS_", "TRANSFORMERS_")  # how environment variables begin
 
 
-def build_group(recipe: RL, cluster: Cluster, location: str) -> tuple[LearnerGroup, RemoteScorer | None]:
+def refuse_few_gpus(recipe: RL, cluster: Cluster) -> None:
+    """Raise UserError where the Ray cluster has fewer GPUs than the recipe asks for, after some patience with nodes that are
+    still to join; a cluster of this machine never gets more."""
+    import ray
+
+    ranks = cluster.ranks + (cluster.reference == "own" and recipe.algorithm.kl.coefficient > 0)
+    wanted = cluster.workers * cluster.gpus_per_worker + ranks * cluster.gpus_per_rank
+    until = time.monotonic() + (0 if ray.util.get_node_ip_address() == LOOPBACK else JOINING_S)
+    while (there := ray.cluster_resources().get("GPU", 0)) < wanted:
+        if time.monotonic() >= until:
+            raise UserError(f"the recipe's cluster asks for {wanted:g} GPUs, and the Ray cluster has {there:g}: ask for fewer")
+        time.sleep(1)
+
+
+def build_group(recipe: RL, cluster: Cluster, location: str, ending: ExitStack) -> tuple[LearnerGroup, RemoteScorer | None]:
     """The learner, and the reference model where a KL term needs one. Returns before the processes have loaded anything; their
     first call waits for that."""
-    ranks = _ranks(recipe, cluster, location, _learner_rank, cluster.ranks)
+    ranks = _ranks(recipe, cluster, location, "learner rank", _learner_rank, cluster.ranks)
+    ending.callback(ranks.close)
     learner = LearnerGroup(ranks, RemoteSender(ranks, cluster.tensor_parallel) if cluster.transport == "nccl" else None)
     if not recipe.algorithm.kl.coefficient:
         return learner, None
     if cluster.reference == "shared":
-        return learner, RemoteScorer(learner.ranks, "reference_logprobs")
-    return learner, RemoteScorer(_ranks(recipe, cluster, location, _reference_rank, 1), "logprobs")
+        return learner, RemoteScorer(ranks, "reference_logprobs")
+    own = _ranks(recipe, cluster, location, "reference model", _reference_rank, 1)
+    ending.callback(own.close)
+    return learner, RemoteScorer(own, "logprobs")
 
 
 def build_pool(recipe: RL, cluster: Cluster, location: str, tokenizer: PreTrainedTokenizerBase, prompter: Prompter) -> Pool:
@@ -43,18 +65,20 @@ def build_pool(recipe: RL, cluster: Cluster, location: str, tokenizer: PreTraine
         workers=cluster.workers,
         dtype=recipe.dtype,
         gpus=cluster.gpus_per_worker,
-        environment=_environment(recipe, cluster.workers),
+        environment=_environment(recipe, cluster.workers, cluster.gpus_per_worker),
         deadline_s=cluster.deadline_s,
         max_restarts=cluster.max_restarts,
     )
 
 
-def _ranks(recipe: RL, cluster: Cluster, location: str, make: Callable[..., Any], count: int) -> Ranks:
+def _ranks(recipe: RL, cluster: Cluster, location: str, name: str, make: Callable[..., Any], count: int) -> Ranks:
     return Ranks(
         partial(make, recipe, cluster, location),
+        name=name,
         count=count,
         gpus=cluster.gpus_per_rank,
-        environment=_environment(recipe, count) | {"DS_ACCELERATOR": "cuda" if cluster.gpus_per_rank else "cpu"},
+        environment=_environment(recipe, count, cluster.gpus_per_rank)
+        | {"DS_ACCELERATOR": "cuda" if cluster.gpus_per_rank else "cpu"},
         deadline_s=cluster.deadline_s,
     )
 
@@ -74,13 +98,12 @@ def _learner_rank(recipe: RL, cluster: Cluster, location: str, rank: int, count:
 
 
 def _reference_rank(recipe: RL, cluster: Cluster, location: str, rank: int, count: int) -> Scorer:
-    reference = build_reference(recipe, location, build_policy(recipe, location))
-    assert reference is not None  # asked for only where there is a KL term
-    return reference
+    return Scorer(build_start(recipe, location), recipe.update, recipe.dtype)
 
 
-def _environment(recipe: RL, beside: int) -> dict[str, str]:
-    """What a process inherits from this one, and its share of the cores: of a machine with so many of its kind."""
+def _environment(recipe: RL, beside: int, gpus: float) -> dict[str, str]:
+    """What a process inherits from this one, and its share of the cores: of a machine with so many of its kind. Those that ask
+    for no GPU are to see none, and Ray would show them all."""
     inherited = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
     threads = recipe.threads or max(1, (os.cpu_count() or 1) // beside)
-    return inherited | {"OMP_NUM_THREADS": str(threads)}
+    return inherited | {"OMP_NUM_THREADS": str(threads)} | ({} if gpus else {"CUDA_VISIBLE_DEVICES": ""})

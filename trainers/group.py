@@ -32,7 +32,6 @@ class LearnerGroup:
 
     def __init__(self, ranks: Ranks, sender: Sender | None = None) -> None:
         self.ranks, self.sender = ranks, sender
-        self.updates = 0
 
     def logprobs(self, batch: GradedBatch) -> Tensor:
         return RemoteScorer(self.ranks, "logprobs").logprobs(batch)
@@ -40,15 +39,14 @@ class LearnerGroup:
     def update(self, batch: TrainingBatch) -> Metrics:
         import ray
 
-        self.updates += 1
         return merge(self.ranks.call("update", ray.put(batch)))
 
     def weights(self, version: int) -> WeightUpdate:
         manifest: Manifest = self.ranks.call("announce", version)[0]
-        buckets = _RemoteBuckets(self, self.updates, "next_bucket")
+        buckets = _RemoteBuckets(self.ranks, version, "next_bucket")
         if self.sender is None or manifest.kind == "adapter":  # which vLLM takes from files, and is small
             return WeightUpdate(manifest, buckets)
-        announced = _RemoteBuckets(self, self.updates, "next_announced")
+        announced = _RemoteBuckets(self.ranks, version, "next_announced")
         return BroadcastUpdate(manifest, buckets, announced, self.sender)
 
     def save(self, folder: Path) -> None:
@@ -97,17 +95,15 @@ class RemoteScorer:
 
 @dataclass(frozen=True)
 class _RemoteBuckets:
-    """Buckets as the call `method` of the ranks makes each when it is asked for."""
+    """Buckets of the weight update `version`, as the call `method` of the ranks makes each when it is asked for."""
 
-    group: LearnerGroup
-    updates: int  # of the learner, when they were made
+    ranks: Ranks
+    version: int
     method: str
 
     def __iter__(self) -> Iterator[Bucket]:
-        if self.updates != self.group.updates:
-            raise Superseded
-        self.group.ranks.call("rewind")
-        while (bucket := self.group.ranks.call(self.method)[0]) is not None:
+        self.ranks.call("rewind", self.version)
+        while (bucket := self.ranks.call(self.method)[0]) is not None:
             yield bucket
 
 
@@ -119,12 +115,15 @@ class LearnerRank:
         self._broadcaster: Broadcaster | None = None
         self._announced: Bucket | None = None
 
-    def logprobs(self, batch: GradedBatch) -> Tensor:
-        return self.learner.logprobs(batch)
+    def logprobs(self, batch: GradedBatch) -> Tensor | None:
+        """As all scores: every rank has them, and rank 0 hands them out."""
+        found = self.learner.logprobs(batch)
+        return None if self.rank else found
 
-    def reference_logprobs(self, batch: GradedBatch) -> Tensor:
+    def reference_logprobs(self, batch: GradedBatch) -> Tensor | None:
         assert self.reference is not None
-        return self.reference.logprobs(batch)
+        found = self.reference.logprobs(batch)
+        return None if self.rank else found
 
     def update(self, batch: TrainingBatch) -> Metrics:
         return self.learner.update(batch)
@@ -133,7 +132,10 @@ class LearnerRank:
         self._weights = self.learner.weights(version)
         return self._weights.manifest
 
-    def rewind(self) -> None:
+    def rewind(self, version: int) -> None:
+        """Begin with the buckets of an update anew. Raises Superseded where another one has been announced since."""
+        if self._weights.manifest.version != version:
+            raise Superseded
         self._buckets = iter(self._weights.buckets)
 
     def next_bucket(self) -> Bucket | None:

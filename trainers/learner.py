@@ -148,9 +148,12 @@ class Learner(Scorer):
         made = self.updates
 
         def tensors() -> Iterator[tuple[str, Tensor]]:
-            if self.updates != made:
-                raise Superseded
-            return self._merged(self.dtype) if kind == "full" else self._scaled()
+            pairs = self._merged(self.dtype) if kind == "full" else self._scaled()
+            while self.updates == made:
+                if (pair := next(pairs, None)) is None:
+                    return
+                yield pair
+            raise Superseded
 
         return weight_update(version, shapes, tensors, kind, self.bucket_bytes)
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 from rlcore import models
 from rlcore.prompts import Prompter
 from rlcore.protocols import Engine, Learner
 from rlcore.recipe.schema import RL
 from trainers.build import build_engine, build_learner, build_policy, build_reference
-from trainers.distribute import build_group, build_pool
+from trainers.distribute import build_group, build_pool, refuse_few_gpus
 from trainers.loop import Parts
 from trainers.plan import Plan, longest_prompt
 from trainers.prepare import Prepare, Reference
 from trainers.sampler import Sampler
 
 
-def build_parts(recipe: RL, asked: Plan, location: str) -> Parts:
-    """Everything the loop needs, with the models loaded, here or on the cluster that this process is connected to. Raises
-    UserError, before that, for prompts that do not fit."""
+def build_parts(recipe: RL, asked: Plan, location: str, ending: ExitStack) -> Parts:
+    """Everything the loop needs, with the models loaded, here or on the cluster that this process is connected to; `ending`
+    releases it. Raises UserError, before that, for prompts that do not fit."""
     tokenizer = models.load_tokenizer(location, recipe.trust_remote_code)
     prompter = Prompter(recipe.prompt, tokenizer)
     longest_prompt(recipe, asked, prompter, models.context(location, recipe.trust_remote_code))
@@ -29,8 +31,10 @@ def build_parts(recipe: RL, asked: Plan, location: str) -> Parts:
         learner = build_learner(recipe, policy, tokenizer, asked.objective)
         reference = build_reference(recipe, location, policy)
     else:
-        learner, reference = build_group(recipe, recipe.cluster, location)
+        refuse_few_gpus(recipe, recipe.cluster)
+        learner, reference = build_group(recipe, recipe.cluster, location, ending)
         engine = build_pool(recipe, recipe.cluster, location, tokenizer, prompter)
+    ending.callback(engine.close)
     sampler = Sampler(recipe, asked.problems, prompter, engine, asked.rewards)
     algorithm = recipe.algorithm
     prepare = Prepare(sampler.select, asked.advantage, reference, algorithm.mask_truncated, algorithm.kl)

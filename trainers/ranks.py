@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
@@ -16,14 +17,15 @@ class LearnerLost(Exception):
 
 
 class Ranks:
-    """`count` processes with `gpus` GPUs each, in which `make(rank, count)` made what `call` calls. All make and answer every
-    call together; a call raises LearnerLost, and ends them all, where one of them is lost: it died, or said nothing for
-    `deadline_s` seconds."""
+    """`count` processes with `gpus` GPUs each, in which `make(rank, count)` made what `call` calls; messages call them `name`.
+    All make and answer every call together; a call raises LearnerLost, and ends them all, where one of them is lost: it died,
+    or said nothing for `deadline_s` seconds."""
 
     def __init__(
         self,
         make: Callable[[int, int], Any],
         *,
+        name: str,
         count: int,
         gpus: float,
         environment: Mapping[str, str],
@@ -31,7 +33,8 @@ class Ranks:
     ) -> None:
         import ray
 
-        self.deadline_s = deadline_s
+        self.name, self.deadline_s = name, deadline_s
+        self._calling = threading.Lock()  # all ranks get the calls of several threads in one order
         options = dict(num_cpus=0, num_gpus=gpus, runtime_env={"env_vars": dict(environment)})
         self._actors: list[Any] = [ray.remote(Rank).options(**options).remote() for _ in range(count)]
         [address] = self._answered({0: self._actors[0].listen.remote()}, START_S)
@@ -45,9 +48,9 @@ class Ranks:
         if self._joining:
             self._answered(self._joining, START_S)
             self._joining = {}
-        return self._answered(
-            {rank: actor.call.remote(method, *arguments) for rank, actor in enumerate(self._actors)}, self.deadline_s
-        )
+        with self._calling:
+            calls = {rank: actor.call.remote(method, *arguments) for rank, actor in enumerate(self._actors)}
+        return self._answered(calls, self.deadline_s)
 
     def close(self) -> None:
         kill(self._actors)
@@ -55,11 +58,11 @@ class Ranks:
 
     def _answered(self, calls: dict[int, Any], deadline_s: float) -> list[Any]:
         if not self._actors:
-            raise LearnerLost("the learner's ranks were ended before")
+            raise LearnerLost(f"{self.name}: ended before")
         found = answers(calls, deadline_s, together=True)
         if found.lost:  # what others raise then is that they lost the connection
             self.close()
-            raise LearnerLost("; ".join(f"learner rank {rank} {why}" for rank, why in found.lost.items()))
+            raise LearnerLost("; ".join(f"{self.name} {rank} {why}" for rank, why in found.lost.items()))
         for error in found.raised.values():
             raise error
         return [found.got[rank] for rank in calls]

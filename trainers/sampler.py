@@ -9,7 +9,7 @@ where `version` is the number of steps trained. A step takes its groups from the
 that are whole first, and waits where they are too few. A group that is begun at version v and trained in step s, which updates
 version s − 1, so has staleness s − 1 − v ≤ η: v + η + 1 rounds are begun by then, as many as there are steps to train them in,
 and each younger group that overtook one of them would push another over the cap. The count of rounds is checkpointed with the
-problems that were begun and not trained on: a resumed run begins those again, under the same bound.
+problems that were begun and not trained on: a resumed run begins those again first, under the bound of its own mode.
 
     synchronous     η = 0: a step begins its own round and waits for it
     one-step-off    η = 1: the next round is sampled while this one is learned from, and is whole before the weights change
@@ -23,6 +23,7 @@ import itertools
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -77,6 +78,9 @@ class Sampler:
         self._begun: dict[_Key, _Begun] = {}  # and not trained on, the oldest first
         self._whole: Counter[int] = Counter()  # how many of them have all their completions, by the version they began at
         self._taken: set[_Key] = set()  # by the step that is being trained
+        self._again: list[tuple[Problem, int]] = []  # what a run that was resumed had begun: problems, and numbers of groups
+        self._thread = ThreadPoolExecutor(1)
+        self._background: Future[None] | None = None
         self._held: list[Request] = []  # to be handed to the engine, with what was sampled of them before
 
     # -- the loop's verbs ------------------------------------------------------------------------------------------------
@@ -99,32 +103,27 @@ class Sampler:
 
     @contextmanager
     def going_on(self) -> Iterator[None]:
-        """Within it, what is under way goes on in the background. Raises what the engine raised meanwhile."""
-        failures: list[BaseException] = []
+        """Within it, what is under way goes on in the background; `pause` waits for that to end."""
         over = threading.Event()
 
         def work() -> None:
-            try:
-                while self.engine.busy and not over.is_set():
-                    self._take_in(self.engine.poll())
-            except BaseException as error:  # raised again below, in the loop's own thread
-                failures.append(error)
+            while self.engine.busy and not over.is_set():
+                self._take_in(self.engine.poll())
 
-        if not self.engine.busy:
-            yield
-            return
-        thread = threading.Thread(target=work)
-        thread.start()
+        self._background = self._thread.submit(work)
         try:
             yield
-        finally:
+        except BaseException:
             over.set()
-            thread.join()
-        if failures:
-            raise failures[0]
+            wait([self._background])
+            raise
+        over.set()
 
     def pause(self) -> None:
-        """Leave nothing under way, so that the weights can change."""
+        """Leave nothing under way, so that the weights can change. Raises what the engine raised in the background."""
+        if self._background is not None:
+            self._background.result()
+            self._background = None
         if self.mode.partial:
             self._take_in(self.engine.interrupt())
         while self.engine.busy:
@@ -140,22 +139,21 @@ class Sampler:
         return rows(batch, torch.isin(batch.group, torch.tensor(chosen, dtype=torch.long)).nonzero()[:, 0].tolist())
 
     def state(self) -> Any:
-        begun = [{"problem": group.problem.id, "number": group.number} for group in self._begun.values()]
+        begun = [(group.problem, group.number) for group in self._begun.values()] + self._again
         return {
             "data": self.problems.state(),
             "rounds": self._rounds,
             "extra": self._extra,
             "groups": self._groups,
-            "begun": begun,
+            "begun": [{"problem": problem.id, "number": number} for problem, number in begun],
         }
 
     def restore(self, state: Any) -> None:
         self.problems.restore(state["data"])
         self._rounds, self._extra, self._groups = state["rounds"], state["extra"], state["groups"]
+        self._rounds -= len(state["begun"]) // self.spec.prompts_per_step
         by_id = {problem.id: problem for problem in self.problems.problems}
-        trained = self._rounds - self._extra - len(state["begun"]) // self.spec.prompts_per_step
-        for group in state["begun"]:
-            self._begin(by_id[group["problem"]], group["number"], version=trained)
+        self._again = [(by_id[group["problem"]], group["number"]) for group in state["begun"]]
 
     # -- a round ---------------------------------------------------------------------------------------------------------
 
@@ -163,9 +161,8 @@ class Sampler:
         """Begin what there is capacity for, and wait for a step's worth of groups."""
         version = step - 1
         while self._rounds < min(version + self.mode.staleness + 1, self.steps) + self._extra:
-            for problem in self.problems.next(self.spec.prompts_per_step):
-                self._begin(problem, self._groups, version)
-                self._groups += 1
+            for problem, number in self._next():
+                self._begin(problem, number, version)
             self._rounds += 1
         self.engine.submit(self._held)
         self._held = []
@@ -174,6 +171,15 @@ class Sampler:
             del self._begun[key]
         self._taken |= ready.keys()
         return [Group(group.problem, [group.done[k] for k in sorted(group.done)]) for group in ready.values()]
+
+    def _next(self) -> list[tuple[Problem, int]]:
+        """The problems of the next round, with the numbers of their groups: those first that were begun before a resume."""
+        count = self.spec.prompts_per_step
+        if self._again:
+            round_, self._again = self._again[:count], self._again[count:]
+            return round_
+        first, self._groups = self._groups, self._groups + count
+        return list(zip(self.problems.next(count), range(first, first + count), strict=True))
 
     def _wait_for(self, count: int) -> dict[_Key, _Begun]:
         """The first `count` whole groups of the oldest version."""

@@ -259,7 +259,8 @@ def _all_reduce() -> Found:
 
     _refuse_without_cluster()
     gpus = int(torch.cuda.device_count() >= 2)
-    ranks = Ranks(partial(_Summand, device="cuda" if gpus else "cpu"), count=2, gpus=gpus, environment={}, deadline_s=ANSWER_S)
+    make = partial(_Summand, device="cuda" if gpus else "cpu")
+    ranks = Ranks(make, name="rank", count=2, gpus=gpus, environment={}, deadline_s=ANSWER_S)
     try:
         sums = ranks.call("all_reduce")
     finally:

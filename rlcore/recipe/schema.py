@@ -169,13 +169,10 @@ CORRECTIONS: dict[str, dict[str, Any]] = {
 
 
 class Correction(Section):
-    """What is done about completions that another policy than the learner's sampled; see `trainers/correction.py`. One of
-    CORRECTIONS by its name, beside which bounds may be given, or `form`, `level` and `action` themselves."""
+    """What is done about completions that another policy than the learner's sampled: one of CORRECTIONS by its name, beside
+    which bounds may be given. See `trainers/correction.py`."""
 
-    name: str | None = None
-    form: Literal["decoupled", "bypass"]
-    level: Literal["token", "sequence"] = "token"  # whose probability a ratio is of
-    action: Literal["truncate", "mask"] | None = None  # what happens to a ratio out of bounds
+    name: str
     cap: Annotated[float, Field(ge=1)] = 2.0
     floor: Annotated[float, Field(gt=0, lt=1)] | None = None  # of masking; None: only `cap` bounds
 
@@ -188,26 +185,30 @@ class Correction(Section):
             return value
         if name not in CORRECTIONS:
             raise ValueError(f"there is no correction {name!r}{nearest(name, list(CORRECTIONS))}")
-        return {**CORRECTIONS[name], **value}
+        return {key: bound for key, bound in CORRECTIONS[name].items() if key in ("cap", "floor")} | value
 
     @model_validator(mode="after")
-    def _possible(self) -> Correction:
-        if self.form == "bypass" and self.action == "truncate":
-            raise ValueError(
-                "with `form: bypass` PPO's own ratio π/π_rollout is the importance weight, and a truncated weight would count "
-                "it twice: choose `action: mask`, no action, or `form: decoupled`"
-            )
-        if self.form == "decoupled" and self.action is None:
-            raise ValueError("`form: decoupled` needs `action: truncate` or `action: mask`")
+    def _bounds(self) -> Correction:
         if self.floor is not None and self.action != "mask":
-            raise ValueError("`floor` is a bound of `action: mask`: nothing else has a lower one")
-        if self.action is None and (self.level, self.cap) != ("token", 2.0):
-            raise ValueError("without an action there is nothing that `level` and `cap` could bound")
-        meaning = CORRECTIONS[self.name] if self.name else {}
-        for key in ("form", "level", "action"):
-            if getattr(self, key) != meaning.get(key, getattr(self, key)):
-                raise ValueError(f"{self.name} means `{key}: {meaning[key]}`; leave the name out to choose another")
+            raise ValueError(f"{self.name} has no `floor`: it is a bound of those that mask")
+        if self.action is None and self.cap != 2.0:
+            raise ValueError(f"{self.name} has no `cap`: PPO's clip bounds its ratio")
         return self
+
+    @property
+    def form(self) -> Literal["decoupled", "bypass"]:
+        form: Literal["decoupled", "bypass"] = CORRECTIONS[self.name]["form"]
+        return form
+
+    @property
+    def level(self) -> Literal["token", "sequence"]:
+        level: Literal["token", "sequence"] = CORRECTIONS[self.name]["level"]
+        return level
+
+    @property
+    def action(self) -> Literal["truncate", "mask"] | None:
+        action: Literal["truncate", "mask"] | None = CORRECTIONS[self.name]["action"]
+        return action
 
 
 class DynamicSampling(Section):
@@ -296,6 +297,12 @@ class Mode(Section):
     name: Literal["sync", "one_step_off", "async"] = "sync"
     cap: PositiveInt = 1  # async only: the most steps of training between the weights that begin a group and those it trains
 
+    @model_validator(mode="after")
+    def _capped(self) -> Mode:
+        if self.name != "async" and self.cap != 1:
+            raise ValueError(f"{self.name} has no cap: it is that of async")
+        return self
+
     @property
     def staleness(self) -> int:
         return {"sync": 0, "one_step_off": 1, "async": self.cap}[self.name]
@@ -323,6 +330,16 @@ class Cluster(Section):
     transport: Literal["object_store", "nccl"] = "object_store"  # how: by Ray's, or from GPU to GPU (vLLM's weight transfer)
     deadline_s: PositiveFloat = 600  # a worker or rank that does nothing for so long counts as dead
     max_restarts: NonNegativeInt = 5  # of workers, and of learners, before the run gives up
+
+    @model_validator(mode="after")
+    def _possible(self) -> Cluster:
+        if self.offload and not self.zero:
+            raise ValueError("offload moves the optimiser's state that zero 1, 2 and 3 share: with zero 0 nothing is moved")
+        if self.gpus_per_rank > 1:
+            raise ValueError(f"a rank computes on one GPU: set ranks to more instead of gpus_per_rank {self.gpus_per_rank:g}")
+        if self.tensor_parallel > max(1, self.gpus_per_worker):
+            raise ValueError(f"tensor_parallel {self.tensor_parallel} takes as many GPUs: raise gpus_per_worker")
+        return self
 
 
 class Job(Section):

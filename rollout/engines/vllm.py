@@ -129,6 +129,8 @@ class Vllm(Engine):
     def logprobs(self, sequences: Sequence[tuple[Tokens, Tokens]]) -> list[list[float]]:
         from vllm import SamplingParams
 
+        if self.busy:
+            raise RuntimeError("logprobs while completions are under way: vLLM's steps would end some, unseen")
         self._intake.refuse_torn()
         scoring = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False, flat_logprobs=True)
         for i, (prompt_ids, token_ids) in enumerate(sequences):

@@ -162,6 +162,37 @@ def test_a_newcomer_waits_for_the_next_sync_where_the_learner_has_moved_on(
     assert len(pool._serving()) == 2
 
 
+def test_where_no_worker_has_weights_what_is_queued_comes_back(
+    ray: None, tiny_spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, updating: Callable
+) -> None:
+    """Its only worker dies while the learner moves on: nobody can go on before the next sync, and nobody waits for it."""
+    make = partial(Transformers, tiny_spec, tokenizer, [tokenizer.eos_token_id], batch_size=8)
+    alone = Pool(make, tokenizer, workers=1, dtype="float32", deadline_s=DEADLINE_S)
+
+    class Gone:
+        used = False
+
+        def __iter__(self) -> Iterator[Any]:
+            first, self.used = not self.used, True
+            if not first:
+                raise Superseded
+            return iter(updating(1).buckets)
+
+    alone.sync(replace(updating(1), buckets=Gone()))
+    requests = asked(tokenizer, 20)
+    alone.submit(requests)
+    done = alone.poll()
+    os.kill(pids(alone)[0], signal.SIGKILL)
+    while alone.busy:
+        done += alone.poll()
+    back = [completion.resumed() for completion in done if completion.finish_reason == "interrupted"]
+    assert back
+    alone.sync(updating(2))
+    done = [c for c in done if c.finish_reason != "interrupted"] + alone.generate(back)
+    assert {c.seed for c in done} == {r.seed for r in requests}
+    alone.close()
+
+
 def test_workers_that_serve_different_weights_stop_the_run(pool: Pool, updating: Callable) -> None:
     whole(pool)
     pool.sync(updating(pool.version + 1))

@@ -453,7 +453,7 @@ def test_the_learner_makes_a_bucket_only_when_the_one_before_it_was_sent(
     rank = group.ranks.rank  # type: ignore[attr-defined]
     other = LearnerRank(rank.learner, None, 1)
     other.announce(1)
-    other.rewind()
+    other.rewind(1)
     announced = []
     for bucket in update.announced:
         assert is_announced(bucket)

@@ -69,7 +69,7 @@ def test_weights_by_hand(
 def test_a_ratio_beyond_any_float_is_a_large_number() -> None:
     far = torch.tensor([[800.0, 800], [-800, -800]])
     for level in ("token", "sequence"):
-        correction = Correction(form="decoupled", level=level, action="truncate", cap=1e30)
+        correction = named(f"{level}_tis", cap=1e30)
         weights, _ = importance_weights(far, torch.ones(2, 2), correction)
         torch.testing.assert_close(weights, torch.tensor([[20.0, 20], [-20, -20]]).exp())
 

@@ -280,6 +280,10 @@ def test_the_buckets_of_an_update_are_never_made_of_newer_weights(make_learner: 
     update = learner.weights(1)
     once, again = ([bucket.checksums for bucket in update.buckets] for _ in range(2))
     assert once == again
+    learner.bucket_bytes = 1
+    middle = iter(learner.weights(1).buckets)
+    next(middle)
     learner.update(training)
-    with pytest.raises(Superseded):
-        list(update.buckets)
+    for rest in (middle, update.buckets):
+        with pytest.raises(Superseded):
+            list(rest)

@@ -81,7 +81,7 @@ CASES = {
         for mode, ours, floor, cap in (
             ("token_truncate", "{name: token_tis, cap: 1.1}", None, 1.1),
             ("token_mask", "{name: icepop, cap: 1.2, floor: 0.8}", 0.8, 1.2),
-            ("sequence_truncate", "{form: decoupled, level: sequence, action: truncate, cap: 1.1}", None, 1.1),
+            ("sequence_truncate", "{name: sequence_tis, cap: 1.1}", None, 1.1),
             ("sequence_mask", "{name: sequence_mis, cap: 1.3}", None, 1.3),
         )
     },
@@ -334,7 +334,7 @@ def test_a_broken_learner_disagrees_with_trl(
         ("importance, token_truncate", "correction=null"),
         ("importance, token_truncate", "correction={name: token_mis, cap: 1.1}"),
         ("importance, token_mask", "correction.floor=null"),
-        ("importance, sequence_truncate", "correction.level=token"),
+        ("importance, sequence_truncate", "correction={name: token_tis, cap: 1.3}"),
         ("importance, sequence_mask", "correction={name: sequence_tis, cap: 1.3}"),
         ("importance, sequence_mask", "correction={name: bypass_sequence_mis, cap: 1.3}"),
         ("rloo", "loss={name: ppo_clip, clip_low: 0.3, clip_high: 0.5}"),

@@ -200,6 +200,21 @@ def test_a_resumed_run_begins_again_what_was_not_trained_on(timed: Callable, mod
         assert step - 1 - max(oldest, killed_after) <= after.mode.staleness
 
 
+def test_a_run_that_is_resumed_in_another_mode_keeps_the_bound_of_that(timed: Callable) -> None:
+    """What was begun ahead is begun again when its turn comes, with its random numbers."""
+    unbroken = trained(timed("sync"), range(1, 13))
+    before = timed("{name: async, cap: 4}")
+    first = trained(before, range(1, 5))
+    after = timed("sync")
+    after.restore(json.loads(json.dumps(before.state())))
+    after.engine.sync(WeightUpdate(Manifest(4, {}), []))
+    second = trained(after, range(5, 13))
+    every = [c.seed for steps in (first, second) for groups in steps for group in groups for c in group.completions]
+    assert sorted(every) == sorted(c.seed for groups in unbroken for group in groups for c in group.completions)
+    for step, groups in enumerate(second, 5):
+        assert {v for group in groups for c in group.completions for v in c.versions} == {step - 1}
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_dynamic_sampling_asks_for_more_in_every_mode(timed: Callable, mode: str) -> None:
     """All answers are wrong: each step takes the rounds that it may."""
@@ -211,8 +226,10 @@ def test_what_fails_while_learning_goes_on_is_raised(timed: Callable, monkeypatc
     made = timed("one_step_off")
     made.collect(1)
     monkeypatch.setattr(made.engine, "poll", lambda: (_ for _ in ()).throw(UserError("no workers left")))
-    with pytest.raises(UserError, match="no workers left"), made.going_on():
+    with made.going_on():
         pass
+    with pytest.raises(UserError, match="no workers left"):
+        made.pause()
 
 
 def test_an_engine_that_loses_a_request_is_not_waited_for(timed: Callable, monkeypatch: pytest.MonkeyPatch) -> None:

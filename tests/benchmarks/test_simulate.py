@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rlcore.cluster.simulate import Prediction, SimulatedEngine, predict
+from benchmarks.simulate import Prediction, SimulatedEngine, predict
 from rlcore.protocols import Manifest, WeightUpdate
 from rlcore.recipe.schema import Mode
 from rlcore.types import Completion, Request, Sampling
