@@ -57,12 +57,8 @@ class Rewards:
 
         Raises UserError when a component returns the wrong count, or more completions than allowed are invalid.
         """
-        verified = verified if verified is not None or self.verifiable is None else self._score(self.verifiable, groups)
-        groups = with_accuracy(groups, verified) if verified is not None else list(groups)
-        scores = {
-            label: verified if verified is not None and label == self.verifiable else self._score(label, groups)
-            for label in self.components
-        }
+        groups, scores = self._scores(groups, verified)
+        greedy = self._greedy(groups)
         flat = [(g, group.problem, c) for g, group in enumerate(groups) for c in group.completions]
         weighted = [self._weighted(i, scores) for i in range(len(flat))]
         ledger = [
@@ -72,10 +68,16 @@ class Rewards:
         ]
         valid = Counter(flat[i][0] for i, w in enumerate(weighted) if w is not None)
         alone = [len(group.completions) == 1 for group in groups]
-        kept = [i for i, w in enumerate(weighted) if w is not None and (valid[flat[i][0]] > 1 or alone[flat[i][0]])]
+        compared = [g for g in range(len(groups)) if (valid[g] > 1 or alone[g]) and (greedy is None or greedy[g] is not None)]
+        kept = [i for i, w in enumerate(weighted) if w is not None and flat[i][0] in set(compared)]
         refuse_broken(list(scores.values()), self.max_invalid_fraction)
         metrics = self._metrics(scores, weighted, flat, dropped=len({g for g, _, _ in flat} - {flat[i][0] for i in kept}))
-        return Graded(groups, self._batch(flat, kept, scores), ledger, metrics)
+        batch = self._batch(flat, kept, scores)
+        if greedy is not None:
+            batch = replace(batch, greedy=torch.tensor([greedy[flat[i][0]] for i in kept], dtype=torch.float32))
+            judged = [value for value in greedy if value is not None]
+            metrics["reward/greedy"] = Mean(sum(judged), len(judged))
+        return Graded(groups, batch, ledger, metrics)
 
     def update(self, graded: Graded) -> Metrics:
         """Let the stateful components learn from what they scored; once a step, after scoring."""
@@ -97,6 +99,28 @@ class Rewards:
             component.close()
 
     # -- helpers ---------------------------------------------------------------------------------------------------------
+
+    def _scores(
+        self, groups: Sequence[Group], verified: list[Score] | None = None
+    ) -> tuple[list[Group], dict[str, list[Score]]]:
+        """Every component's scores, the verifiable one's first, which the others find in the groups."""
+        verified = verified if verified is not None or self.verifiable is None else self._score(self.verifiable, groups)
+        groups = with_accuracy(groups, verified) if verified is not None else list(groups)
+        scores = {
+            label: verified if verified is not None and label == self.verifiable else self._score(label, groups)
+            for label in self.components
+        }
+        return groups, scores
+
+    def _greedy(self, groups: Sequence[Group]) -> list[float | None] | None:
+        """What each group's greedy completion is worth in all, None for one that could not be judged; or None where they have
+        none."""
+        asked = [Group(group.problem, [group.greedy]) for group in groups if group.greedy is not None]
+        if len(asked) < len(groups) or not groups:
+            return None
+        _, scores = self._scores(asked)
+        weighted = [self._weighted(i, scores) for i in range(len(asked))]
+        return [None if w is None else sum(w.values()) for w in weighted]
 
     def _score(self, label: str, groups: Sequence[Group]) -> list[Score]:
         return scored(label, self.components[label], groups, self.states.get(label))
@@ -160,6 +184,7 @@ class Rewards:
             group=torch.tensor([flat[i][0] for i in kept], dtype=torch.long),
             rewards={label: pad(per_token(label), torch.float32) for label in self.components},
             accuracy=None if accuracy is None else torch.tensor(accuracy, dtype=torch.float32),
+            path=pad([c.path for c in completions], torch.long, -1) if any(c.path for c in completions) else None,
         )
 
     def _metrics(

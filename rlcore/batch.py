@@ -104,7 +104,7 @@ def rows(batch: GradedBatch, index: Sequence[int]) -> GradedBatch:
     return GradedBatch(**picked)  # type: ignore[arg-type]
 
 
-def pad(rows_: Sequence[Sequence[float]], dtype: torch.dtype) -> Tensor:
-    """(B, T) from rows of different lengths, right-padded with 0."""
+def pad(rows_: Sequence[Sequence[float]], dtype: torch.dtype, filling: float = 0) -> Tensor:
+    """(B, T) from rows of different lengths, right-padded with `filling`."""
     width = max((len(row) for row in rows_), default=0)
-    return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows_], dtype=dtype).view(len(rows_), width)
+    return torch.tensor([[*row, *[filling] * (width - len(row))] for row in rows_], dtype=dtype).view(len(rows_), width)

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
@@ -97,26 +97,47 @@ class ModelSpec:
 
     def load(self) -> PreTrainedModel:
         """The model, with SDPA attention (FlashAttention kernels where the device has them)."""
-        import torch
         from transformers import AutoModelForCausalLM
-        from transformers.utils.logging import disable_progress_bar
 
-        disable_progress_bar()  # of loading from disk, which takes moments; a hub download keeps its own
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                self.location,
-                dtype=getattr(torch, self.dtype),
-                trust_remote_code=self.trust_remote_code,
-                use_safetensors=True,
-            )
-        except (OSError, ValueError, json.JSONDecodeError) as error:
-            raise _not_loaded("model", self.location, error) from error
+        model, _ = self._load(AutoModelForCausalLM)
         for transform in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
             if getattr(model.config, transform, None) not in (None, 1.0):
                 raise UserError(
                     f"model {self.location!r} transforms its logits ({transform}), which the learner does not do yet"
                 )
         return model.to(pick_device(self.device))
+
+    def load_with_head(self, labels: int) -> PreTrainedModel:
+        """The model with a head of so many numbers a token in the place of its language head. A head that the checkpoint does
+        not have begins at 0."""
+        import torch
+        from transformers import AutoModelForTokenClassification
+
+        model, missing = self._load(AutoModelForTokenClassification, num_labels=labels)
+        for name in missing:
+            torch.nn.init.zeros_(model.get_parameter(name))
+        if not hasattr(model, "score"):
+            raise UserError(f"model {self.location!r}: its kind has no head of the name `score` in transformers")
+        return model.to(pick_device(self.device))
+
+    def _load(self, kind: Any, **settings: Any) -> tuple[PreTrainedModel, list[str]]:
+        """On the CPU; and the names of the parameters that the checkpoint did not have."""
+        import torch
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()  # of loading from disk, which takes moments; a hub download keeps its own
+        try:
+            model, info = kind.from_pretrained(
+                self.location,
+                dtype=getattr(torch, self.dtype),
+                trust_remote_code=self.trust_remote_code,
+                use_safetensors=True,
+                output_loading_info=True,
+                **settings,
+            )
+        except (OSError, ValueError, json.JSONDecodeError) as error:
+            raise _not_loaded("model", self.location, error) from error
+        return model, sorted(info["missing_keys"])
 
 
 def without_weights(location: str, trust_remote_code: bool = False) -> PreTrainedModel:

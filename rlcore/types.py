@@ -96,7 +96,8 @@ class Completion:
 
     `loss_mask` is 0 for tokens the policy did not sample. `logprobs` are natural logarithms under the distribution that was
     actually sampled (temperature and truncation included; 0 when greedy). `versions` is the weight version of each token.
-    `text` is the decoded completion without special tokens, cut before a stop string.
+    `text` is the decoded completion without special tokens, cut before a stop string. `path` names the nodes of the tree
+    that it was sampled in (`rollout.tree`), the root first.
     """
 
     problem_id: str
@@ -110,6 +111,7 @@ class Completion:
     sampling: Sampling
     finish_reason: FinishReason
     text: str
+    path: tuple[int, ...] = ()
 
     @property
     def truncated(self) -> bool:
@@ -124,11 +126,13 @@ class Completion:
 @dataclass(frozen=True, slots=True)
 class Group:
     """The completions of one problem. `accuracy` is the raw verifiable component of each, None where that was invalid; it is
-    empty where nothing was verified: in the verifiable component's own `score`, and in runs without one."""
+    empty where nothing was verified: in the verifiable component's own `score`, and in runs without one. `greedy` is the greedy
+    completion that an advantage compares them with; it is graded, and neither counted nor trained on."""
 
     problem: Problem
     completions: Sequence[Completion]
     accuracy: Sequence[float | None] = ()
+    greedy: Completion | None = None
 
 
 @dataclass(frozen=True, slots=True)

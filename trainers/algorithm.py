@@ -37,6 +37,8 @@ def advantage(recipe: RL) -> Advantage:
     name = f"algorithm.advantage {spec.name!r}"
     if "groups" in wanted and recipe.rollout.samples < 2:
         raise UserError(f"{name} compares the completions of a problem: set rollout.samples >= 2")
+    if "tree" in wanted and recipe.rollout.tree is None:
+        raise UserError(f"{name} compares the branches of a tree: set rollout.tree, with its `segment`")
     if "values" in wanted and recipe.algorithm.critic is None:
         raise UserError(f"{name} needs the values of a critic: add `critic: {{}}` to algorithm")
     if recipe.algorithm.critic is not None and "values" not in wanted:

@@ -16,6 +16,7 @@ from rlcore.models import ModelSpec
 from rlcore.prompts import Prompter, stop_ids
 from rlcore.protocols import Engine
 from rlcore.recipe.schema import RL, Job
+from trainers.critic import Critic, TokenValues, ValueObjective
 from trainers.learner import Learner
 from trainers.logprobs import TokenLogprobs
 from trainers.objective import Objective
@@ -68,6 +69,29 @@ def build_learner(
         total_steps=recipe.steps,
         head=partial(TokenLogprobs, learns_entropy=recipe.algorithm.entropy.bonus > 0),
         serve=recipe.lora.serve if recipe.lora else "merged",
+        **where,
+    )
+
+
+def build_critic(recipe: RL, location: str, tokenizer: PreTrainedTokenizerBase, **where: Any) -> Critic:
+    """The critic that the recipe asks for, from the weights that the policy starts from; trained in full, also beside a LoRA
+    policy."""
+    settings = recipe.algorithm.critic
+    assert settings is not None  # the caller asks for one only then
+    torch.manual_seed(recipe.seed)
+    spec = ModelSpec(location, "float32", recipe.device, recipe.trust_remote_code)
+    objective: Any = ValueObjective(settings.clip)
+    return Critic(
+        spec.load_with_head(1),
+        tokenizer,
+        objective,
+        optimizer=recipe.optimizer.model_copy(update={"learning_rate": settings.learning_rate}),
+        update=recipe.update,
+        aggregate="token_mean",
+        constant_length=recipe.rollout.max_new_tokens,
+        dtype=recipe.dtype,
+        total_steps=recipe.steps,
+        head=TokenValues,
         **where,
     )
 

@@ -19,8 +19,8 @@ from rlcore.prompts import Prompter
 from rlcore.recipe.schema import RL, Cluster
 from rollout.pool import Pool
 from trainers import algorithm
-from trainers.build import build_engine, build_learner, build_policy, build_reference, build_start
-from trainers.group import LearnerGroup, LearnerRank, RemoteScorer, RemoteSender
+from trainers.build import build_critic, build_engine, build_learner, build_policy, build_reference, build_start
+from trainers.group import CriticGroup, LearnerGroup, LearnerRank, RemoteScorer, RemoteSender
 from trainers.ranks import Ranks
 from trainers.scorer import Scorer
 
@@ -33,7 +33,8 @@ def refuse_few_gpus(recipe: RL, cluster: Cluster) -> None:
     still to join; a cluster of this machine never gets more."""
     import ray
 
-    ranks = cluster.ranks + (cluster.reference == "own" and recipe.algorithm.kl.coefficient > 0)
+    ranks = cluster.ranks * (1 + (recipe.algorithm.critic is not None))
+    ranks += cluster.reference == "own" and recipe.algorithm.kl.coefficient > 0
     wanted = cluster.workers * cluster.gpus_per_worker + ranks * cluster.gpus_per_rank
     until = time.monotonic() + (0 if ray.util.get_node_ip_address() == LOOPBACK else JOINING_S)
     while (there := ray.cluster_resources().get("GPU", 0)) < wanted:
@@ -55,6 +56,13 @@ def build_group(recipe: RL, cluster: Cluster, location: str, ending: ExitStack) 
     own = _ranks(recipe, cluster, location, "reference model", _reference_rank, 1)
     ending.callback(own.close)
     return learner, RemoteScorer(own, "logprobs")
+
+
+def build_critic_group(recipe: RL, cluster: Cluster, location: str, ending: ExitStack) -> CriticGroup:
+    """The critic, on as many ranks of its own as the policy has."""
+    ranks = _ranks(recipe, cluster, location, "critic rank", _critic_rank, cluster.ranks)
+    ending.callback(ranks.close)
+    return CriticGroup(ranks)
 
 
 def build_pool(recipe: RL, cluster: Cluster, location: str, tokenizer: PreTrainedTokenizerBase, prompter: Prompter) -> Pool:
@@ -95,6 +103,14 @@ def _learner_rank(recipe: RL, cluster: Cluster, location: str, rank: int, count:
     shared = cluster.reference == "shared"
     reference = build_reference(recipe, location, policy, learner.module) if shared else None
     return LearnerRank(learner, reference, rank)
+
+
+def _critic_rank(recipe: RL, cluster: Cluster, location: str, rank: int, count: int) -> LearnerRank:
+    from trainers.backends.deepspeed import DeepSpeed
+
+    tokenizer = models.load_tokenizer(location, recipe.trust_remote_code)
+    backend = partial(DeepSpeed, zero=cluster.zero, offload=cluster.offload)
+    return LearnerRank(build_critic(recipe, location, tokenizer, backend=backend), None, rank)
 
 
 def _reference_rank(recipe: RL, cluster: Cluster, location: str, rank: int, count: int) -> Scorer:

@@ -61,6 +61,13 @@ class LearnerGroup:
         self.ranks.call("load", folder.absolute())
 
 
+class CriticGroup(LearnerGroup):
+    """The same for a critic."""
+
+    def values(self, batch: GradedBatch) -> Tensor:
+        return self.logprobs(batch)
+
+
 class RemoteSender:
     """Rank 0 as it broadcasts to workers whose engines have `processes` each (`rollout.transport.Sender`)."""
 

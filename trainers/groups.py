@@ -21,6 +21,12 @@ def group_mean(values: Tensor, group: Tensor) -> Tensor:
     return group_sum(values, group) / group_size(group)
 
 
+def group_std(values: Tensor, group: Tensor) -> Tensor:
+    """(B,) the unbiased standard deviation within each completion's group; 0 in a group of one."""
+    centred = values - group_mean(values, group)
+    return (group_sum(centred**2, group) / (group_size(group) - 1).clamp(min=1)).sqrt()
+
+
 def uniform(values: Tensor, group: Tensor) -> Tensor:
     """(B,) bool: every member of the completion's group has the same value."""
     same = torch.ones(len(values), dtype=torch.bool)

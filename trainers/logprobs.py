@@ -52,21 +52,30 @@ def token_logprobs(
 
     Rows are right-padded and the model is causal, so no token sees padding and no mask is needed: the fastest attention runs.
     """
-    device = next(model.parameters()).device
-    rows = [[*prompt, *tokens[i, :n].tolist()] for i, (prompt, n) in enumerate(zip(prompts, lengths, strict=True))]
-    hidden = model.get_decoder()(pad(rows, torch.long).to(device), use_cache=False).last_hidden_state
-    row = torch.cat([torch.full((n,), i) for i, n in enumerate(lengths)]).to(device)
-    column = torch.cat([torch.arange(n) for n in lengths]).to(device)
-    predicting = torch.cat([torch.arange(n) + len(p) - 1 for p, n in zip(prompts, lengths, strict=True)]).to(device)
-    picked, targets = hidden[row, predicting], tokens.to(device)[row, column]
+    picked, where = states(model.get_decoder(), prompts, tokens, lengths)
+    device, targets = picked.device, tokens.to(picked.device)[where]
     *first, last = zip(picked.tensor_split(chunks), targets.tensor_split(chunks), strict=True)
     head = partial(_head, model, temperature=temperature, learns_entropy=learns_entropy)
     parts = [checkpoint(head, h, t, use_reentrant=False) for h, t in first]
     parts.append(head(*last))  # its backward comes first: nothing would be saved by computing it twice
     flat_logprobs, flat_entropies = (torch.cat(part) for part in zip(*parts, strict=True))
     shape = tuple(tokens.shape)
-    logprobs = torch.zeros(shape, device=device).index_put((row, column), flat_logprobs)
-    return logprobs, torch.zeros(shape, device=device).index_put((row, column), flat_entropies)
+    logprobs = torch.zeros(shape, device=device).index_put(where, flat_logprobs)
+    return logprobs, torch.zeros(shape, device=device).index_put(where, flat_entropies)
+
+
+def states(
+    decoder: nn.Module, prompts: Sequence[tuple[int, ...]], tokens: Tensor, lengths: Sequence[int]
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """The decoder's last hidden states (Σ lengths, hidden) from which each of `tokens` (b, T) is predicted, and where the
+    tokens stand: their rows and columns."""
+    device = next(decoder.parameters()).device
+    rows = [[*prompt, *tokens[i, :n].tolist()] for i, (prompt, n) in enumerate(zip(prompts, lengths, strict=True))]
+    hidden = decoder(pad(rows, torch.long).to(device), use_cache=False).last_hidden_state
+    row = torch.cat([torch.full((n,), i) for i, n in enumerate(lengths)]).to(device)
+    column = torch.cat([torch.arange(n) for n in lengths]).to(device)
+    predicting = torch.cat([torch.arange(n) + len(p) - 1 for p, n in zip(prompts, lengths, strict=True)]).to(device)
+    return hidden[row, predicting], (row, column)
 
 
 def _head(

@@ -8,8 +8,10 @@ from rlcore import models
 from rlcore.prompts import Prompter
 from rlcore.protocols import Engine, Learner
 from rlcore.recipe.schema import RL
-from trainers.build import build_engine, build_learner, build_policy, build_reference
-from trainers.distribute import build_group, build_pool, refuse_few_gpus
+from rollout.tree import TreeEngine
+from trainers.build import build_critic, build_engine, build_learner, build_policy, build_reference
+from trainers.critic import ActorCritic, Valued
+from trainers.distribute import build_critic_group, build_group, build_pool, refuse_few_gpus
 from trainers.loop import Parts
 from trainers.plan import Plan, longest_prompt
 from trainers.prepare import Prepare, Reference
@@ -25,17 +27,25 @@ def build_parts(recipe: RL, asked: Plan, location: str, ending: ExitStack) -> Pa
     engine: Engine
     learner: Learner
     reference: Reference | None
+    critic: Valued | None
     if recipe.cluster is None:
         engine = build_engine(recipe, location, tokenizer, prompter)
         policy = build_policy(recipe, location)
         learner = build_learner(recipe, policy, tokenizer, asked.objective)
         reference = build_reference(recipe, location, policy)
+        critic = build_critic(recipe, location, tokenizer) if recipe.algorithm.critic else None
     else:
         refuse_few_gpus(recipe, recipe.cluster)
         learner, reference = build_group(recipe, recipe.cluster, location, ending)
+        critic = build_critic_group(recipe, recipe.cluster, location, ending) if recipe.algorithm.critic else None
         engine = build_pool(recipe, recipe.cluster, location, tokenizer, prompter)
     ending.callback(engine.close)
-    sampler = Sampler(recipe, asked.problems, prompter, engine, asked.rewards)
+    tree = recipe.rollout.tree
+    sampled_by = engine if tree is None else TreeEngine(engine, **tree.model_dump())
+    sampler = Sampler(recipe, asked.problems, prompter, sampled_by, asked.rewards)
     algorithm = recipe.algorithm
-    prepare = Prepare(sampler.select, asked.advantage, reference, algorithm.mask_truncated, algorithm.kl)
+    prepare = Prepare(sampler.select, asked.advantage, reference, algorithm.mask_truncated, algorithm.kl, critic)
+    if critic is not None:
+        assert algorithm.critic is not None
+        learner = ActorCritic(learner, critic, algorithm.critic.warmup_steps)
     return Parts(sampler, engine, asked.rewards, prepare, learner, recipe.dtype)

@@ -25,7 +25,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -38,6 +38,8 @@ from rlcore.protocols import Engine, Progress, no_progress
 from rlcore.recipe.schema import RL
 from rlcore.run.metrics import Max, Mean, Metrics
 from rlcore.types import Completion, Group, Problem, Request, Sampling, Score, Scored, seed_from
+from rollout.tree import computed_tokens
+from trainers.algorithm import needed
 from trainers.groups import uniform
 
 
@@ -72,6 +74,8 @@ class Sampler:
             recipe.steps,
         )
         self.mode = recipe.mode
+        self.greedy = "greedy" in needed(recipe)  # whether each group has a greedy completion too, the last of its samples
+        self._size = self.spec.samples + self.greedy  # requests of a group
         self._rounds = 0  # begun so far
         self._extra = 0  # of these, beyond one a step: what dynamic sampling asked for
         self._groups = 0  # begun so far
@@ -90,7 +94,7 @@ class Sampler:
         self._taken.clear()
         groups = self._round(step)
         if self.dynamic is None:
-            return Rollouts(groups, None, self._staleness(groups, step))
+            return Rollouts(groups, None, self._staleness(groups, step) | self._shared(groups))
         verified = self.rewards.verify(groups)
         for _ in range(self.dynamic.max_rounds - 1):
             if sum(mixed(groups, verified)) >= self.spec.prompts_per_step:
@@ -99,7 +103,7 @@ class Sampler:
             fresh = self._round(step)
             groups += fresh
             verified += self.rewards.verify(fresh)
-        return Rollouts(groups, verified, self._staleness(groups, step))
+        return Rollouts(groups, verified, self._staleness(groups, step) | self._shared(groups))
 
     @contextmanager
     def going_on(self) -> Iterator[None]:
@@ -170,7 +174,12 @@ class Sampler:
         for key in ready:
             del self._begun[key]
         self._taken |= ready.keys()
-        return [Group(group.problem, [group.done[k] for k in sorted(group.done)]) for group in ready.values()]
+        return [self._group(group) for group in ready.values()]
+
+    def _group(self, begun: _Begun) -> Group:
+        completions = [begun.done[k] for k in sorted(begun.done)]
+        sampled, greedy = completions[: self.spec.samples], completions[self.spec.samples :]
+        return Group(begun.problem, sampled, greedy=greedy[0] if greedy else None)
 
     def _next(self) -> list[tuple[Problem, int]]:
         """The problems of the next round, with the numbers of their groups: those first that were begun before a resume."""
@@ -189,17 +198,18 @@ class Sampler:
                 raise RuntimeError(f"the engine has nothing left to do, and {count - self._whole[oldest]} groups are not whole")
             self._take_in(self.engine.poll())
         self._whole[oldest] -= count
-        whole = ((key, group) for key, group in self._begun.items() if len(group.done) == self.spec.samples)
+        whole = ((key, group) for key, group in self._begun.items() if len(group.done) == self._size)
         return dict(itertools.islice(whole, count))
 
     def _begin(self, problem: Problem, number: int, version: int) -> None:
-        numbers = itertools.count(step=self.spec.samples)
+        numbers = itertools.count(step=self._size)
         first = next(n for n in numbers if (problem.id, n) not in self._begun and (problem.id, n) not in self._taken)
         self._begun[problem.id, first] = _Begun(problem, number, version)
-        prompt_ids, sampling = self.prompter.render(problem), self.spec.sampling
+        prompt_ids = self.prompter.render(problem)
+        samplings = [self.spec.sampling] * self.spec.samples + [replace(self.spec.sampling, temperature=0.0)] * self.greedy
         self._held += [
             Request(problem.id, first + k, seed_from(self.seed, number, k), prompt_ids, sampling)
-            for k in range(self.spec.samples)
+            for k, sampling in enumerate(samplings)
         ]
 
     def _take_in(self, completions: Sequence[Completion]) -> None:
@@ -208,9 +218,17 @@ class Sampler:
             if completion.finish_reason == "interrupted":
                 self._held.append(completion.resumed())
                 continue
-            group = self._begun[completion.problem_id, completion.sample - completion.sample % self.spec.samples]
+            group = self._begun[completion.problem_id, completion.sample - completion.sample % self._size]
             group.done[completion.sample] = completion
-            self._whole[group.version] += len(group.done) == self.spec.samples
+            self._whole[group.version] += len(group.done) == self._size
+
+    def _shared(self, groups: Sequence[Group]) -> Metrics:
+        """The share of the tokens trained on that was not computed, since branches of a tree have them in common."""
+        if self.spec.tree is None:
+            return {}
+        leaves = [c for group in groups for c in group.completions]
+        used = sum(len(leaf.token_ids) for leaf in leaves)
+        return {"tree/shared": Mean(used - computed_tokens(leaves, self.spec.tree.segment), used)}
 
     def _staleness(self, groups: Sequence[Group], step: int) -> Metrics:
         """How many versions older than the weights that are updated the tokens are."""

@@ -39,6 +39,7 @@ def memory(recipe: RL, shape: Shape, longest_prompt: int, engine: type[Engine]) 
         "rollout copy of the weights": width * shape.parameters,
         "copy of the weights for a sync": width * (trained if adapter_alone else shape.parameters),
         "reference model": FLOAT32 * shape.parameters if recipe.algorithm.kl.coefficient and recipe.lora is None else 0,
+        "critic": 4 * FLOAT32 * shape.parameters if recipe.algorithm.critic else 0,
         "key-value cache": engine.cache_bytes(sequences, sequence_cache, **recipe.rollout.engine.options),
         "activations of a micro-batch": width * microbatch * shape.layers * shape.hidden * kept,
         "logits of a chunk": 3 * FLOAT32 * min(recipe.update.logits_chunk, microbatch) * shape.vocabulary,

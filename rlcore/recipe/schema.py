@@ -79,6 +79,14 @@ class Prompt(Section):
         return self
 
 
+class Tree(Section):
+    """The completions of a problem grow as a tree, whose branches share what they have in common; see `rollout/tree.py`."""
+
+    segment: PositiveInt  # tokens from one node to the next
+    first: PositiveInt = 2  # branches at the root
+    branches: PositiveInt = 2  # at every other node, as long as there are leaves left for them
+
+
 class Rollout(Section):
     engine: Annotated[Plugin, _unless_named("transformers")] = Plugin(name="transformers")
     prompts_per_step: PositiveInt = 32
@@ -89,6 +97,7 @@ class Rollout(Section):
     min_p: Share = 0.0
     max_new_tokens: PositiveInt = 512
     stop: list[str] = []
+    tree: Tree | None = None  # None: completions are sampled independently
 
     @property
     def sampling(self) -> Sampling:
@@ -394,6 +403,12 @@ class RL(Job):
         for component in self.rewards:
             if component.gate and component.gate.component not in labels:
                 raise ValueError(f"the gate of {component.label!r} names {component.gate.component!r}, which is no component")
+        if self.rollout.tree and self.mode.partial:
+            raise ValueError(
+                "rollout.tree cannot go on with other weights than it began with: use cluster.mode sync or one_step_off"
+            )
+        if self.rollout.tree and self.rollout.samples < 2:
+            raise ValueError("rollout.tree grows the completions of a problem from one root: set rollout.samples >= 2")
         if self.rollout.sampling.truncates and self.algorithm.correction is None:
             raise ValueError(
                 "top_p, top_k and min_p bend the sampling distribution away from the policy: "

@@ -1,4 +1,5 @@
-"""Losses and aggregation, values and gradients against closed forms."""
+"""PPO's clip, the other terms of the objective and aggregation: values and gradients against closed forms. The other policy
+losses: test_losses.py."""
 
 from __future__ import annotations
 
@@ -7,10 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rlcore.recipe.schema import KL
+from rlcore.batch import GradedBatch
+from rlcore.recipe.schema import KL, Entropy
+from tests.conftest import batch_of
+from trainers.losses.drpo import Drpo
+from trainers.losses.gpg import gpg
 from trainers.losses.ppo_clip import ppo_clip
 from trainers.losses.ppo_clip_sequence import ppo_clip_sequence
-from trainers.objective import LossInputs, Objective, token_weights
+from trainers.objective import Loss, LossInputs, Objective, most_uncertain, token_weights
 
 
 def inputs_of(logprobs: torch.Tensor, advantages: torch.Tensor, old: torch.Tensor | None = None) -> LossInputs:
@@ -69,11 +74,126 @@ def test_objective_adds_the_kl_penalty_to_the_policy_loss() -> None:
     assert logprobs.grad.item() == pytest.approx(-2.0 + 0.1 * 0.5)
 
 
+def test_the_entropy_bonus_is_subtracted_per_token() -> None:
+    """L − 0.1·H: its derivative by each token's entropy is −0.1, by the log-probs the policy loss's alone. Without a bonus the
+    entropy is measured only."""
+    logprobs, entropy = torch.tensor([[-1.0, -2.0]], requires_grad=True), torch.tensor([[0.5, 2.0]], requires_grad=True)
+    inputs = replace(inputs_of(logprobs, torch.tensor([[2.0, -1.0]])), entropy=entropy)
+    loss = Objective(ppo_clip, entropy=Entropy(bonus=0.1))(inputs)
+    assert loss.per_token[0].tolist() == pytest.approx([-2.05, 0.8])
+    loss.per_token.sum().backward()
+    assert entropy.grad[0].tolist() == pytest.approx([-0.1, -0.1])
+    assert logprobs.grad[0].tolist() == pytest.approx([-2.0, 1.0])
+    measured = Objective(ppo_clip)(inputs)
+    assert measured.per_token[0].tolist() == [-2.0, 1.0]
+    assert measured.metrics["entropy"].value == loss.metrics["entropy"].value == 1.25
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.2, {9, 10}), (0.25, {8, 9, 10}), (0.5, {6, 7, 8, 9, 10}), (1e-9, {10})])
+def test_the_most_uncertain_tokens_are_those_above_a_quantile_of_the_tokens_in_the_loss(share: float, kept: set[int]) -> None:
+    """Entropies 1 to 10, in two completions, and higher ones outside the loss. The 0.8-quantile of 1 … 10 is 8.2."""
+    entropy = torch.tensor([[3.0, 10, 1, 7, 5, 99], [8, 2, 6, 9, 4, 99]])
+    mask = (entropy < 99).float()
+    found = most_uncertain(entropy, mask, share) * mask
+    assert set(entropy[found.bool()].tolist()) == kept
+
+
+def test_equally_uncertain_tokens_are_all_kept_and_of_none_none() -> None:
+    mask = torch.tensor([[1.0, 1, 0]])
+    assert (most_uncertain(torch.full((1, 3), 0.7), mask, 0.2) * mask).tolist() == mask.tolist()
+    assert not most_uncertain(torch.ones(1, 3), 0 * mask, 0.2).any()
+
+
+def mini_batch() -> tuple[LossInputs, GradedBatch]:
+    """Three completions of 2, 3 and 1 tokens, the first and the last correct."""
+    batch = batch_of([1, 0, 1], [0, 0, 0], [2, 3, 1])
+    logprobs = torch.tensor([[-1.0, -2, 0], [-3, -4, -5], [-6, 0, 0]], requires_grad=True)
+    entropy = torch.tensor([[0.1, 0.9, 0], [0.2, 0.3, 0.8], [0.4, 0, 0]])
+    advantages = torch.tensor([[1.0], [-1], [2]]).expand(3, 3)
+    return replace(inputs_of(logprobs, advantages), entropy=entropy, loss_mask=batch.loss_mask), batch
+
+
+def prepared(objective: Objective, inputs: LossInputs, batch: GradedBatch) -> LossInputs:
+    return replace(inputs, prepared=objective.prepare(lambda: replace(inputs, logprobs=inputs.logprobs.detach()), batch))
+
+
+def added_up(loss: Loss, inputs: LossInputs, aggregate: str = "token_mean") -> torch.Tensor:
+    total = (loss.per_token * token_weights(inputs.loss_mask, aggregate, 10)).sum()  # type: ignore[arg-type]
+    return total if loss.normalised is None else total + loss.normalised.sum()
+
+
+def test_certain_tokens_keep_the_other_terms_and_stay_in_the_denominator() -> None:
+    """The upper third of six tokens has entropies 0.8 and 0.9: −A·∇log π/6 for them, and the KL's d for all."""
+    inputs, batch = mini_batch()
+    inputs = replace(inputs, reference_logprobs=inputs.logprobs.detach() - 0.5)
+    objective = Objective(ppo_clip, kl=KL(estimator="k2", coefficient=0.1), entropy=Entropy(top_quantile=1 / 3))
+    inputs = prepared(objective, inputs, batch)
+    added_up(objective(inputs), inputs).backward()
+    kl = 0.1 * 0.5
+    expected = torch.tensor([[kl, kl - 1, 0], [kl, kl, kl + 1], [kl, 0, 0]]) / 6
+    torch.testing.assert_close(inputs.logprobs.grad, expected)
+
+
+@pytest.mark.parametrize("aggregate", ["token_mean", "sequence_mean", "sequence_sum", "constant"])
+def test_imitation_is_the_mean_negative_log_likelihood_of_correct_tokens(aggregate: str) -> None:
+    """However the policy loss is aggregated: 0.2 · (1 + 2 + 6)/3 is added, and −0.2/3 to the gradient of three tokens."""
+    inputs, batch = mini_batch()
+    objective = Objective(gpg, imitation=0.2)
+    inputs = prepared(objective, inputs, batch)
+    both, alone = (added_up(loss(inputs), inputs, aggregate) for loss in (objective, Objective(gpg)))
+    assert (both - alone).item() == pytest.approx(0.2 * 3, abs=1e-6)
+    (gradient,) = torch.autograd.grad(both - alone, inputs.logprobs)
+    torch.testing.assert_close(gradient, -0.2 / 3 * torch.tensor([[1.0, 1, 0], [0, 0, 0], [1, 0, 0]]))
+
+
+def test_imitation_of_nothing_is_nothing() -> None:
+    inputs, batch = mini_batch()
+    objective = Objective(gpg, imitation=0.2)
+    inputs = prepared(objective, inputs, replace(batch, accuracy=torch.zeros(3)))
+    found = objective(inputs).normalised
+    assert found is not None
+    assert not found.any()
+
+
+def test_imitation_is_added_to_a_loss_with_denominators_of_its_own() -> None:
+    """DRPO's, and unmoved by the recipe's uncertain tokens."""
+    inputs, batch = mini_batch()
+    both, alone, imitated = (
+        added_up(objective(given), given)
+        for objective in (Objective(Drpo(), imitation=0.2), Objective(Drpo()), Objective(silent, imitation=0.2))
+        for given in [prepared(objective, inputs, batch)]
+    )
+    assert alone.item() != 0
+    torch.testing.assert_close(both, alone + imitated)
+
+
+def silent(inputs: LossInputs) -> Loss:
+    return Loss(torch.zeros_like(inputs.logprobs), {})
+
+
+@pytest.mark.parametrize("parts", [[[0], [1], [2]], [[2, 1], [0]]])
+def test_facts_of_a_mini_batch_add_up_over_its_micro_batches(parts: list[list[int]]) -> None:
+    """Uncertain tokens, an entropy bonus and imitation, all at once."""
+    inputs, batch = mini_batch()
+    objective = Objective(ppo_clip, entropy=Entropy(bonus=0.1, top_quantile=0.5), imitation=0.2)
+    inputs = prepared(objective, inputs, batch)
+    weights = token_weights(inputs.loss_mask, "token_mean", 10)
+    total = torch.zeros(())
+    for index in parts:
+        fields = ("logprobs", "entropy", "old_logprobs", "rollout_logprobs", "advantages", "loss_mask")
+        facts = {name: fact[index] for name, fact in inputs.prepared.items()}
+        loss = objective(replace(inputs, **{name: getattr(inputs, name)[index] for name in fields}, prepared=facts))
+        assert loss.normalised is not None
+        total = total + (loss.per_token * weights[index]).sum() + loss.normalised.sum()
+    torch.testing.assert_close(total, added_up(objective(inputs), inputs))
+
+
 @pytest.mark.parametrize(
     ("aggregate", "expected"),
     [
         ("token_mean", [[1 / 4, 1 / 4, 1 / 4], [1 / 4, 0, 0]]),
         ("sequence_mean", [[1 / 6, 1 / 6, 1 / 6], [1 / 2, 0, 0]]),
+        ("sequence_sum", [[1 / 2, 1 / 2, 1 / 2], [1 / 2, 0, 0]]),
         ("constant", [[1 / 20, 1 / 20, 1 / 20], [1 / 20, 0, 0]]),
     ],
 )
@@ -88,4 +208,13 @@ def test_completions_outside_the_loss_do_not_count_in_the_denominators() -> None
     mask = torch.tensor([[1.0, 1], [0, 0], [1, 1]])
     weights = token_weights(mask, "sequence_mean", 10)
     assert weights.sum(1).tolist() == pytest.approx([0.5, 0, 0.5])
-    assert torch.isfinite(token_weights(torch.zeros(2, 3), "token_mean", 10)).all()
+    assert token_weights(mask, "sequence_sum", 10).tolist() == [[0.5, 0.5], [0, 0], [0.5, 0.5]]
+    for aggregate in ("token_mean", "sequence_mean", "sequence_sum", "constant"):
+        assert not token_weights(torch.zeros(2, 3), aggregate, 10).any()  # type: ignore[arg-type]
+
+
+def test_sequence_sum_makes_of_gpg_the_gradient_of_a_completions_log_probability() -> None:
+    """Of the mean over completions of −A·log π(y): −A/3 at each token, whatever the lengths."""
+    inputs, _ = mini_batch()
+    added_up(gpg(inputs), inputs, "sequence_sum").backward()
+    torch.testing.assert_close(inputs.logprobs.grad, -inputs.advantages / 3 * inputs.loss_mask)

@@ -11,9 +11,11 @@ divides by the mean number of tokens of a mini-batch, ours by the mini-batch's o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -64,6 +66,11 @@ CASES = {
         f"{DAPO}, loss: {{name: ppo_clip, clip_low: 0.1, clip_high: 0.28}}",
         {"loss_type": "dapo", "epsilon": 0.1, "epsilon_high": 0.28},
     ),
+    "gspo": Case(
+        f"{GRPO}, loss: {{name: gspo, clip_low: 0.003, clip_high: 0.004}}",
+        {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 0.003, "epsilon_high": 0.004},
+        learning_rate=2e-5,
+    ),
     "kl": Case(f"{GRPO}, {KL}", {"loss_type": "grpo", **THEIR_KL}),
     "truncated": Case(f"{DAPO}, mask_truncated: true", {"loss_type": "dapo", "mask_truncated_completions": True}),
     **{
@@ -90,6 +97,18 @@ CASES = {
         {"epsilon": 0.3, "epsilon_high": 0.5, "beta": 0.0},
         learning_rate=2e-4,
     ),
+}
+TERMS = {  # compared as functions of log-probs and entropies alone
+    "two_sided_clip": Case(
+        f"{DAPO}, loss: {{name: two_sided_clip, delta: 1.5, clip_low: 0.1, clip_high: 0.28}}",
+        {"loss_type": "dapo", "delta": 1.5, "epsilon": 0.1, "epsilon_high": 0.28},
+    ),
+    "cispo": Case(f"{DAPO}, loss: {{name: cispo, ratio_max: 1.5}}", {"loss_type": "cispo", "epsilon_high": 1.5}),
+    "sapo": Case(f"{GRPO}, loss: sapo", {"loss_type": "sapo"}),
+    "uncertain": Case(
+        f"{DAPO}, entropy: {{top_quantile: 0.2}}, {KL}", {"loss_type": "dapo", "top_entropy_quantile": 0.2, **THEIR_KL}
+    ),
+    "bonus": Case(f"{DAPO}, entropy: {{bonus: 0.1}}", {"loss_type": "dapo", "entropy_coef": 0.1}),
 }
 
 
@@ -354,7 +373,8 @@ def test_another_setting_disagrees_with_trl(
 
 
 def random_inputs(seed: int, per_token: bool) -> LossInputs:
-    """Eight completions of up to LONGEST tokens, some of which the policy did not sample. Ratios from about 0.3 to 3."""
+    """Eight completions of up to LONGEST tokens, some of which the policy did not sample. Ratios from about 0.3 to 3, or, with
+    advantages by completion, nearer to 1. Entropies have a gradient too."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -367,7 +387,7 @@ def random_inputs(seed: int, per_token: bool) -> LossInputs:
     old = -4 * torch.rand(shape, dtype=torch.float64, generator=generator)
     return LossInputs(
         logprobs=(old + (0.4 if per_token else 0.1) * normal(*shape)).requires_grad_(),
-        entropy=torch.zeros(shape, dtype=torch.float64),
+        entropy=torch.rand(shape, generator=torch.Generator().manual_seed(seed)).double().requires_grad_(),
         old_logprobs=old,
         rollout_logprobs=old,
         reference_logprobs=old + 0.5 * normal(*shape),
@@ -377,11 +397,19 @@ def random_inputs(seed: int, per_token: bool) -> LossInputs:
 
 
 def our_objective(recipe: RL, inputs: LossInputs) -> tuple[Tensor, Tensor, float]:
-    """Loss, its gradient on the log-probs, and the share of clipped tokens."""
-    loss = algorithm.objective(recipe)(inputs)
+    """Loss, its gradient on the log-probs and entropies, and the share of clipped tokens."""
+    objective = algorithm.objective(recipe)
+    batch: Any = SimpleNamespace(loss_mask=inputs.loss_mask)
+    loss = objective(replace(inputs, prepared=objective.prepare(lambda: inputs, batch)))
     weights = token_weights(inputs.loss_mask, recipe.algorithm.aggregate, recipe.rollout.max_new_tokens)
     value = (loss.per_token * weights).sum()
-    return value.detach(), torch.autograd.grad(value, inputs.logprobs)[0], loss.metrics["clip_fraction"].value
+    clipped = loss.metrics["clip_fraction"].value if "clip_fraction" in loss.metrics else math.nan
+    return value.detach(), gradient_of(value, inputs), clipped
+
+
+def gradient_of(value: Tensor, inputs: LossInputs) -> Tensor:
+    """(2, b, t): on the log-probs and on the entropies."""
+    return torch.stack(torch.autograd.grad(value, [inputs.logprobs, inputs.entropy], materialize_grads=True))
 
 
 def their_objective(
@@ -405,11 +433,12 @@ def their_objective(
         "num_items_in_batch": mask.sum(),
     }
     value = trainer._compute_loss(trainer.model, batch)
-    clipped = trainer._metrics["train"]["clip_ratio/region_mean"][0]
-    return value.detach(), torch.autograd.grad(value, inputs.logprobs)[0], clipped
+    clipped = (trainer._metrics["train"]["clip_ratio/region_mean"] or [math.nan])[0]
+    return value.detach(), gradient_of(value, inputs), clipped
 
 
-OBJECTIVES = ("grpo", "dr_grpo", "dapo", "kl", "rloo")
+OBJECTIVES = {name: CASES[name] for name in ("grpo", "dr_grpo", "dapo", "gspo", "kl", "rloo")} | TERMS
+BY_COMPLETION = ("gspo", "rloo")  # their ratios, of which ours counts the tokens and TRL the completions
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -418,15 +447,18 @@ def test_as_a_function_of_logprobs_the_loss_is_trls(
     tiny_spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, name: str, seed: int
 ) -> None:
     """Proves that `Objective` and `token_weights` are `GRPOTrainer._compute_loss` (`RLOOTrainer._compute_loss` for "rloo") of
-    TRL 1.16 in value and gradient, for masks with holes and, but for "rloo", advantages that differ by token. float64, 1e-12.
+    TRL 1.16 in value and gradient, for masks with holes and advantages that differ by token, where the ratio is not of a whole
+    completion. float64, 1e-12.
 
-    Does not exercise the model, the estimate of advantages, nor the importance weight, which TRL makes elsewhere."""
-    case, inputs = CASES[name], random_inputs(seed, per_token=name != "rloo")
+    Does not exercise the model, the estimate of advantages, nor the importance weight, which TRL makes elsewhere; nor an
+    entropy bonus beside another aggregation than `token_mean` or beside `top_quantile`, where TRL's remains a mean over the
+    tokens of its own mask."""
+    case, inputs = OBJECTIVES[name], random_inputs(seed, per_token=name not in BY_COMPLETION)
     value, gradient, clipped = our_objective(recipe_of(case), inputs)
     their_value, their_gradient, their_clipped = their_objective(case, inputs, tiny_spec, tokenizer)
     torch.testing.assert_close(value, their_value, atol=1e-12, rtol=0)
     torch.testing.assert_close(gradient, their_gradient, atol=1e-12, rtol=0)
-    if name != "rloo":  # there TRL counts completions, we their tokens
+    if name in CASES and name not in BY_COMPLETION:
         assert clipped == pytest.approx(their_clipped, abs=1e-6)
         assert 0.1 < clipped < 0.9
 
@@ -463,10 +495,46 @@ def test_bypass_is_trls_loss_with_the_sampler_as_the_old_policy(
 def test_a_broken_objective_disagrees_with_trl(
     tiny_spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, name: str, mutation: Callable[[LossInputs], LossInputs]
 ) -> None:
-    case, inputs = CASES[name], random_inputs(0, per_token=name != "rloo")
+    case, inputs = OBJECTIVES[name], random_inputs(0, per_token=name not in BY_COMPLETION)
     _, gradient, _ = our_objective(recipe_of(case), mutation(inputs))
     _, their_gradient, _ = their_objective(case, inputs, tiny_spec, tokenizer)
     assert (gradient - their_gradient).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("gspo", "loss={name: gspo, clip_low: 0.5, clip_high: 0.5}"),
+        ("gspo", "loss={name: ppo_clip_sequence, clip_low: 3.0e-4, clip_high: 4.0e-4}"),
+        ("two_sided_clip", "loss={name: two_sided_clip, delta: 2.0, clip_low: 0.1, clip_high: 0.28}"),
+        ("two_sided_clip", "loss={name: ppo_clip, clip_low: 0.1, clip_high: 0.28}"),
+        ("cispo", "loss={name: cispo, ratio_max: 2.0}"),
+        ("cispo", "loss={name: cispo, ratio_max: 1.5, ratio_min: 0.8}"),
+        ("sapo", "loss={name: sapo, temperature_positive: 1.05, temperature_negative: 1.0}"),
+        ("uncertain", "entropy={top_quantile: 0.5}"),
+        ("bonus", "entropy={bonus: 0.2}"),
+        ("bonus", "aggregate=sequence_mean"),
+    ],
+)
+def test_another_setting_of_the_objective_disagrees_with_trl(
+    tiny_spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, name: str, setting: str
+) -> None:
+    case, inputs = OBJECTIVES[name], random_inputs(0, per_token=name not in BY_COMPLETION)
+    _, gradient, _ = our_objective(recipe_of(case, f"algorithm.{setting}"), inputs)
+    _, their_gradient, _ = their_objective(case, inputs, tiny_spec, tokenizer)
+    assert (gradient - their_gradient).abs().max() > 1e-4
+
+
+def test_the_default_of_trls_cispo_makes_the_step_five_times_smaller(
+    tiny_spec: ModelSpec, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """The trap that `cispo` tells of: without an `epsilon_high`, TRL caps every ratio at its `epsilon`, 0.2. On-policy, where
+    r = 1 and nothing should be capped."""
+    inputs = random_inputs(0, per_token=True)
+    inputs = replace(inputs, old_logprobs=inputs.logprobs.detach(), rollout_logprobs=inputs.logprobs.detach())
+    _, gradient, _ = our_objective(recipe_of(TERMS["cispo"]), inputs)
+    _, theirs, _ = their_objective(Case("", {"loss_type": "cispo"}), inputs, tiny_spec, tokenizer)
+    torch.testing.assert_close(gradient, 5 * theirs, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize(("name", "factor"), [("dapo", 1.0), ("grpo", 8 / 6), ("dr_grpo", 1.0), ("rloo", 8 / 6)])

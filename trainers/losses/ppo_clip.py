@@ -17,7 +17,12 @@ from trainers.objective import Loss, LossInputs
 
 
 def ppo_clip(inputs: LossInputs, *, clip_low: float = 0.2, clip_high: float = 0.2) -> Loss:
-    return clipped_surrogate(inputs, inputs.logprobs - inputs.old_logprobs, clip_low, clip_high)
+    return clipped_surrogate(inputs, log_ratio(inputs), clip_low, clip_high)
+
+
+def log_ratio(inputs: LossInputs) -> Tensor:
+    """(b, t) log π − log π_old, within ±20; 0 outside the loss, where the log-probs may be anything, −inf included."""
+    return (inputs.logprobs - inputs.old_logprobs).masked_fill(inputs.loss_mask == 0, 0).clamp(-20, 20)
 
 
 def clipped_surrogate(inputs: LossInputs, log_ratio: Tensor, clip_low: float, clip_high: float) -> Loss:

@@ -11,10 +11,10 @@ all or nothing for a completion, and s_i spreads with its length.
 
 from __future__ import annotations
 
-from trainers.losses.ppo_clip import clipped_surrogate
+from trainers.losses.ppo_clip import clipped_surrogate, log_ratio
 from trainers.objective import Loss, LossInputs
 
 
 def ppo_clip_sequence(inputs: LossInputs, *, clip_low: float = 0.2, clip_high: float = 0.2) -> Loss:
-    log_ratio = ((inputs.logprobs - inputs.old_logprobs) * inputs.loss_mask).sum(1, keepdim=True)
-    return clipped_surrogate(inputs, log_ratio.expand_as(inputs.logprobs), clip_low, clip_high)
+    completion = log_ratio(inputs).sum(1, keepdim=True)
+    return clipped_surrogate(inputs, completion.expand_as(inputs.logprobs), clip_low, clip_high)

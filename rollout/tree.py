@@ -1,0 +1,139 @@
+"""The completions of a problem sampled as a tree, behind the ordinary engine protocol: TreePO's rollouts (Li et al. 2025, arXiv
+2508.17445) over any engine, which should have a prefix cache.
+
+Requests of one problem that are submitted together are the leaves wanted. Completions grow in segments of so many tokens. A
+branch has leaves to bring forth, the trunk all of them; where a segment has not ended the completion, the branch goes on as
+min(leaves, branches) ones that share its leaves evenly, `first` of them at the root. A branch that ends with leaves left plants
+them again at one of the nodes that it came by, drawn at random, the root included. So every tree has exactly the leaves that
+were asked for, and what many of them have in common was computed once:
+
+    computed = Σ tokens over nodes        used = Σ tokens over leaves
+
+A branch that goes round in a circle is dead: it ends there, as if at the token limit, and its leaves are planted elsewhere.
+
+Every leaf is an ordinary completion, whose `path` names its nodes, the root first: by the seeds of their segments, each of
+which depends on its parent's alone, so that a tree is the same whatever else is sampled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rlcore.protocols import Bucket, Engine, Manifest, Tokens, WeightUpdate
+from rlcore.types import Completion, Prefix, Request, seed_from
+
+
+@dataclass(frozen=True)
+class _Branch:
+    """A segment that is under way."""
+
+    leaves: Sequence[Request]  # what it is to bring forth
+    path: tuple[int, ...]  # the nodes it came by, the root first
+    prefixes: tuple[Prefix, ...]  # what had been sampled at each of them
+
+
+class TreeEngine(Engine):
+    """Samples `segment` tokens at a time by `engine`, and divides into `first` branches at the root and `branches` elsewhere.
+    Requests at temperature 0 go through as they are."""
+
+    def __init__(self, engine: Engine, *, segment: int, first: int, branches: int) -> None:
+        self.engine, self.segment, self.first, self.branches = engine, segment, first, branches
+        self.context, self.capacity = engine.context, engine.capacity
+        self._branches: dict[int, _Branch] = {}  # by seed
+
+    @property
+    def version(self) -> int:
+        return self.engine.version
+
+    @property
+    def busy(self) -> bool:
+        return self.engine.busy
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        self.engine.submit([request for request in requests if not request.sampling.temperature])
+        groups: dict[str, list[Request]] = {}
+        for request in requests:
+            if request.sampling.temperature:
+                groups.setdefault(request.problem_id, []).append(request)
+        for leaves in groups.values():
+            root = leaves[0].seed
+            self._grow(_Branch(leaves, (root,), (leaves[0].prefix,)), root, self.first)
+
+    def poll(self) -> list[Completion]:
+        finished = []
+        for completion in self.engine.poll():
+            branch = self._branches.pop(completion.seed, None)
+            finished += [completion] if branch is None else self._advance(branch, completion)
+        return finished
+
+    def interrupt(self) -> list[Completion]:
+        raise NotImplementedError("a tree cannot go on with other weights than it began with: the recipe refuses such modes")
+
+    def _advance(self, branch: _Branch, segment: Completion) -> list[Completion]:
+        """Go on from a segment that is done; the leaf, if it was the last of its branch."""
+        asked, path = branch.leaves[0], (*branch.path, segment.seed)
+        ended = segment.finish_reason == "stop" or len(segment.token_ids) >= asked.sampling.max_new_tokens
+        if not ended and not circles(segment.token_ids, self.segment):
+            prefixes = (*branch.prefixes, segment.resumed().prefix)
+            self._grow(_Branch(branch.leaves, path, prefixes), segment.seed, self.branches)
+            return []
+        if len(branch.leaves) > 1:
+            again = seed_from(segment.seed, "again")
+            depth = 1 + again % len(branch.path)
+            self._grow(_Branch(branch.leaves[1:], branch.path[:depth], branch.prefixes[:depth]), again, self.branches)
+        return [replace(segment, sample=asked.sample, seed=asked.seed, sampling=asked.sampling, path=path)]
+
+    def _grow(self, branch: _Branch, seed: int, most: int) -> None:
+        """Divide a branch, at the last of its nodes, into `most` or as many as it has leaves."""
+        count, requests = min(len(branch.leaves), most), []
+        for number in range(count):
+            leaves = branch.leaves[number::count]
+            first, prefix, child = leaves[0], branch.prefixes[-1], seed_from(seed, number)
+            until = min(len(prefix.token_ids) + self.segment, first.sampling.max_new_tokens)
+            requests.append(replace(first, seed=child, sampling=replace(first.sampling, max_new_tokens=until), prefix=prefix))
+            self._branches[child] = replace(branch, leaves=leaves)
+        self.engine.submit(requests)
+
+    # -- what the engine does ------------------------------------------------------------------------------------------
+
+    def logprobs(self, sequences: Sequence[tuple[Tokens, Tokens]]) -> list[list[float]]:
+        return self.engine.logprobs(sequences)
+
+    def sync(self, update: WeightUpdate) -> dict[str, int]:
+        return self.engine.sync(update)
+
+    def begin_sync(self, manifest: Manifest) -> None:
+        self.engine.begin_sync(manifest)
+
+    def receive(self, bucket: Bucket) -> None:
+        self.engine.receive(bucket)
+
+    def end_sync(self) -> None:
+        self.engine.end_sync()
+
+    def checksums(self) -> Mapping[str, int]:
+        return self.engine.checksums()
+
+    def close(self) -> None:
+        self.engine.close()
+
+    @staticmethod
+    def cache_bytes(sequences: int, sequence_bytes: int, **options: Any) -> int:
+        raise NotImplementedError("a tree has no cache of its own: ask the engine that samples it")
+
+
+def circles(token_ids: Sequence[int], window: int) -> bool:
+    """Whether the last `window` tokens repeat what stands some way before them, at most half a window: a loop that goes on."""
+    return any(
+        len(token_ids) >= window + period and tuple(token_ids[-window:]) == tuple(token_ids[-window - period : -period])
+        for period in range(1, window // 2 + 1)
+    )
+
+
+def computed_tokens(leaves: Sequence[Completion], segment: int) -> int:
+    """Tokens that were sampled for the leaves: those of a node that several have came once. Every node has `segment` of them,
+    but the last of a leaf."""
+    inner = {node for leaf in leaves for node in leaf.path[1:-1]}
+    return segment * len(inner) + sum(len(leaf.token_ids) - segment * (len(leaf.path) - 2) for leaf in leaves)
