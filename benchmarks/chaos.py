@@ -26,7 +26,7 @@ from uuid import uuid4
 
 import psutil
 
-from benchmarks.common import accuracy_after, processor
+from benchmarks.common import accuracy_after, metrics_of, processor, steps_of
 
 RECIPE = [
     "quickstart",
@@ -71,7 +71,7 @@ def kept(path: Path, make: Any) -> Any:
 def unbroken(folder: Path) -> dict[str, Any]:
     started = time.monotonic()
     assert start(folder, uuid4().hex).wait() == 0
-    wall_s, rows = time.monotonic() - started, [row for row in rows_of(folder) if "time/step" in row]
+    wall_s, rows = time.monotonic() - started, steps_of(folder)
     trained_s = sum(row["time/step"] for row in rows)
     times = {"wall_s": wall_s, "start_s": wall_s - trained_s, "step_s": trained_s / len(rows), "steps": len(rows)}
     return {"folder": str(folder), **times, **accuracy(folder)}
@@ -186,11 +186,9 @@ def compared(folder: Path, whole: Path) -> dict[str, Any]:
 
 
 def read(folder: Path) -> list[dict[str, float]]:
-    return [{k: v for k, v in row.items() if not k.startswith("time/") and k != "tokens_per_second"} for row in rows_of(folder)]
-
-
-def rows_of(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {k: v for k, v in row.items() if not k.startswith("time/") and k != "tokens_per_second"} for row in metrics_of(folder)
+    ]
 
 
 def accuracy(folder: Path) -> dict[str, float]:

@@ -107,6 +107,16 @@ def _serve(side: Side, connection: Connection) -> None:
         connection.send(dict(measure()))
 
 
+def metrics_of(folder: Path) -> list[dict[str, float]]:
+    """The rows of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def steps_of(folder: Path) -> list[dict[str, float]]:
+    """Those of them that are steps of training, not evaluations."""
+    return [row for row in metrics_of(folder) if "time/step" in row]
+
+
 def accuracy_after(summary: Mapping[str, Any]) -> dict[str, float]:
     """A run's held-out accuracy after training, with its 95 % interval."""
     return {name: summary[f"accuracy_after{end}"] for name, end in (("accuracy", ""), ("low", "_low"), ("high", "_high"))}
@@ -121,7 +131,7 @@ class Memory:
     two moments for the parameters to be trained. Linux."""
 
     def __init__(self, model: Any) -> None:
-        self._given = _status("VmRSS") + 3 * sum(p.numel() * p.element_size() for p in model.parameters())
+        self._given = status("VmRSS") + 3 * sum(p.numel() * p.element_size() for p in model.parameters())
 
     def forget(self) -> None:
         """Start a phase."""
@@ -129,7 +139,7 @@ class Memory:
 
     def mark(self, into: dict[str, float], name: str) -> None:
         """End a phase: store its peak as `NAME_bytes`, and start the next."""
-        into[f"{name}_bytes"] = _status("VmHWM") - self._given
+        into[f"{name}_bytes"] = status("VmHWM") - self._given
         self.forget()
 
 
@@ -173,8 +183,9 @@ def mean_of_digits(completions: Sequence[str], **_: object) -> list[float]:
     return [sum(map(str.isdigit, text)) / max(1, len(text)) for text in completions]
 
 
-def _status(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
+def status(field: str, pid: int | str = "self") -> int:
+    """Bytes that /proc says of a process. Linux."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1]) * 1024
     raise LookupError(field)

@@ -1,6 +1,6 @@
 """How fast `rlcore.grading` is: on GSM8K answers as models write them, on answers that need algebra, and after a hang.
 
-    python benchmarks/grading.py [--json FILE] [--data-dir DIR]
+    python -m benchmarks.grading [--json FILE] [--data-dir DIR]
 
 Two worker processes. What is timed is `Grader.grade` on whole batches, after one answer has started the processes.
 """

@@ -32,7 +32,7 @@ import numpy as np
 import psutil
 from pyarrow import parquet
 
-from benchmarks.common import accuracy_after, arguments, finish
+from benchmarks.common import accuracy_after, arguments, finish, steps_of
 from benchmarks.scaling import round_seconds
 from benchmarks.simulate import predict
 from rlcore.recipe.schema import Mode
@@ -100,7 +100,7 @@ def pin(driver: int, name: str, core: int) -> None:
 def read(folder: Path) -> dict[str, Any]:
     """Seconds of a step, by phase; accuracy; how lengths were spread. Start-up, evaluation and the first step, which makes what
     the others find, are not in the seconds."""
-    rows, summary = steps(folder)[1:], json.loads((folder / "summary.json").read_text())
+    rows, summary = steps_of(folder)[1:], json.loads((folder / "summary.json").read_text())
     seconds = {name: statistics.mean(row[f"time/{name}"] for row in rows) for name in ("step", "generate", "learn", "sync")}
     every = sorted(length for step in lengths(folder) for length in step)
     shares = {"median": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
@@ -111,11 +111,6 @@ def read(folder: Path) -> dict[str, Any]:
         "staleness_max": max(row.get("staleness/max", 0) for row in rows),
         "lengths": {name: every[int(share * (len(every) - 1))] for name, share in shares.items()},
     }
-
-
-def steps(folder: Path) -> list[dict[str, float]]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if "time/step" in row]
 
 
 def lengths(folder: Path) -> list[list[int]]:
@@ -135,7 +130,7 @@ def predictions(folders: Mapping[str, Path], options: argparse.Namespace) -> dic
     predicted = {}
     for arm, (measured, mode) in modes.items():
         runs = [folders[measured] / str(turn) for turn in range(options.repeats)]
-        rows = [row for folder in runs for row in steps(folder)[1:]]
+        rows = [row for folder in runs for row in steps_of(folder)[1:]]
         per_step = [step for folder in runs for step in lengths(folder)[1:]]
         rest = [row["time/step"] - row["time/generate"] - row["time/sync"] for row in rows]
         slope, base = statistics.linear_regression([sum(step) for step in per_step], rest)

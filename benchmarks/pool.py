@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import Measure, arguments, finish, medians, timed
+from benchmarks.common import Measure, arguments, finish, medians, status, timed
 from benchmarks.sampler import bare_vllm, compare, requests
 
 
@@ -113,15 +113,12 @@ class Peak:
     """How far a process's resident memory rises from now on. Linux."""
 
     def __init__(self, pid: int) -> None:
-        self.status = Path(f"/proc/{pid}/status")
-        Path(f"/proc/{pid}/clear_refs").write_text("5")
-        self.before = self._read("VmRSS")
+        self.pid = pid
+        Path(f"/proc/{pid}/clear_refs").write_text("5")  # the high-water mark is now what is in use
+        self.before = status("VmRSS", pid)
 
     def rise(self) -> int:
-        return self._read("VmHWM") - self.before
-
-    def _read(self, name: str) -> int:
-        return next(int(line.split()[1]) * 1024 for line in self.status.read_text().splitlines() if line.startswith(name))
+        return status("VmHWM", self.pid) - self.before
 
 
 def main() -> None:

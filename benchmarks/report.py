@@ -85,12 +85,15 @@ def sampler(result: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield "`benchmarks/sampler.py`. Tokens per second; `toy` ends its answers where it likes."
     yield ""
+    yield from rates(result, "ours", "theirs")
+
+
+def rates(result: dict[str, Any], mine: str, other: str) -> Iterator[str]:
     rows = []
     for name, row in result.items():
-        mine, other = row["sides"].items()
-        rates = [f"{side}: {values['tokens'] / values['generate']:,.0f}" for side, values in (mine, other)]
-        rows.append((name, f"{row['prompts']} x {row['samples']} x {row['length']}", *rates, f"**{row['ratio']:.2f}**"))
-    yield from table(("workload", "prompts x samples x tokens", "ours", "theirs", "ratio"), rows)
+        found = [f"{side}: {values['tokens'] / values['generate']:,.0f}" for side, values in row["sides"].items()]
+        rows.append((name, f"{row['prompts']} x {row['samples']} x {row['length']}", *found, f"**{row['ratio']:.2f}**"))
+    yield from table(("workload", "prompts x samples x tokens", mine, other, "ratio"), rows)
 
 
 def learner(result: dict[str, Any]) -> Iterator[str]:
@@ -117,11 +120,7 @@ def pool(result: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield "`benchmarks/pool.py`. One worker on this machine, the same prompts. Tokens per second; above 1 the pool is faster."
     yield ""
-    rows = []
-    for name, row in result["rollouts"].items():
-        rates = [f"{side}: {values['tokens'] / values['generate']:,.0f}" for side, values in row["sides"].items()]
-        rows.append((name, f"{row['prompts']} x {row['samples']} x {row['length']}", *rates, f"**{row['ratio']:.2f}**"))
-    yield from table(("workload", "prompts x samples x tokens", "pool", "bare", "ratio"), rows)
+    yield from rates(result["rollouts"], "pool", "bare")
     sync = result["sync"]
     yield ""
     size, bucket, rises = sync["model_bytes"] / 2**20, sync["bucket_bytes"] / 2**20, sync["buckets"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from rlcore.prompts import Prompter
 from rlcore.recipe.load import Loaded
 from rlcore.recipe.schema import RL, Checkpoint, Job, Sft, Stop
 from rlcore.report.page import write_report
-from rlcore.run.console import TERMINAL
+from rlcore.run.checkpoint import latest
+from rlcore.run.console import say, warn
 from rlcore.run.folder import Run, claim
 from rlcore.toy import warmstart
 from trainers import sft
@@ -42,8 +44,8 @@ def _rl(loaded: Loaded, recipe: RL) -> dict[str, Any]:
     if recipe.cluster is None:
         return _train(loaded, recipe)
     with connected(recipe.cluster.address) as description:
-        TERMINAL.print(description, markup=False)
-        restarts = 0
+        say(description)
+        restarts, checkpoints = 0, Path(recipe.folder) / "checkpoints"
         while True:
             try:
                 return _train(loaded, recipe)
@@ -51,7 +53,8 @@ def _rl(loaded: Loaded, recipe: RL) -> dict[str, Any]:
                 if restarts == recipe.cluster.max_restarts:
                     raise UserError(f"{lost}; {restarts} restarts are spent: look for the cause, then add --resume") from lost
                 restarts += 1
-                TERMINAL.print(f"warning: {lost}; starting again from the last checkpoint", style="yellow", markup=False)
+                step = latest(checkpoints) or 0
+                warn(f"{lost}; starting again from step {step} (restart {restarts} of {recipe.cluster.max_restarts})")
 
 
 def _train(loaded: Loaded, recipe: RL) -> dict[str, Any]:
@@ -59,8 +62,8 @@ def _train(loaded: Loaded, recipe: RL) -> dict[str, Any]:
     run = Run(loaded, steps=recipe.steps, keep=recipe.checkpoint, stop=recipe.stop)
     asked = plan(recipe)
     for line in asked.problems.describe():
-        run.console.say(line)
-    run.console.say(f"{recipe.model} on {_place(recipe)} in {recipe.dtype}")
+        say(line)
+    say(f"{recipe.model} on {_place(recipe)} in {recipe.dtype}")
     with ExitStack() as ending:
         ending.callback(run.console.stop)
         ending.callback(asked.rewards.close)
@@ -83,7 +86,10 @@ def _place(recipe: RL) -> str:
     if recipe.cluster is None:
         return models.pick_device(recipe.device)
     asked = recipe.cluster
-    return f"{asked.workers} workers ({asked.gpus_per_worker:g} GPUs each) and {asked.ranks} ranks ({asked.gpus_per_rank:g})"
+    return (
+        f"{asked.workers} workers ({asked.gpus_per_worker:g} GPUs each) and {asked.ranks} ranks ({asked.gpus_per_rank:g}), "
+        "which take a minute or more to start;"
+    )
 
 
 def _sft(loaded: Loaded, recipe: Sft) -> dict[str, Any]:

@@ -34,8 +34,9 @@ def _rl(recipe: RL) -> Iterator[str]:
     plugins.bind("rollout.engines", spec.name, spec.options)
     engine = plugins.find("rollout.engines", spec.name)
     need = memory(recipe, _shape(location, recipe.trust_remote_code), longest, engine)
-    yield f"memory at worst: {_size(sum(need.values()))}, of which"
-    yield from (f"  {name}: {_size(count)}" for name, count in need.items())
+    for process, parts in need.items():
+        yield f"memory of {process}, at worst: {_size(sum(parts.values()))}, of which"
+        yield from (f"  {name}: {_size(count)}" for name, count in parts.items())
 
 
 def _sft(recipe: Sft) -> Iterator[str]:

@@ -65,12 +65,14 @@ def cause(error: Any) -> BaseException:
 
 
 def why_dead(error: BaseException) -> str:
-    """Ray's reason for an actor's death, on one line."""
+    """Why an actor died, on one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = next(
-        (line for line in lines if "connection error code" in line or "Worker exit" in line), lines[0] if lines else "died"
-    )
-    return told[:200]
+    told = " ".join(lines)
+    if "connection error code" in told:  # Ray guesses too, in a paragraph
+        return "died (killed, out of memory, or crashed)"
+    if "node has died" in told:
+        return "died with its machine"
+    return f"died: {lines[-1] if lines else 'Ray says nothing of it'}"
 
 
 def kill(actors: Sequence[Any]) -> None:

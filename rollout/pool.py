@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from rlcore.errors import UserError
 from rlcore.protocols import Bucket, Engine, Manifest, Superseded, Tokens, WeightUpdate
 from rlcore.remote import START_S, answers, kill
+from rlcore.run.console import warn
 from rlcore.types import Completion, Request
 from rollout.admission import refuse_unfit
 from rollout.queue import Queue
@@ -268,6 +269,7 @@ class Pool(Engine):
             raise UserError(
                 f"rollout worker {member.number} {why}; {self.max_restarts} were replaced before it, and no more will be"
             )
+        warn(f"rollout worker {member.number} {why}; replaced (replacement {self.restarts} of {self.max_restarts})")
         kill([member.actor])
         self._queue.put_back(member.outstanding.values())
         self._members[self._members.index(member)] = self._start(member.number)

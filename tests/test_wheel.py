@@ -26,6 +26,6 @@ def test_a_wheel_built_and_installed_elsewhere_runs_the_quickstarts_dry_run(tmp_
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "# recipes/quickstart.yaml:" in done.stdout
     assert "token ids: [" in done.stdout
-    assert "memory at worst:" in done.stdout
+    assert "memory of this process, at worst:" in done.stdout
     origin = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(site)!r}); import rlcore; print(rlcore.__file__)"]
     assert str(site) in subprocess.run(origin, cwd=tmp_path, capture_output=True, text=True, check=True).stdout

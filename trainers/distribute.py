@@ -13,7 +13,6 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rlcore import models
-from rlcore.cluster.connect import LOOPBACK
 from rlcore.errors import UserError
 from rlcore.prompts import Prompter
 from rlcore.recipe.schema import RL, Cluster
@@ -36,7 +35,8 @@ def refuse_few_gpus(recipe: RL, cluster: Cluster) -> None:
     ranks = cluster.ranks * (1 + (recipe.algorithm.critic is not None))
     ranks += cluster.reference == "own" and recipe.algorithm.kl.coefficient > 0
     wanted = cluster.workers * cluster.gpus_per_worker + ranks * cluster.gpus_per_rank
-    until = time.monotonic() + (0 if ray.util.get_node_ip_address() == LOOPBACK else JOINING_S)
+    alone = ray.util.get_node_ip_address().startswith("127.")
+    until = time.monotonic() + (0 if alone else JOINING_S)
     while (there := ray.cluster_resources().get("GPU", 0)) < wanted:
         if time.monotonic() >= until:
             raise UserError(f"the recipe's cluster asks for {wanted:g} GPUs, and the Ray cluster has {there:g}: ask for fewer")

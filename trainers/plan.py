@@ -11,6 +11,7 @@ from rlcore.data.overlap import refuse_overlap
 from rlcore.errors import UserError
 from rlcore.prompts import Prompter, refuse_long
 from rlcore.recipe.schema import RL
+from rlcore.run.console import warn
 from rlcore.types import Problem
 from trainers import algorithm
 from trainers.algorithm import Advantage
@@ -41,6 +42,8 @@ def plan(recipe: RL) -> Plan:
     problems = Mixture(recipe.data, recipe.seed)
     held_out = load_problems(recipe.eval.data)[: recipe.eval.limit] if recipe.eval else []
     refuse_overlap(problems.problems, held_out)
+    if recipe.mode.staleness and recipe.algorithm.correction is None:
+        warn(f"{recipe.mode.name} trains on older policies' tokens, uncorrected: set algorithm.correction (token_tis is usual)")
     return Plan(advantage, objective, rewards, problems, held_out)
 
 

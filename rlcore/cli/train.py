@@ -22,6 +22,12 @@ def train(arguments: Sequence[str], resume: bool, json_file: str) -> None:
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(130)
+    except KeyboardInterrupt:
+        print(
+            f"stopped at once; go on from the last checkpoint, if there is one: rlcore train {loaded.recipe.folder} --resume",
+            file=sys.stderr,
+        )
+        sys.exit(130)
     folder = loaded.recipe.folder
     if "accuracy_after" in summary:
         before, after = (_interval(summary, name) for name in ("accuracy_before", "accuracy_after"))

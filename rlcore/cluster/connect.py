@@ -57,13 +57,17 @@ def connected(address: str) -> Iterator[str]:
     is not installed, the address does not answer, or shared memory is too small.
     """
     named = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
-    with _joined(named) if named not in ("", "local") else _local() as description:
+    if named in ("", "local"):
+        with _local() as description:
+            yield description
+        return
+    _refuse_unreachable(named, "RAY_ADDRESS" if address == "auto" else "the recipe's cluster.address")
+    with _joined(named) as description:
         yield description
 
 
 @contextmanager
 def _joined(address: str) -> Iterator[str]:
-    _refuse_unreachable(address)
     ray = _import(JOINED)
     try:
         context = ray.init(address=address, log_to_driver=False, logging_level="ERROR")
@@ -113,6 +117,8 @@ def _import(environment: dict[str, str]) -> Any:
     except ImportError as error:
         raise UserError("`cluster` needs the package ray: pip install 'rlcore[cpu]' or 'rlcore[gpu]'") from error
     auto_init_hook.enable_auto_connect = False  # should Ray have been imported before
+    # What Ray says of dead actors goes to standard output, where --json may write. Whoever calls them tells of it.
+    ray._private.worker.print_to_stdstream = lambda *_, **__: None
     return ray
 
 
@@ -164,12 +170,12 @@ def _store_bytes() -> int:
     return min(STORE_BYTES, free // 2)
 
 
-def _refuse_unreachable(address: str) -> None:
+def _refuse_unreachable(address: str, origin: str) -> None:
     host, _, port = address.rpartition(":")
     if not host or "/" in host or not port.isdecimal() or int(port) > 65535:
-        raise UserError(f"the cluster {address!r} is none of auto, local, HOST:PORT (the driver runs on one of its nodes)")
+        raise UserError(f"{origin} {address!r} is none of auto, local, HOST:PORT (the driver runs on one of its nodes)")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S).close()
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"no Ray cluster answers at {address}: {reason}; see `ray status` there") from error
+        raise UserError(f"no Ray cluster answers at {address} ({origin}): {reason}; see `ray status` there") from error

@@ -23,27 +23,62 @@ class Shape:
     kv_width: int  # key-value heads times head size
 
 
-def memory(recipe: RL, shape: Shape, longest_prompt: int, engine: type[Engine]) -> dict[str, int]:
-    """Bytes by purpose, every completion as long as `max_new_tokens` lets it be."""
+def memory(recipe: RL, shape: Shape, longest_prompt: int, engine: type[Engine]) -> dict[str, dict[str, int]]:
+    """Bytes by process and purpose, every completion as long as `max_new_tokens` lets it be."""
     tokens = longest_prompt + recipe.rollout.max_new_tokens
+    sampling, training = _sampling(recipe, shape, tokens, engine), _training(recipe, shape, tokens)
+    reference = {"reference model": _reference(recipe, shape)}
+    critic = {"critic, its gradients and optimiser": 4 * FLOAT32 * shape.parameters} if recipe.algorithm.critic else {}
+    cluster = recipe.cluster
+    if cluster is None:
+        return {"this process": sampling | training | reference | critic}
+    processes = {f"each of {cluster.workers} workers": sampling, f"each of {cluster.ranks} ranks": training}
+    if critic:
+        processes[f"each of {cluster.ranks} ranks of the critic"] = critic
+    if cluster.reference == "own":
+        return processes | {"the reference model's process": reference}
+    return processes | {f"each of {cluster.ranks} ranks": training | reference}
+
+
+def _sampling(recipe: RL, shape: Shape, tokens: int, engine: type[Engine]) -> dict[str, int]:
     width = WIDTH[recipe.dtype]
-    trained = shape.parameters if recipe.lora is None else _lora_parameters(recipe.lora.rank, shape)
-    adapter_alone = recipe.lora is not None and recipe.lora.serve == "adapter"
-    sequences = recipe.rollout.prompts_per_step * recipe.rollout.samples
+    workers = recipe.cluster.workers if recipe.cluster else 1
+    sequences = -(-recipe.rollout.prompts_per_step * recipe.rollout.samples // workers)
     sequence_cache = 2 * width * tokens * shape.layers * shape.kv_width
+    return {
+        "rollout copy of the weights": width * shape.parameters,
+        "key-value cache": engine.cache_bytes(sequences, sequence_cache, **recipe.rollout.engine.options),
+    }
+
+
+def _training(recipe: RL, shape: Shape, tokens: int) -> dict[str, int]:
+    width = WIDTH[recipe.dtype]
+    frozen, trained = 0, shape.parameters
+    if recipe.lora is not None:
+        frozen, trained = shape.parameters, _lora_parameters(recipe.lora.rank, shape)
+    sent = width * (trained if recipe.lora is not None and recipe.lora.serve == "adapter" else shape.parameters)
+    weights, moments, gradients = FLOAT32 * (frozen + trained), 2 * FLOAT32 * trained, FLOAT32 * trained
+    if recipe.cluster is not None:
+        sent = min(sent, int(2 * recipe.cluster.bucket_mb * 2**20))
+        ranks, zero = recipe.cluster.ranks, recipe.cluster.zero
+        # DeepSpeed steps a second copy of the weights, which the ranks share.
+        moments = -(-(moments + FLOAT32 * trained) // ranks) if zero else moments
+        gradients = -(-gradients // ranks) if zero >= 2 else gradients
+        weights = -(-weights // ranks) if zero == 3 else weights
     microbatch = max(recipe.update.tokens_per_microbatch, tokens)
     kept = 2 if recipe.update.gradient_checkpointing else ACTIVATIONS_PER_LAYER
     return {
-        "trained weights": FLOAT32 * (shape.parameters if recipe.lora is None else shape.parameters + trained),
-        "gradients and optimiser": 3 * FLOAT32 * trained,
-        "rollout copy of the weights": width * shape.parameters,
-        "copy of the weights for a sync": width * (trained if adapter_alone else shape.parameters),
-        "reference model": FLOAT32 * shape.parameters if recipe.algorithm.kl.coefficient and recipe.lora is None else 0,
-        "critic": 4 * FLOAT32 * shape.parameters if recipe.algorithm.critic else 0,
-        "key-value cache": engine.cache_bytes(sequences, sequence_cache, **recipe.rollout.engine.options),
+        "trained weights": weights,
+        "gradients and optimiser": gradients + moments,
+        "copy of the weights for a sync": sent,
         "activations of a micro-batch": width * microbatch * shape.layers * shape.hidden * kept,
         "logits of a chunk": 3 * FLOAT32 * min(recipe.update.logits_chunk, microbatch) * shape.vocabulary,
     }
+
+
+def _reference(recipe: RL, shape: Shape) -> int:
+    """Of LoRA, the policy with its adapters switched off is the reference."""
+    return FLOAT32 * shape.parameters if recipe.algorithm.kl.coefficient and recipe.lora is None else 0
 
 
 def token_budget(recipe: RL, longest_prompt: int) -> Mapping[str, int]:

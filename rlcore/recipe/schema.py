@@ -5,7 +5,7 @@ Unknown keys are errors. `job` selects the recipe class, and with it the trainer
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
@@ -163,18 +163,25 @@ class Critic(Section):
     warmup_steps: NonNegativeInt = 0  # steps in which it learns and the policy does not
 
 
-CORRECTIONS: dict[str, dict[str, Any]] = {
+class Weighting(NamedTuple):
+    form: Literal["decoupled", "bypass"]
+    level: Literal["token", "sequence"]
+    action: Literal["truncate", "mask"] | None
+
+
+CORRECTIONS = {
     # PPO's ratio π / π_old, times a weight π_old / π_rollout without gradient
-    "token_tis": {"form": "decoupled", "level": "token", "action": "truncate"},  # the token's own, at most `cap`
-    "sequence_tis": {"form": "decoupled", "level": "sequence", "action": "truncate"},  # the completion's, at most `cap`
-    "token_mis": {"form": "decoupled", "level": "token", "action": "mask"},  # 0 for a token whose weight is above `cap`
-    "sequence_mis": {"form": "decoupled", "level": "sequence", "action": "mask"},  # 0 for a completion whose weight is
-    "icepop": {"form": "decoupled", "level": "token", "action": "mask", "cap": 5.0, "floor": 0.5},  # token_mis on both sides
+    "token_tis": Weighting("decoupled", "token", "truncate"),  # the token's own, at most `cap`
+    "sequence_tis": Weighting("decoupled", "sequence", "truncate"),  # the completion's, at most `cap`
+    "token_mis": Weighting("decoupled", "token", "mask"),  # 0 for a token whose weight is above `cap`
+    "sequence_mis": Weighting("decoupled", "sequence", "mask"),  # 0 for a completion whose weight is
+    "icepop": Weighting("decoupled", "token", "mask"),  # token_mis on both sides
     # π_rollout in the place of π_old: PPO's ratio π / π_rollout is the weight, and PPO's clip bounds it
-    "bypass": {"form": "bypass", "level": "token", "action": None},
-    "bypass_token_mis": {"form": "bypass", "level": "token", "action": "mask"},  # without tokens whose ratio is above `cap`
-    "bypass_sequence_mis": {"form": "bypass", "level": "sequence", "action": "mask"},  # without completions whose ratio is
+    "bypass": Weighting("bypass", "token", None),
+    "bypass_token_mis": Weighting("bypass", "token", "mask"),  # without tokens whose ratio is above `cap`
+    "bypass_sequence_mis": Weighting("bypass", "sequence", "mask"),  # without completions whose ratio is
 }
+BOUNDS = {"icepop": {"cap": 5.0, "floor": 0.5}}  # its paper's, where they are not Correction's
 
 
 class Correction(Section):
@@ -194,7 +201,7 @@ class Correction(Section):
             return value
         if name not in CORRECTIONS:
             raise ValueError(f"there is no correction {name!r}{nearest(name, list(CORRECTIONS))}")
-        return {key: bound for key, bound in CORRECTIONS[name].items() if key in ("cap", "floor")} | value
+        return BOUNDS.get(name, {}) | value
 
     @model_validator(mode="after")
     def _bounds(self) -> Correction:
@@ -206,18 +213,15 @@ class Correction(Section):
 
     @property
     def form(self) -> Literal["decoupled", "bypass"]:
-        form: Literal["decoupled", "bypass"] = CORRECTIONS[self.name]["form"]
-        return form
+        return CORRECTIONS[self.name].form
 
     @property
     def level(self) -> Literal["token", "sequence"]:
-        level: Literal["token", "sequence"] = CORRECTIONS[self.name]["level"]
-        return level
+        return CORRECTIONS[self.name].level
 
     @property
     def action(self) -> Literal["truncate", "mask"] | None:
-        action: Literal["truncate", "mask"] | None = CORRECTIONS[self.name]["action"]
-        return action
+        return CORRECTIONS[self.name].action
 
 
 class DynamicSampling(Section):
@@ -421,6 +425,8 @@ class RL(Job):
                     "cluster.transport nccl goes from GPU to GPU: it needs rollout.engine vllm, and cluster.gpus_per_worker "
                     "and cluster.gpus_per_rank of 1 or more (NCCL takes no GPU twice); object_store works everywhere"
                 )
+        if self.cluster and self.cluster.reference == "own" and not self.algorithm.kl.coefficient:
+            raise ValueError("cluster.reference own: there is no reference model without algorithm.kl.coefficient")
         if self.rollout.temperature == 0:
             raise ValueError("rollout.temperature 0 samples every completion of a group alike: nothing can be learned")
         return self

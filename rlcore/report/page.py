@@ -52,14 +52,17 @@ def _file(name: str) -> str:
 
 
 def _about(run: Run) -> list[str]:
-    """Model, job and status."""
+    """Model, job, processes and status."""
     algorithm = run.recipe.get("algorithm", {})
     plugins = [algorithm[part]["name"] for part in ("advantage", "loss") if part in algorithm]
+    cluster = run.recipe.get("cluster")
+    where = [f"{cluster['workers']} workers, {cluster['ranks']} ranks, {cluster['mode']['name']}"] if cluster else []
     planned = run.recipe.get("steps")
     step = f"step {run.last_step}" + (f" of {planned}" if planned else "")
     return [
         str(run.recipe.get("model", "no model")),
         str(run.recipe.get("job", "rl")) + (f" with {' and '.join(plugins)}" if plugins else ""),
+        *where,
         f"finished at {step}" if run.summary else f"not finished: {step}",
     ]
 

@@ -19,6 +19,7 @@ ALWAYS = {
     "kl/reference": "KL",
     "grad_norm": "grad",
     "loss": "loss",
+    "staleness/mean": "staleness",
     "tokens_per_second": "tok/s",
 }
 UNLESS_ZERO = {  # troubles: shown when there are any
@@ -32,6 +33,14 @@ UNLESS_ZERO = {  # troubles: shown when there are any
 }
 
 TERMINAL = RichConsole(stderr=True, highlight=False, soft_wrap=True)  # one: it stacks the bars that are shown at a time
+
+
+def say(message: str) -> None:
+    TERMINAL.print(message, markup=False)
+
+
+def warn(message: str) -> None:
+    TERMINAL.print(f"warning: {message}", style="yellow", markup=False)
 
 
 class Console:
@@ -55,19 +64,13 @@ class Console:
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         self.progress.update(self.task, completed=step)
-        self.say(f"step {step}/{self.total}  {readable(metrics)}")
+        say(f"step {step}/{self.total}  {readable(metrics)}")
 
     def follow(self, step: int, metrics: Mapping[str, float]) -> None:
         """Like `step`, for work that is not the job itself: only the bar on a terminal, a tenth of the lines elsewhere."""
         self.progress.update(self.task, completed=step)
         if self.progress.disable and step * 10 // self.total > (step - max(1, self.total // 50)) * 10 // self.total:
-            self.say(f"step {step}/{self.total}  {readable(metrics)}")
-
-    def say(self, message: str) -> None:
-        TERMINAL.print(message, markup=False)
-
-    def warn(self, message: str) -> None:
-        TERMINAL.print(f"warning: {message}", style="yellow", markup=False)
+            say(f"step {step}/{self.total}  {readable(metrics)}")
 
     def stop(self) -> None:
         self.progress.stop()

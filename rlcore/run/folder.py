@@ -26,7 +26,7 @@ from rlcore.recipe.load import Loaded, load
 from rlcore.recipe.schema import Checkpoint, Stop
 from rlcore.run import checkpoint
 from rlcore.run.checkpoint import Saved
-from rlcore.run.console import Console
+from rlcore.run.console import Console, say, warn
 from rlcore.run.trackers import Tracked, Tracker, find_trackers
 
 # What a resumed run may change: how long it goes on, what it tells and where it runs.
@@ -75,13 +75,13 @@ class Run:
             for name, cursor in self.cursors.items():
                 cursor.restore(state["cursors"][name])
             self._history, written = self._history | state["history"], state["written"]
-            self.console.say(f"resumed from step {step} in {self.folder}")
+            say(f"resumed from step {step} in {self.folder}")
         self.begin(step, written)
         self._stopped = self._stop_reason() if step else ""
         if step >= self.steps:
-            self.console.say(f"nothing left to train: step {step} of {self.steps} is done; to go on, raise steps=")
+            say(f"nothing left to train: step {step} of {self.steps} is done; to go on, raise steps=")
         elif self._stopped:
-            self.console.say(f"nothing left to train: {self._stopped}; to go on, raise that rule of the recipe's `stop`")
+            say(f"nothing left to train: {self._stopped}; to go on, raise that rule of the recipe's `stop`")
         return step
 
     @contextmanager
@@ -164,7 +164,7 @@ class Run:
         """Keep the state where the recipe says so, at the end, and when Ctrl-C was pressed (then raises Interrupted)."""
         self._stopped = self._stop_reason()
         if self._stopped and step < self.steps:
-            self.console.say(f"stopping after step {step}: {self._stopped}")
+            say(f"stopping after step {step}: {self._stopped}")
         best = self._history["best"].get(self.keep.keep_best, {}).get("step")
         if step % self.keep.every == 0 or not self.goes_on(step) or best == step or self._interrupted:
             metrics = self.folder / "metrics.jsonl"
@@ -209,11 +209,11 @@ class Run:
 
     def _warn(self, metrics: Mapping[str, float]) -> None:
         if metrics.get("length/truncated", 0) > 0.5:
-            self.console.warn("more than half of the completions are cut by rollout.max_new_tokens: raise it")
+            warn("more than half of the completions are cut by rollout.max_new_tokens: raise it")
         if metrics.get("answers/missing", 0) > 0.5:
-            self.console.warn("more than half of the completions have no answer to extract: look at the ledger and the prompt")
+            warn("more than half of the completions have no answer to extract: look at the ledger and the prompt")
         if metrics.get("groups/trained") == 0 or metrics.get("groups/degenerate") == 1:
-            self.console.warn(
+            warn(
                 "this step had nothing to teach: every group was dropped or paid all its completions alike; make the problems "
                 "easier or harder, or raise rollout.samples"
             )
@@ -222,7 +222,7 @@ class Run:
         if self._interrupted:
             raise KeyboardInterrupt
         self._interrupted = True
-        self.console.say("finishing this step, then checkpointing (Ctrl-C again to stop at once)")
+        say("finishing this step, then checkpointing (Ctrl-C again to stop at once)")
 
 
 @contextmanager

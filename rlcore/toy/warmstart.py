@@ -19,7 +19,7 @@ from rlcore.errors import UserError, nearest
 from rlcore.prompts import Prompter
 from rlcore.recipe.load import load, shipped
 from rlcore.recipe.schema import Job, Sft
-from rlcore.run.console import Console
+from rlcore.run.console import Console, say
 from rlcore.toy import model, world
 from trainers import sft
 from trainers.build import build_policy
@@ -66,7 +66,7 @@ def _train(recipe: Sft, parent: str, folder: Path) -> None:
     problems = load_problems(recipe.data)
     steps = recipe.epochs * -(-len(problems) // recipe.batch_size)
     console = Console(f"toy:{recipe.name}", steps)
-    console.say(f"making toy:{recipe.name}, {steps} steps of supervised training; once, then kept in {models.cache_dir()}")
+    say(f"making toy:{recipe.name}, {steps} steps of supervised training; once, then kept in {models.cache_dir()}")
     console.start(0)
     tokenizer = models.load_tokenizer(parent)
     policy = build_policy(recipe, parent)

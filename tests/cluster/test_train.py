@@ -87,3 +87,9 @@ def test_the_other_modes_run_and_say_how_stale_they_were(start: Callable, mode: 
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
     assert max(row["staleness/max"] for row in rows) == (1 if mode == "one_step_off" else 2)
     assert all(row["parity"] < 1e-5 for row in rows)
+
+
+def test_more_gpus_than_there_are_is_an_error_at_once(start: Callable) -> None:
+    process, folder = start("gpus", "cluster={workers: 2, gpus_per_worker: 64}", "device=cpu")
+    assert process.wait(timeout=300) == 1
+    assert "the recipe's cluster asks for 128 GPUs, and the Ray cluster has " in folder.with_suffix(".log").read_text()

@@ -47,17 +47,39 @@ def test_memory_of_a_worked_example(lora: str, different: dict[str, int]) -> Non
     """The longest sequence is 5 + 20 tokens; four of the six are decoded together."""
     recipe = load([*BASE, lora]).recipe
     assert isinstance(recipe, RL)
-    assert (
-        memory(recipe, SHAPE, 5, Transformers)
-        == {
-            "trained weights": 4000,  # 4 bytes · 1000
-            "gradients and optimiser": 12000,  # a gradient and two moments: 3 · 4 · 1000
-            "rollout copy of the weights": 2000,  # 2 bytes · 1000
-            "copy of the weights for a sync": 2000,  # as served: 2 bytes · 1000
-            "reference model": 4000,  # 4 · 1000
-            "key-value cache": 3200,  # 4 rows · 25 tokens · 2 layers · keys and values of 4 · 2 bytes
-            "activations of a micro-batch": 80000,  # 100 tokens · 2 layers · 20 vectors of 10 · 2 bytes
-            "logits of a chunk": 18000,  # logits, their softmax and gradient: 3 · 30 positions · 50 · 4 bytes
-        }
-        | different
-    )
+    expected = {
+        "trained weights": 4000,  # 4 bytes · 1000
+        "gradients and optimiser": 12000,  # a gradient and two moments: 3 · 4 · 1000
+        "rollout copy of the weights": 2000,  # 2 bytes · 1000
+        "copy of the weights for a sync": 2000,  # as served: 2 bytes · 1000
+        "reference model": 4000,  # 4 · 1000
+        "key-value cache": 3200,  # 4 rows · 25 tokens · 2 layers · keys and values of 4 · 2 bytes
+        "activations of a micro-batch": 80000,  # 100 tokens · 2 layers · 20 vectors of 10 · 2 bytes
+        "logits of a chunk": 18000,  # logits, their softmax and gradient: 3 · 30 positions · 50 · 4 bytes
+    }
+    assert memory(recipe, SHAPE, 5, Transformers) == {"this process": expected | different}
+
+
+@pytest.mark.parametrize(
+    ("zero", "weights", "rest"),
+    [
+        (0, 4000, 12000),
+        (1, 4000, 7000),  # a gradient; of two moments and the weights that are stepped, half: 4 · 1000 + 12 · 1000 / 4
+        (2, 4000, 4000),  # of all that, a quarter
+        (3, 1000, 4000),
+    ],
+)
+def test_memory_of_the_processes_of_a_cluster(zero: int, weights: int, rest: int) -> None:
+    recipe = load([*BASE, f"cluster={{workers: 3, ranks: 4, zero: {zero}, bucket_mb: 0.0005, reference: own}}"]).recipe
+    assert isinstance(recipe, RL)
+    assert memory(recipe, SHAPE, 5, Transformers) == {
+        "each of 3 workers": {"rollout copy of the weights": 2000, "key-value cache": 1600},  # 2 rows
+        "each of 4 ranks": {
+            "trained weights": weights,
+            "gradients and optimiser": rest,
+            "copy of the weights for a sync": 1048,  # two buckets of 524 bytes
+            "activations of a micro-batch": 80000,
+            "logits of a chunk": 18000,
+        },
+        "the reference model's process": {"reference model": 4000},
+    }

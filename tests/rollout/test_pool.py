@@ -69,6 +69,21 @@ def pids(pool: Pool) -> list[int]:
     return ray.get([actor.__ray_call__.remote(lambda _: os.getpid()) for actor in actors])
 
 
+def only_once(update: WeightUpdate) -> WeightUpdate:
+    """An update whose learner moves on as soon as it has been sent."""
+
+    class Gone:
+        used = False
+
+        def __iter__(self) -> Iterator[Any]:
+            first, self.used = not self.used, True
+            if not first:
+                raise Superseded
+            return iter(update.buckets)
+
+    return replace(update, buckets=Gone())
+
+
 def finish(pool: Pool, done: list[Completion]) -> dict[int, tuple[int, ...]]:
     while pool.busy:
         done += pool.poll()
@@ -142,16 +157,7 @@ def test_a_newcomer_waits_for_the_next_sync_where_the_learner_has_moved_on(
     """It gets no work until it has weights; the other goes on."""
     whole(pool)
 
-    class Gone:
-        used = False
-
-        def __iter__(self) -> Iterator[Any]:
-            first, self.used = not self.used, True
-            if not first:
-                raise Superseded
-            return iter(updating(pool.version + 1).buckets)
-
-    pool.sync(replace(updating(pool.version + 1), buckets=Gone()))
+    pool.sync(only_once(updating(pool.version + 1)))
     os.kill(pids(pool)[0], signal.SIGKILL)
     assert len(pool.generate(asked(tokenizer, 10))) == 10
     while any(member.state == "starting" for member in pool._members):
@@ -169,16 +175,7 @@ def test_where_no_worker_has_weights_what_is_queued_comes_back(
     make = partial(Transformers, tiny_spec, tokenizer, [tokenizer.eos_token_id], batch_size=8)
     alone = Pool(make, tokenizer, workers=1, dtype="float32", deadline_s=DEADLINE_S)
 
-    class Gone:
-        used = False
-
-        def __iter__(self) -> Iterator[Any]:
-            first, self.used = not self.used, True
-            if not first:
-                raise Superseded
-            return iter(updating(1).buckets)
-
-    alone.sync(replace(updating(1), buckets=Gone()))
+    alone.sync(only_once(updating(1)))
     requests = asked(tokenizer, 20)
     alone.submit(requests)
     done = alone.poll()

@@ -87,6 +87,7 @@ def done(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_ranks(folder: Path, world: int = 2) -> None:
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo"}
+    environment |= {"TORCH_EXTENSIONS_DIR": str(folder / "extensions")}
     environment |= {"LOCAL_RANK": "0", "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     said = [folder / f"said.{rank}" for rank in range(world)]  # files: a full pipe would stop a rank, and the other with it
     ranks: list[subprocess.Popen] = []
@@ -143,6 +144,11 @@ def test_ranks_give_the_parameters_moments_and_weights_of_one_process(done: Path
     """After five steps of two mini-batches; also where some of them were done elsewhere, and the rest from their checkpoint."""
     for file in ("learner.safetensors", "model/model.safetensors", "sent.safetensors", "logprobs.safetensors"):
         assert_same(tensors(done, name, file), tensors(done, expected, file), within=1e-5)
+
+
+def test_nothing_is_compiled(done: Path) -> None:
+    """A process that is killed while it compiles leaves a lock, for which all later ones would wait without a word."""
+    assert not (done / "extensions").exists()
 
 
 @pytest.mark.parametrize(("name", "expected"), ALIKE)

@@ -23,6 +23,10 @@ from torch import Tensor, nn
 from rlcore.recipe.schema import Optimizer
 from trainers.backends.backend import MOMENTS, Moments, at_home, refuse_infinite, shape
 
+# Sums of small tensors on CPUs by way of shared memory: a C++ extension that is compiled at the first start, under a lock which
+# a process that is killed meanwhile leaves behind for ever. Gloo does as well.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
 
 class DeepSpeed:
     """Keeps the contract of `trainers.backends.backend.Backend`."""
