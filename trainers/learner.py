@@ -111,7 +111,7 @@ class Learner(Scorer):
 
         facts = self.objective.prepare(look, rows(batch.graded, index))
         return {
-            name: torch.zeros_like(batch.advantages).index_copy(0, torch.tensor(index), fact) for name, fact in facts.items()
+            name: fact.new_zeros(batch.advantages.shape).index_copy(0, torch.tensor(index), fact) for name, fact in facts.items()
         }
 
     def _inputs(

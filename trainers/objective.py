@@ -78,7 +78,7 @@ class Objective:
 
     def prepare(self, look: Look, batch: GradedBatch) -> dict[str, Tensor]:
         """Facts about a mini-batch, (n, T) each: the policy loss's own, `uncertain` and `imitated`."""
-        look = functools.cache(look)
+        look = functools.cache(lambda: self._seen(look()))
         facts = dict(self.policy_loss.prepare(look, batch)) if hasattr(self.policy_loss, "prepare") else {}
         if self.entropy.top_quantile < 1:
             facts["uncertain"] = most_uncertain(look().entropy, batch.loss_mask, self.entropy.top_quantile)
@@ -89,11 +89,13 @@ class Objective:
         return facts
 
     def __call__(self, inputs: LossInputs) -> Loss:
+        inputs = self._seen(inputs)
         mask, rollout = inputs.loss_mask, inputs.rollout_logprobs
         learner = inputs.logprobs.detach() if self.bypasses else inputs.old_logprobs
-        loss = self.policy_loss(replace(inputs, old_logprobs=rollout) if self.bypasses else inputs)
+        loss = self.policy_loss(inputs)
         weights, outside = importance_weights(learner - rollout, mask, self.correction)
-        per_token = loss.per_token * weights * inputs.prepared.get("uncertain", 1)
+        weights = weights * inputs.prepared.get("uncertain", 1)
+        per_token = loss.per_token * weights
         metrics = [loss.metrics, mismatch(learner, rollout, outside, mask)]
         metrics.append({"entropy": mean(inputs.entropy.detach(), mask)})
         if inputs.reference_logprobs is not None and self.kl.place == "loss":
@@ -107,6 +109,20 @@ class Objective:
             imitation = -self.imitation * inputs.logprobs * inputs.prepared["imitated"]
             normalised = imitation if normalised is None else normalised + imitation
         return Loss(per_token, merge(metrics), normalised)
+
+    def _seen(self, inputs: LossInputs) -> LossInputs:
+        """As the policy loss sees them: 0 outside the loss, where log-probs may be anything, −inf included; in bypass the
+        sampler's log-probs in the place of the old ones."""
+        outside = inputs.loss_mask == 0
+        rollout = inputs.rollout_logprobs.masked_fill(outside, 0)
+        reference = inputs.reference_logprobs
+        return replace(
+            inputs,
+            logprobs=inputs.logprobs.masked_fill(outside, 0),
+            old_logprobs=rollout if self.bypasses else inputs.old_logprobs.masked_fill(outside, 0),
+            rollout_logprobs=rollout,
+            reference_logprobs=None if reference is None else reference.masked_fill(outside, 0),
+        )
 
 
 def mismatch(learner: Tensor, rollout: Tensor, outside: Tensor, mask: Tensor) -> Metrics:

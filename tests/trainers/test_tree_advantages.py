@@ -121,7 +121,7 @@ def sampled(completions: Completions) -> GradedBatch:
     ("rewards", "options", "expected"),
     [
         ([1, 0, 0, 0], {}, [2 / 3, -1 / 3, -1 / 4, -1 / 4]),
-        ([1, 0, 0, 0], {"weighting": "mean"}, [5 / 8, -3 / 8, -1 / 4, -1 / 4]),
+        ([1, 0, 0, 0], {"by_size": False}, [5 / 8, -3 / 8, -1 / 4, -1 / 4]),
         ([1, 1, 0, 0], {}, [1 / 3, 1 / 3, -1 / 2, -1 / 2]),  # a node of equal rewards counts as 0
         ([1, 1, 0, 0], {"skip_uniform": True}, [1 / 2, 1 / 2, -1 / 2, -1 / 2]),  # or not at all
     ],
@@ -166,17 +166,14 @@ def test_treepo_is_the_sum_over_the_nodes_that_a_completion_passes(
     ]
     batch = sampled(rows)
     expected = torch.tensor(slow_treepo(rows, by_size, skip_uniform))[:, None].expand_as(batch.tokens)
-    weighting = "size" if by_size else "mean"
-    got = treepo(batch, weighting=weighting, skip_uniform=skip_uniform, whiten=False)
+    got = treepo(batch, by_size=by_size, skip_uniform=skip_uniform, whiten=False)
     torch.testing.assert_close(got.policy, expected, atol=1e-5, rtol=1e-5)
-    white = treepo(batch, weighting=weighting, skip_uniform=skip_uniform)
+    white = treepo(batch, by_size=by_size, skip_uniform=skip_uniform)
     torch.testing.assert_close(white.policy, whitened(got.policy, batch.loss_mask))
 
 
-def test_treepo_refuses_what_is_no_tree_and_no_weighting() -> None:
+def test_treepo_refuses_what_is_no_tree() -> None:
     batch = sampled([(0, 1.0, [1]), (0, 0.0, [1])])
-    with pytest.raises(UserError, match="weighting is size or mean, not 'sizes'"):
-        treepo(batch, weighting="sizes")  # type: ignore[arg-type]
     for root in ([0, 1], [-1, -1]):
         with pytest.raises(ValueError, match="at depth 0 the root"):
             treepo(replace(batch, path=torch.tensor(root)[:, None]))

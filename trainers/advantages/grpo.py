@@ -13,12 +13,12 @@ from __future__ import annotations
 from rlcore.batch import Advantages, GradedBatch
 from trainers.advantages.dr_grpo import dr_grpo
 from trainers.algorithm import needs
-from trainers.groups import group_size, group_sum
+from trainers.groups import group_std
 
 
 @needs("groups")
 def grpo(batch: GradedBatch, *, epsilon: float = 1e-6) -> Advantages:
     centred = dr_grpo(batch)
     deviation = centred.policy[:, 0].double()
-    variance = group_sum(deviation**2, batch.group) / (group_size(batch.group) - 1)
-    return Advantages((deviation / (variance.sqrt() + epsilon)).float()[:, None].expand_as(batch.tokens), centred.degenerate)
+    normalised = (deviation / (group_std(deviation, batch.group) + epsilon)).float()
+    return Advantages(normalised[:, None].expand_as(batch.tokens), centred.degenerate)

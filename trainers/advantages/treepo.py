@@ -1,7 +1,7 @@
 """TreePO's advantage (Li et al. 2025, arXiv 2508.17445), for completions that were sampled as a tree.
 
     a_{i,d} = ρ_i − mean(ρ)             over the completions that pass the node that i passes at depth d, n_{i,d} of them
-    A_i     = Σ_d w_{i,d}·a_{i,d}       w_{i,d} = n_{i,d} / Σ_d n_{i,d}, or all alike;        whitened over the batch's tokens
+    A_i     = Σ_d w_{i,d}·a_{i,d}       w_{i,d} = n_{i,d} / Σ_d n_{i,d}, or (not `by_size`) all alike;  whitened over the batch
 
 Every node is a group within the group: a completion is compared with all, then with those that began as it did, more and more
 alike. At depth 0 is the root, that of the whole group. A node that one completion alone passes has nothing to compare and is
@@ -15,25 +15,18 @@ A group of equal rewards is degenerate; it gives 0 where nothing is whitened (se
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from rlcore.batch import Advantages, GradedBatch
-from rlcore.errors import UserError
 from trainers.algorithm import needs
 from trainers.groups import group_mean, group_size, uniform
 from trainers.whiten import whitened
 
 
 @needs("groups", "tree")
-def treepo(
-    batch: GradedBatch, *, weighting: Literal["size", "mean"] = "size", skip_uniform: bool = False, whiten: bool = True
-) -> Advantages:
-    """Raises UserError for another `weighting`, ValueError for a group that has not one root."""
-    if weighting not in ("size", "mean"):
-        raise UserError(f"treepo: weighting is size or mean, not {weighting!r}")
+def treepo(batch: GradedBatch, *, by_size: bool = True, skip_uniform: bool = False, whiten: bool = True) -> Advantages:
+    """Raises ValueError for a group that has not one root."""
     totals = batch.totals.double()
     advantage, weights = torch.zeros_like(totals), torch.zeros_like(totals)
     for node in nodes(batch):
@@ -41,7 +34,7 @@ def treepo(
         compared = (node >= 0) & (size > 1)
         if skip_uniform:
             compared &= ~uniform(totals, node)
-        weight = compared * (size if weighting == "size" else 1)
+        weight = compared * (size if by_size else 1)
         advantage += weight * (totals - group_mean(totals, node))
         weights += weight
     policy = (advantage / weights.clamp(min=1)).float()[:, None].expand_as(batch.tokens)
