@@ -11,7 +11,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parent.parent
 
-TOP_OF_RLCORE = {"cli", "cluster", "evaluation", "jobs", "preview", "report", "toy.warmstart"}
+TOP_OF_RLCORE = {"cli", "cluster", "evaluation", "jobs", "preview", "report", "repro", "toy.warmstart"}
 LAYERS = ["rlcore", "compress", "rollout", "rewards", "trainers"]  # then the top of rlcore
 
 

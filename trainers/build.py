@@ -21,6 +21,7 @@ from trainers.learner import Learner
 from trainers.logprobs import TokenLogprobs
 from trainers.objective import Objective
 from trainers.scorer import Scorer, WithoutAdapters
+from trainers.shared_critic import SharedActorCritic, SharedObjective, TokenLogprobsAndValues
 
 
 def build_engine(recipe: RL, location: str, tokenizer: PreTrainedTokenizerBase, prompter: Prompter) -> Engine:
@@ -57,17 +58,24 @@ def build_learner(
     recipe: RL, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, objective: Objective, **where: Any
 ) -> Learner:
     """`where`: the learner's `backend` and `bucket_bytes`, if not plain torch."""
-    return Learner(
+    head: type[TokenLogprobs] = TokenLogprobs
+    kind: type[Learner] = Learner
+    aim: Any = objective
+    critic = recipe.algorithm.critic
+    if critic is not None and critic.shared:
+        head, kind = TokenLogprobsAndValues, SharedActorCritic
+        aim = SharedObjective(objective, ValueObjective(critic.clip), critic.coefficient)
+    return kind(
         model,
         tokenizer,
-        objective,
+        aim,
         optimizer=recipe.optimizer,
         update=recipe.update,
         aggregate=recipe.algorithm.aggregate,
         constant_length=recipe.rollout.max_new_tokens,
         dtype=recipe.dtype,
         total_steps=recipe.steps,
-        head=partial(TokenLogprobs, learns_entropy=recipe.algorithm.entropy.bonus > 0),
+        head=partial(head, learns_entropy=recipe.algorithm.entropy.bonus > 0),
         serve=recipe.lora.serve if recipe.lora else "merged",
         **where,
     )

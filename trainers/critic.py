@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -25,7 +24,7 @@ from rlcore.batch import GradedBatch, TrainingBatch
 from rlcore.protocols import WeightUpdate
 from rlcore.run.metrics import Metrics
 from trainers.learner import Learner
-from trainers.logprobs import states
+from trainers.logprobs import precision, states
 from trainers.objective import Look, Loss, mean
 
 
@@ -46,8 +45,7 @@ class TokenValues(nn.Module):
         chunks: int,
     ) -> tuple[Tensor, Tensor]:
         """(b, T) values, 0 where padded; and nothing."""
-        device = next(self.model.parameters()).device.type
-        with nullcontext() if dtype == torch.float32 else torch.autocast(device, dtype=dtype):
+        with precision(self.model, dtype):
             hidden, where = states(self.model.base_model, prompts, tokens, lengths)
             flat = self.model.score(hidden)[:, 0].float()
         nothing = torch.zeros(tuple(tokens.shape), device=flat.device)
@@ -97,16 +95,20 @@ class Critic(Learner):
         old: Tensor | None,
         prepared: Mapping[str, Tensor],
         index: Sequence[int],
-        outputs: tuple[Tensor, Tensor],
+        outputs: tuple[Tensor, ...],
     ) -> ValueInputs:
-        values, _ = outputs
-        assert batch.graded.values is not None  # they are what the returns were made of
-        assert batch.returns is not None
+        return value_inputs(batch, index, outputs[0])
 
-        def cut(rows: Tensor) -> Tensor:
-            return rows[index][:, : values.shape[1]].to(values.device)
 
-        return ValueInputs(values, cut(batch.graded.values), cut(batch.returns), cut(batch.graded.loss_mask))
+def value_inputs(batch: TrainingBatch, index: Sequence[int], values: Tensor) -> ValueInputs:
+    """Of the completions `index`, for which the model gave `values` (b, t)."""
+    assert batch.graded.values is not None  # they are what the returns were made of
+    assert batch.returns is not None
+
+    def cut(rows: Tensor) -> Tensor:
+        return rows[index][:, : values.shape[1]].to(values.device)
+
+    return ValueInputs(values, cut(batch.graded.values), cut(batch.returns), cut(batch.graded.loss_mask))
 
 
 class Valued(protocols.Learner, Protocol):

@@ -19,7 +19,7 @@ from rlcore.recipe.schema import RL, Cluster
 from rollout.pool import Pool
 from trainers import algorithm
 from trainers.build import build_critic, build_engine, build_learner, build_policy, build_reference, build_start
-from trainers.group import CriticGroup, LearnerGroup, LearnerRank, RemoteScorer, RemoteSender
+from trainers.group import LearnerGroup, LearnerRank, RemoteScorer, RemoteSender
 from trainers.ranks import Ranks
 from trainers.scorer import Scorer
 
@@ -32,7 +32,7 @@ def refuse_few_gpus(recipe: RL, cluster: Cluster) -> None:
     still to join; a cluster of this machine never gets more."""
     import ray
 
-    ranks = cluster.ranks * (1 + (recipe.algorithm.critic is not None))
+    ranks = cluster.ranks * (1 + recipe.algorithm.has_own_critic)
     ranks += cluster.reference == "own" and recipe.algorithm.kl.coefficient > 0
     wanted = cluster.workers * cluster.gpus_per_worker + ranks * cluster.gpus_per_rank
     alone = ray.util.get_node_ip_address().startswith("127.")
@@ -58,11 +58,11 @@ def build_group(recipe: RL, cluster: Cluster, location: str, ending: ExitStack) 
     return learner, RemoteScorer(own, "logprobs")
 
 
-def build_critic_group(recipe: RL, cluster: Cluster, location: str, ending: ExitStack) -> CriticGroup:
+def build_critic_group(recipe: RL, cluster: Cluster, location: str, ending: ExitStack) -> LearnerGroup:
     """The critic, on as many ranks of its own as the policy has."""
     ranks = _ranks(recipe, cluster, location, "critic rank", _critic_rank, cluster.ranks)
     ending.callback(ranks.close)
-    return CriticGroup(ranks)
+    return LearnerGroup(ranks)
 
 
 def build_pool(recipe: RL, cluster: Cluster, location: str, tokenizer: PreTrainedTokenizerBase, prompter: Prompter) -> Pool:

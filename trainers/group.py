@@ -19,9 +19,11 @@ from rlcore.protocols import Bucket, Manifest, Superseded, WeightUpdate
 from rlcore.run.metrics import Metrics, merge
 from rollout.transport import BroadcastUpdate, Sender, announce, meeting
 from rollout.worker import to_wire
+from trainers.critic import Critic
 from trainers.learner import Learner
 from trainers.ranks import Ranks
 from trainers.scorer import Scorer
+from trainers.shared_critic import SharedActorCritic
 
 if TYPE_CHECKING:
     from rollout.broadcast import Broadcaster
@@ -35,6 +37,10 @@ class LearnerGroup:
 
     def logprobs(self, batch: GradedBatch) -> Tensor:
         return RemoteScorer(self.ranks, "logprobs").logprobs(batch)
+
+    def values(self, batch: GradedBatch) -> Tensor:
+        """A critic's, or those of a policy that it shares."""
+        return RemoteScorer(self.ranks, "values").logprobs(batch)
 
     def update(self, batch: TrainingBatch) -> Metrics:
         import ray
@@ -59,13 +65,6 @@ class LearnerGroup:
 
     def load(self, folder: Path) -> None:
         self.ranks.call("load", folder.absolute())
-
-
-class CriticGroup(LearnerGroup):
-    """The same for a critic."""
-
-    def values(self, batch: GradedBatch) -> Tensor:
-        return self.logprobs(batch)
 
 
 class RemoteSender:
@@ -125,6 +124,11 @@ class LearnerRank:
     def logprobs(self, batch: GradedBatch) -> Tensor | None:
         """As all scores: every rank has them, and rank 0 hands them out."""
         found = self.learner.logprobs(batch)
+        return None if self.rank else found
+
+    def values(self, batch: GradedBatch) -> Tensor | None:
+        assert isinstance(self.learner, Critic | SharedActorCritic)  # `trainers.parts` asks no other
+        found = self.learner.values(batch)
         return None if self.rank else found
 
     def reference_logprobs(self, batch: GradedBatch) -> Tensor | None:

@@ -54,8 +54,10 @@ class Learner(Scorer):
     ) -> None:
         if update.gradient_checkpointing:
             model.gradient_checkpointing_enable()
-        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.backend = backend(head(model.train()), optimizer)
+        module = head(model.train())
+        beside = ((name, p) for name, p in module.named_parameters() if not name.startswith("model."))  # the head's own
+        self.parameters = {name: p for name, p in (*model.named_parameters(), *beside) if p.requires_grad}
+        self.backend = backend(module, optimizer)
         super().__init__(model, update, dtype, self.backend.module)
         self.tokenizer, self.objective, self.settings = tokenizer, objective, optimizer
         self.aggregate, self.constant_length = aggregate, constant_length
@@ -106,13 +108,12 @@ class Learner(Scorer):
         """What the objective has to know of the whole mini-batch, (B, T) each; 0 for completions outside of it."""
 
         def look() -> LossInputs:
-            logprobs, entropy = self.outputs(batch.graded, index)
-            return self._inputs(batch, old, {}, index, (logprobs[index], entropy[index]))
+            outputs = self.outputs(batch.graded, index)
+            return self._inputs(batch, old, {}, index, tuple(output[index] for output in outputs))
 
         facts = self.objective.prepare(look, rows(batch.graded, index))
-        return {
-            name: fact.new_zeros(batch.advantages.shape).index_copy(0, torch.tensor(index), fact) for name, fact in facts.items()
-        }
+        size, where = batch.advantages.shape, torch.tensor(index)
+        return {name: fact.new_zeros(size).index_copy(0, where, fact) for name, fact in facts.items()}
 
     def _inputs(
         self,
@@ -120,7 +121,7 @@ class Learner(Scorer):
         old: Tensor | None,
         prepared: Mapping[str, Tensor],
         index: Sequence[int],
-        outputs: tuple[Tensor, Tensor],
+        outputs: tuple[Tensor, ...],
     ) -> LossInputs:
         """Of the completions `index`, for which the module gave `outputs`."""
         graded, (logprobs, entropy) = batch.graded, outputs
@@ -203,7 +204,7 @@ class Learner(Scorer):
         plain.save_pretrained(folder / "model", state_dict=merged)
         self.tokenizer.save_pretrained(folder / "model")
         if isinstance(self.model, PeftModel):
-            trained = {name: state[f"parameter/{name}"] for name in self.parameters}
+            trained = {n: state[f"parameter/{n}"] for n, _ in self.model.named_parameters() if n in self.parameters}
             self.model.save_pretrained(folder / "adapter", state_dict=trained)
         save_file(state, folder / "learner.safetensors")
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -32,10 +33,20 @@ class TokenLogprobs(nn.Module):
         temperature: float,
         chunks: int,
     ) -> tuple[Tensor, Tensor]:
-        model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        device = next(model.parameters()).device.type
-        with nullcontext() if dtype == torch.float32 else torch.autocast(device, dtype=dtype):
-            return token_logprobs(model, prompts, tokens, lengths, temperature, chunks, self.learns_entropy)
+        with precision(self.plain, dtype):
+            return token_logprobs(self.plain, prompts, tokens, lengths, temperature, chunks, self.learns_entropy)
+
+    @property
+    def plain(self) -> PreTrainedModel:
+        """The model itself, adapters in it."""
+        found: PreTrainedModel = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        return found
+
+
+def precision(model: nn.Module, dtype: torch.dtype) -> AbstractContextManager[Any]:
+    """Within it the model computes in `dtype`; its parameters stay as they are."""
+    device = next(model.parameters()).device.type
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device, dtype=dtype)
 
 
 def token_logprobs(
@@ -53,6 +64,19 @@ def token_logprobs(
     Rows are right-padded and the model is causal, so no token sees padding and no mask is needed: the fastest attention runs.
     """
     picked, where = states(model.get_decoder(), prompts, tokens, lengths)
+    return token_logprobs_after(model, picked, where, tokens, temperature, chunks, learns_entropy)
+
+
+def token_logprobs_after(
+    model: PreTrainedModel,
+    picked: Tensor,
+    where: tuple[Tensor, Tensor],
+    tokens: Tensor,
+    temperature: float,
+    chunks: int,
+    learns_entropy: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The same, given the `states` of the tokens."""
     device, targets = picked.device, tokens.to(picked.device)[where]
     *first, last = zip(picked.tensor_split(chunks), targets.tensor_split(chunks), strict=True)
     head = partial(_head, model, temperature=temperature, learns_entropy=learns_entropy)

@@ -78,10 +78,10 @@ class Objective:
 
     def prepare(self, look: Look, batch: GradedBatch) -> dict[str, Tensor]:
         """Facts about a mini-batch, (n, T) each: the policy loss's own, `uncertain` and `imitated`."""
-        look = functools.cache(lambda: self._seen(look()))
-        facts = dict(self.policy_loss.prepare(look, batch)) if hasattr(self.policy_loss, "prepare") else {}
+        seen = functools.cache(lambda: self._seen(look()))
+        facts = dict(self.policy_loss.prepare(seen, batch)) if hasattr(self.policy_loss, "prepare") else {}
         if self.entropy.top_quantile < 1:
-            facts["uncertain"] = most_uncertain(look().entropy, batch.loss_mask, self.entropy.top_quantile)
+            facts["uncertain"] = most_uncertain(seen().entropy, batch.loss_mask, self.entropy.top_quantile)
         if self.imitation:
             assert batch.accuracy is not None  # `trainers.plan` refuses imitation where nothing is verified
             correct = batch.loss_mask * (batch.accuracy == 1)[:, None]

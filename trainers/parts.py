@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from typing import cast
 
 from rlcore import models
 from rlcore.prompts import Prompter
@@ -14,7 +15,7 @@ from trainers.critic import ActorCritic, Valued
 from trainers.distribute import build_critic_group, build_group, build_pool, refuse_few_gpus
 from trainers.loop import Parts
 from trainers.plan import Plan, longest_prompt
-from trainers.prepare import Prepare, Reference
+from trainers.prepare import Prepare, Reference, Valuer
 from trainers.sampler import Sampler
 
 
@@ -33,18 +34,19 @@ def build_parts(recipe: RL, asked: Plan, location: str, ending: ExitStack) -> Pa
         policy = build_policy(recipe, location)
         learner = build_learner(recipe, policy, tokenizer, asked.objective)
         reference = build_reference(recipe, location, policy)
-        critic = build_critic(recipe, location, tokenizer) if recipe.algorithm.critic else None
+        critic = build_critic(recipe, location, tokenizer) if recipe.algorithm.has_own_critic else None
     else:
         refuse_few_gpus(recipe, recipe.cluster)
         learner, reference = build_group(recipe, recipe.cluster, location, ending)
-        critic = build_critic_group(recipe, recipe.cluster, location, ending) if recipe.algorithm.critic else None
+        critic = build_critic_group(recipe, recipe.cluster, location, ending) if recipe.algorithm.has_own_critic else None
         engine = build_pool(recipe, recipe.cluster, location, tokenizer, prompter)
     ending.callback(engine.close)
     tree = recipe.rollout.tree
     sampled_by = engine if tree is None else TreeEngine(engine, **tree.model_dump())
     sampler = Sampler(recipe, asked.problems, prompter, sampled_by, asked.rewards)
     algorithm = recipe.algorithm
-    prepare = Prepare(sampler.select, asked.advantage, reference, algorithm.mask_truncated, algorithm.kl, critic)
+    valuer = cast(Valuer, learner) if algorithm.critic and algorithm.critic.shared else critic
+    prepare = Prepare(sampler.select, asked.advantage, reference, algorithm.mask_truncated, algorithm.kl, valuer)
     if critic is not None:
         assert algorithm.critic is not None
         learner = ActorCritic(learner, critic, algorithm.critic.warmup_steps)

@@ -34,6 +34,9 @@ def plan(recipe: RL) -> Plan:
     reads = {
         "eval": recipe.eval,
         "algorithm.dynamic_sampling": recipe.algorithm.dynamic_sampling,
+        "algorithm.curriculum": recipe.algorithm.curriculum,
+        "algorithm.replay": recipe.algorithm.replay,
+        "algorithm.budget": recipe.algorithm.budget,
         "algorithm.imitation": recipe.algorithm.imitation,
         f"algorithm.loss {recipe.algorithm.loss.name!r}": "accuracy" in algorithm.needed(recipe),
     }

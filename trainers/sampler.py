@@ -1,4 +1,5 @@
-"""Which problems a step trains on, and the groups it gets for them; how far sampling may run ahead of training.
+"""The groups that a step trains on, and how far sampling may run ahead of training. Which problems they are of is chosen by
+`trainers.problems`, and, where the recipe has a budget, how many samples each problem gets by `trainers.budget`.
 
 This is where the modes differ, and the loop knows nothing of it. With staleness η, rounds of `prompts_per_step` problems are
 handed to the engine while
@@ -40,7 +41,9 @@ from rlcore.run.metrics import Max, Mean, Metrics
 from rlcore.types import Completion, Group, Problem, Request, Sampling, Score, Scored, seed_from
 from rollout.tree import computed_tokens
 from trainers.algorithm import needed
+from trainers.budget import second_stage
 from trainers.groups import uniform
+from trainers.problems import Problems, success_rates
 
 
 @dataclass(frozen=True)
@@ -66,22 +69,20 @@ class _Begun:
 
 class Sampler:
     def __init__(self, recipe: RL, problems: Mixture, prompter: Prompter, engine: Engine, rewards: Rewards) -> None:
-        self.problems, self.prompter, self.engine, self.rewards = problems, prompter, engine, rewards
-        self.spec, self.dynamic, self.seed, self.steps = (
-            recipe.rollout,
-            recipe.algorithm.dynamic_sampling,
-            recipe.seed,
-            recipe.steps,
-        )
-        self.mode = recipe.mode
+        self.prompter, self.engine, self.rewards = prompter, engine, rewards
+        self.spec, self.mode, self.seed, self.steps = recipe.rollout, recipe.mode, recipe.seed, recipe.steps
+        self.dynamic, self.budget = recipe.algorithm.dynamic_sampling, recipe.algorithm.budget
+        self.problems = Problems(problems, recipe.algorithm.curriculum, recipe.algorithm.replay)
         self.greedy = "greedy" in needed(recipe)  # whether each group has a greedy completion too, the last of its samples
-        self._size = self.spec.samples + self.greedy  # requests of a group
+        self._samples = self.budget.pilot if self.budget else self.spec.samples  # that a group begins with
+        self._size = self._samples + self.greedy  # requests of a group
         self._rounds = 0  # begun so far
         self._extra = 0  # of these, beyond one a step: what dynamic sampling asked for
         self._groups = 0  # begun so far
         self._begun: dict[_Key, _Begun] = {}  # and not trained on, the oldest first
         self._whole: Counter[int] = Counter()  # how many of them have all their completions, by the version they began at
         self._taken: set[_Key] = set()  # by the step that is being trained
+        self._names: list[str] = []  # of the problems of its groups
         self._again: list[tuple[Problem, int]] = []  # what a run that was resumed had begun: problems, and numbers of groups
         self._thread = ThreadPoolExecutor(1)
         self._background: Future[None] | None = None
@@ -92,18 +93,21 @@ class Sampler:
     def collect(self, step: int) -> Rollouts:
         """The groups of a step: `prompts_per_step`, or rounds of so many until that many have mixed raw accuracy."""
         self._taken.clear()
-        groups = self._round(step)
-        if self.dynamic is None:
-            return Rollouts(groups, None, self._staleness(groups, step) | self._shared(groups))
-        verified = self.rewards.verify(groups)
-        for _ in range(self.dynamic.max_rounds - 1):
-            if sum(mixed(groups, verified)) >= self.spec.prompts_per_step:
-                break
-            self._extra += 1
-            fresh = self._round(step)
-            groups += fresh
-            verified += self.rewards.verify(fresh)
-        return Rollouts(groups, verified, self._staleness(groups, step) | self._shared(groups))
+        groups, verified, spent = self._round(step), None, Metrics()
+        if self.budget is not None:
+            groups, verified, spent = second_stage(groups, self.budget, self.spec.samples, self.engine, self.rewards)
+        if self.dynamic is not None:
+            verified = self.rewards.verify(groups)
+            for _ in range(self.dynamic.max_rounds - 1):
+                if sum(mixed(groups, verified)) >= self.spec.prompts_per_step:
+                    break
+                self._extra += 1
+                fresh = self._round(step)
+                groups += fresh
+                verified += self.rewards.verify(fresh)
+        self._names = [group.problem.id for group in groups]
+        metrics = self._staleness(groups, step) | self._shared(groups) | spent | self.problems.report()
+        return Rollouts(groups, verified, metrics)
 
     @contextmanager
     def going_on(self) -> Iterator[None]:
@@ -134,7 +138,10 @@ class Sampler:
             self._take_in(self.engine.poll())
 
     def select(self, batch: GradedBatch) -> GradedBatch:
-        """What of the graded batch goes into training: everything, or the first `prompts_per_step` groups of mixed accuracy."""
+        """What of the graded batch goes into training: everything, or the first `prompts_per_step` groups of mixed accuracy.
+        What all of it measured decides which problems come next."""
+        if batch.accuracy is not None:
+            self.problems.measured(success_rates(batch, self._names))
         if self.dynamic is None:
             return batch
         assert batch.accuracy is not None  # `trainers.plan` refuses dynamic sampling where nothing is verified
@@ -156,8 +163,7 @@ class Sampler:
         self.problems.restore(state["data"])
         self._rounds, self._extra, self._groups = state["rounds"], state["extra"], state["groups"]
         self._rounds -= len(state["begun"]) // self.spec.prompts_per_step
-        by_id = {problem.id: problem for problem in self.problems.problems}
-        self._again = [(by_id[group["problem"]], group["number"]) for group in state["begun"]]
+        self._again = [(self.problems.by_id[group["problem"]], group["number"]) for group in state["begun"]]
 
     # -- a round ---------------------------------------------------------------------------------------------------------
 
@@ -178,7 +184,7 @@ class Sampler:
 
     def _group(self, begun: _Begun) -> Group:
         completions = [begun.done[k] for k in sorted(begun.done)]
-        sampled, greedy = completions[: self.spec.samples], completions[self.spec.samples :]
+        sampled, greedy = completions[: self._samples], completions[self._samples :]
         return Group(begun.problem, sampled, greedy=greedy[0] if greedy else None)
 
     def _next(self) -> list[tuple[Problem, int]]:
@@ -206,7 +212,7 @@ class Sampler:
         first = next(n for n in numbers if (problem.id, n) not in self._begun and (problem.id, n) not in self._taken)
         self._begun[problem.id, first] = _Begun(problem, number, version)
         prompt_ids = self.prompter.render(problem)
-        samplings = [self.spec.sampling] * self.spec.samples + [replace(self.spec.sampling, temperature=0.0)] * self.greedy
+        samplings = [self.spec.sampling] * self._samples + [replace(self.spec.sampling, temperature=0.0)] * self.greedy
         self._held += [
             Request(problem.id, first + k, seed_from(self.seed, number, k), prompt_ids, sampling)
             for k, sampling in enumerate(samplings)

@@ -30,7 +30,7 @@ class Scorer:
         model: PreTrainedModel | PeftModel,
         cut: Update,
         dtype: str,
-        module: Callable[..., tuple[Tensor, Tensor]] | None = None,
+        module: Callable[..., tuple[Tensor, ...]] | None = None,
     ) -> None:
         self.model, self.cut, self.dtype = model, cut, getattr(torch, dtype)
         self.module = module or TokenLogprobs(model)
@@ -41,22 +41,22 @@ class Scorer:
         return self.outputs(batch, range(len(batch.tokens)))[0]
 
     @torch.no_grad()
-    def outputs(self, batch: GradedBatch, index: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Both outputs of the module for the completions `index`, (B, T) each, 0 for the others."""
-        result = torch.zeros(2, *batch.tokens.shape, device=self.device)
+    def outputs(self, batch: GradedBatch, index: Sequence[int]) -> tuple[Tensor, ...]:
+        """The outputs of the module for the completions `index`, (B, T) each, 0 for the others."""
         training = self.model.training
         self.model.eval()
-        for each in passes(batch, index, self.cut):
-            found = torch.stack(self.forward(batch, each))
-            if each.counts:
-                result[:, each.rows, : found.shape[2]] = found
+        cut = passes(batch, index, self.cut)
+        found = [torch.stack(self.forward(batch, each)) for each in cut]
         self.model.train(training)
+        result = torch.zeros(len(found[0]), *batch.tokens.shape, device=self.device)
+        for each, part in zip(cut, found, strict=True):
+            if each.counts:
+                result[:, each.rows, : part.shape[2]] = part
         if world() > 1:
             dist.all_reduce(result)
-        first, second = result.cpu()
-        return first, second
+        return tuple(result.cpu())
 
-    def forward(self, batch: GradedBatch, each: Pass) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: GradedBatch, each: Pass) -> tuple[Tensor, ...]:
         """(b, t) log-probs and entropies of a pass's completions, or what the module gives in their place; t is the longest of
         them."""
         lengths = [int(n) for n in batch.present[each.rows].sum(1)]

@@ -110,6 +110,21 @@ def report(run: Annotated[str, typer.Argument(help="A run folder.")], json: Json
 
 
 @app.command()
+def repro(
+    experiment: Annotated[str, typer.Argument(help="A shipped experiment by name, or a YAML file.")],
+    seeds: Annotated[int | None, typer.Option(min=1, help="Only the first so many seeds. Default: all.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, one CPU thread each.")] = 2,
+    offline: Offline = False,
+    json: Json = "",
+) -> None:
+    """Run a paper's experiment, every arm with every seed, and write what came of its claims to docs/results."""
+    _environment(offline)
+    from rlcore.cli.repro import run as reproduce
+
+    reproduce(experiment, seeds, jobs, json)
+
+
+@app.command()
 def doctor(json: Json = "") -> None:
     """Try out what this machine has: packages, GPUs, memory, disk, Ray, ranks that sum, a vLLM generation."""
     _environment(offline=True)

@@ -28,7 +28,7 @@ def memory(recipe: RL, shape: Shape, longest_prompt: int, engine: type[Engine]) 
     tokens = longest_prompt + recipe.rollout.max_new_tokens
     sampling, training = _sampling(recipe, shape, tokens, engine), _training(recipe, shape, tokens)
     reference = {"reference model": _reference(recipe, shape)}
-    critic = {"critic, its gradients and optimiser": 4 * FLOAT32 * shape.parameters} if recipe.algorithm.critic else {}
+    critic = {"critic, its gradients and optimiser": 4 * FLOAT32 * shape.parameters} if recipe.algorithm.has_own_critic else {}
     cluster = recipe.cluster
     if cluster is None:
         return {"this process": sampling | training | reference | critic}

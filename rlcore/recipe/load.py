@@ -44,9 +44,10 @@ class Loaded:
 
 
 def shipped() -> dict[str, Path]:
-    """The recipes that come with the package, by name."""
+    """The recipes that come with the package, by name. What lies in `repro` are experiments, not recipes."""
     root = Path(str(resources.files("recipes")))
-    return {str(path.relative_to(root).with_suffix("")): path for path in sorted(root.rglob("*.yaml"))}
+    files = (path for path in sorted(root.rglob("*.yaml")) if path.parent != root / "repro")
+    return {str(path.relative_to(root).with_suffix("")): path for path in files}
 
 
 def load(arguments: Sequence[str]) -> Loaded:

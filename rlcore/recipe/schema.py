@@ -156,11 +156,23 @@ class Entropy(Section):
 
 
 class Critic(Section):
-    """A model of its own that predicts what is still to be earned at each token; for advantages that need values."""
+    """What predicts how much is still to be earned at each token, for advantages that need values: a model of its own, or a
+    layer on the policy's body."""
 
-    learning_rate: PositiveFloat = 1e-5  # what else its optimiser does is the policy's
+    shared: bool = False
     clip: PositiveFloat | None = 0.2  # of how far values may move from those before the step
-    warmup_steps: NonNegativeInt = 0  # steps in which it learns and the policy does not
+    learning_rate: PositiveFloat = 1e-5  # of its own model; what else its optimiser does is the policy's
+    warmup_steps: NonNegativeInt = 0  # steps in which its own model learns and the policy does not
+    coefficient: PositiveFloat = 0.5  # of a shared one's loss beside the policy's
+
+    @model_validator(mode="after")
+    def _of_its_kind(self) -> Critic:
+        alone, shared = {"learning_rate": 1e-5, "warmup_steps": 0}, {"coefficient": 0.5}
+        for name, default in (alone if self.shared else shared).items():
+            if getattr(self, name) != default:
+                kind = "a model of its own" if self.shared else "one that is shared"
+                raise ValueError(f"critic.{name} is that of {kind}: leave it out")
+        return self
 
 
 class Weighting(NamedTuple):
@@ -230,6 +242,31 @@ class DynamicSampling(Section):
     max_rounds: PositiveInt = 4  # sampling rounds a step may take before it goes on with what it has
 
 
+class Curriculum(Section):
+    """Of the problems held, a step takes those that are solved about as often as `target`; see `trainers/problems.py`."""
+
+    target: Share = 0.5  # of a problem's completions that are right
+    candidates: Annotated[int, Field(ge=2)] = 4  # so many times the problems that a round takes are held
+
+
+class Replay(Section):
+    """Problems of which no completion was right come back; see `trainers/problems.py`."""
+
+    share: Annotated[float, Field(gt=0, le=1)] = 0.25  # of a round's problems, at most
+    after: PositiveInt = 4  # steps, at least
+
+    def most(self, problems: int) -> int:
+        return int(self.share * problems + 1e-9)  # 0.29 · 100 is 28.999… in floating point
+
+
+class Budget(Section):
+    """GVM: the samples of a step are divided by what a few of each problem show; see `trainers/budget.py`."""
+
+    pilot: Annotated[int, Field(ge=2)] = 4  # samples that every problem gets
+    alpha: NonNegativeFloat = 1e-3  # holds back from problems that are hardly ever solved
+    beta: NonNegativeFloat = 2.0
+
+
 class Algorithm(Section):
     advantage: Annotated[Plugin, _unless_named("grpo")] = Plugin(name="grpo")
     loss: Annotated[Plugin, _unless_named("ppo_clip")] = Plugin(name="ppo_clip")
@@ -240,8 +277,16 @@ class Algorithm(Section):
     critic: Critic | None = None
     correction: Correction | None = None  # for sampling from another distribution than the learner's
     dynamic_sampling: DynamicSampling | None = None
+    curriculum: Curriculum | None = None
+    replay: Replay | None = None
+    budget: Budget | None = None  # None: every problem gets `rollout.samples`
     mask_truncated: bool = False  # leave completions cut by the token limit out of the loss
     max_invalid_fraction: Share = 0.2  # more completions than this without a verdict abort the run
+
+    @property
+    def has_own_critic(self) -> bool:
+        """Whether there is a second model that learns."""
+        return self.critic is not None and not self.critic.shared
 
 
 class Lora(Section):
@@ -429,6 +474,28 @@ class RL(Job):
             raise ValueError("cluster.reference own: there is no reference model without algorithm.kl.coefficient")
         if self.rollout.temperature == 0:
             raise ValueError("rollout.temperature 0 samples every completion of a group alike: nothing can be learned")
+        return self
+
+    @model_validator(mode="after")
+    def _choosing(self) -> RL:
+        budget, replay, rollout = self.algorithm.budget, self.algorithm.replay, self.rollout
+        if budget and self.mode.name != "sync":
+            raise ValueError("algorithm.budget goes by what the step's first samples show: use cluster.mode sync")
+        if budget and rollout.tree:
+            raise ValueError(
+                "algorithm.budget and rollout.tree each decide what is sampled of a problem: leave out one of them"
+            )
+        if budget and self.algorithm.dynamic_sampling:
+            raise ValueError("algorithm.budget and algorithm.dynamic_sampling each decide what else is sampled: leave out one")
+        if budget and budget.pilot >= rollout.samples:
+            raise ValueError(
+                f"algorithm.budget.pilot {budget.pilot} leaves nothing to divide of rollout.samples {rollout.samples}"
+            )
+        if replay and not replay.most(rollout.prompts_per_step):
+            raise ValueError(
+                f"algorithm.replay.share {replay.share:g} of {rollout.prompts_per_step} problems is none: raise it, or "
+                "rollout.prompts_per_step"
+            )
         return self
 
 

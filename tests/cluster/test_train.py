@@ -89,6 +89,15 @@ def test_the_other_modes_run_and_say_how_stale_they_were(start: Callable, mode: 
     assert all(row["parity"] < 1e-5 for row in rows)
 
 
+@pytest.mark.parametrize("critic", ["{learning_rate: 1.0e-3}", "{shared: true}"])
+def test_a_critic_learns_on_ranks_what_it_does_in_one_process(start: Callable, critic: str) -> None:
+    """One of its own, on ranks of its own; and one on the policy's body."""
+    ppo = ["algorithms/ppo", f"algorithm.critic={critic}", "steps=3", "optimizer.learning_rate=1.0e-3"]
+    local = finished(start("local", *ppo))
+    assert all(row["critic/error"] > 0 for row in local)
+    assert_alike(finished(start("cluster", *ppo, CLUSTER)), local)
+
+
 def test_more_gpus_than_there_are_is_an_error_at_once(start: Callable) -> None:
     process, folder = start("gpus", "cluster={workers: 2, gpus_per_worker: 64}", "device=cpu")
     assert process.wait(timeout=300) == 1

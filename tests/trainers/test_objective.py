@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from rlcore.batch import GradedBatch
-from rlcore.recipe.schema import KL, Entropy
+from rlcore.plugins import bind, names
+from rlcore.recipe.schema import KL, Correction, Entropy
 from tests.conftest import batch_of
 from trainers.losses.drpo import Drpo
 from trainers.losses.gpg import gpg
@@ -218,3 +219,30 @@ def test_sequence_sum_makes_of_gpg_the_gradient_of_a_completions_log_probability
     inputs, _ = mini_batch()
     added_up(gpg(inputs), inputs, "sequence_sum").backward()
     torch.testing.assert_close(inputs.logprobs.grad, -inputs.advantages / 3 * inputs.loss_mask)
+
+
+LOSSES = sorted(names("trainers.losses"))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("correction", [None, "token_tis", "sequence_mis", "bypass", "bypass_sequence_mis"])
+def test_what_stands_outside_the_loss_may_be_anything(loss: str, correction: str | None) -> None:
+    """−inf log-probs of tokens that the policy did not sample change neither value nor gradient."""
+    chosen = bind("trainers.losses", loss, {})
+    function = chosen() if isinstance(chosen.func, type) else chosen  # type: ignore[attr-defined]
+    rule = None if correction is None else Correction.model_validate({"name": correction})
+    objective = Objective(function, kl=KL(coefficient=0.1), correction=rule, entropy=Entropy(top_quantile=0.5))
+    found = []
+    for value in (0.0, -torch.inf):
+        inputs, batch = mini_batch()
+        outside = inputs.loss_mask == 0
+        logprobs = inputs.logprobs.detach().masked_fill(outside, value).requires_grad_()
+        others = inputs.old_logprobs.masked_fill(outside, value)
+        inputs = replace(inputs, logprobs=logprobs, old_logprobs=others, rollout_logprobs=others, reference_logprobs=others)
+        inputs = prepared(objective, inputs, replace(batch, rollout_logprobs=others))
+        total = added_up(objective(inputs), inputs)
+        total.backward()
+        assert torch.isfinite(total)
+        assert logprobs.grad is not None
+        found.append((total.detach(), logprobs.grad))
+    torch.testing.assert_close(found[0], found[1])

@@ -1,0 +1,141 @@
+"""docs/results: NAME.json and NAME.svg of one experiment, and results.md, rendered from every JSON file that lies there."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rlcore import __version__
+from rlcore.report.headline import duration, number
+from rlcore.repro.experiment import Experiment
+from rlcore.repro.intervals import interval
+from rlcore.repro.plot import plot
+from rlcore.repro.results import METRICS, Result, judge, summarise
+from rlcore.run.folder import write_aside
+
+DOCS = Path("docs")
+COLUMNS = {  # of the table of arms
+    "accuracy_before": "accuracy before",
+    "accuracy_after": "after",
+    "length_after": "tokens a completion",
+    "samples": "completions",
+    "tokens": "tokens",
+    "wall_s": "seconds",
+    "samples_to_target": "completions to target",
+    "wall_to_target": "seconds to target",
+}
+PREFACE = """# Results
+
+Written by `rlcore repro NAME` from `docs/results/*.json`; do not edit.
+
+The unit is the seed: the arms of an experiment share seeds, problems and the model that they start from. Intervals are
+t-intervals, 95 %, over seeds. A claim holds where the interval of its left side lies wholly on the claimed side of the
+number, *no* where it lies on the other side; otherwise these seeds cannot tell. A claim that does not hold stays here.
+"""
+VERDICTS = {True: "yes", False: "**no**", None: "cannot tell"}
+Results = Mapping[str, Mapping[int, Result]]  # by arm and seed
+
+
+def document(name: str, experiment: Experiment, results: Results, **about: Any) -> dict[str, Any]:
+    """NAME.json; `about` is what the command knows of how it was run."""
+    seeds = list(next(iter(results.values())))
+    claims = experiment.parsed()
+    return {
+        "name": name,
+        "title": experiment.title,
+        "about": experiment.about,
+        "seeds": seeds,
+        "target": experiment.target,
+        "claims": {key: {"expression": experiment.claims[key], **judge(claims[key], results, seeds)} for key in claims},
+        "arms": {
+            arm: {metric: summarise({seed: run.metrics[metric] for seed, run in runs.items()}) for metric in METRICS}
+            for arm, runs in results.items()
+        },
+        "curves": {arm: {str(seed): vars(run.curve) for seed, run in runs.items()} for arm, runs in results.items()},
+        "tried": experiment.tried,
+        "wall_s": round(sum(run.elapsed_s for runs in results.values() for run in runs.values()), 1),
+        **about,
+        "versions": {
+            "rlcore": __version__,
+            "python": platform.python_version(),
+            **{package: version(package) for package in ("torch", "transformers")},
+        },
+    }
+
+
+def write(result: Mapping[str, Any]) -> Path:
+    """Write the experiment's JSON and plot, and the page of all experiments; where the page is."""
+    folder = DOCS / "results"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_aside(folder / f"{result['name']}.json", json.dumps(result, indent=1) + "\n")
+    plot(result, folder / f"{result['name']}.svg")
+    every = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
+    page = DOCS / "results.md"
+    write_aside(page, PREFACE + "".join(f"{line}\n" for each in every for line in _experiment(each)))
+    return page
+
+
+def _experiment(result: Mapping[str, Any]) -> Iterator[str]:
+    yield from ("", f"## {result['title']}", "", result["about"].strip(), "")
+    yield from _table(
+        ["claim", "expression", "holds", "interval"],
+        (
+            [name.replace("_", " "), f"`{claim['expression']}`", VERDICTS[claim["holds"]], _interval(claim["interval"])]
+            for name, claim in result["claims"].items()
+        ),
+    )
+    yield from ("", f"![accuracy by completions and by seconds](results/{result['name']}.svg)", "")
+    arms = _best_first(result["arms"])
+    shown = [metric for metric in COLUMNS if any(values[metric]["seeds"] for values in arms.values())]
+    rows = ([arm, *(_cell(values[metric], len(result["seeds"])) for metric in shown)] for arm, values in arms.items())
+    yield from _table(["arm", *(COLUMNS[metric] for metric in shown)], rows)
+    yield from ("", f"The target is an accuracy of {number(result['target'])}. {_best(arms)}", "")
+    tried = [result["tried"]] if isinstance(result["tried"], str) else result["tried"]
+    yield from ("Tried before:", "", *(f"- {line.strip()}" for line in tried), "")
+    versions = ", ".join(f"{package} {which}" for package, which in result["versions"].items())
+    models = ", ".join(f"{name} ({digest[:12]})" for name, digest in result["models"].items())
+    seeds = ", ".join(map(str, result["seeds"]))
+    yield f"`{result['command']}`: seeds {seeds}; {duration(result['wall_s'])} of runs, added up;"
+    yield f"{versions}{f'; started from {models}' if models else ''}."
+
+
+def _table(head: Sequence[str], rows: Any) -> Iterator[str]:
+    yield f"| {' | '.join(head)} |"
+    yield "|---" * len(head) + "|"
+    yield from (f"| {' | '.join(row)} |" for row in rows)
+
+
+def _cell(values: Mapping[str, Any], seeds: int) -> str:
+    """`0.713 (0.68 to 0.75)`; where not every seed has a value, how many have."""
+    if values["mean"] is None:
+        return f"{values['seeds']} of {seeds} seeds" if values["seeds"] else "none"
+    bounds = f" ({_interval([values['low'], values['high']])})" if values["low"] is not None else ""
+    return f"{number(values['mean'])}{bounds}"
+
+
+def _interval(bounds: Sequence[float] | None) -> str:
+    return "—" if bounds is None else f"{_signed(bounds[0])} to {_signed(bounds[1])}"
+
+
+def _signed(value: float) -> str:
+    return number(value).replace("-", "−")
+
+
+def _best_first(arms: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(sorted(arms.items(), key=lambda item: -(item[1]["accuracy_after"]["mean"] or 0.0)))
+
+
+def _best(arms: Mapping[str, Any]) -> str:
+    """Which arm ends with the highest accuracy, and which cannot be told from it by these seeds."""
+    best, *others = arms
+    ends = {arm: list(values["accuracy_after"]["per_seed"].values()) for arm, values in arms.items()}
+    paired = {arm: interval([a - b for a, b in zip(ends[best], ends[arm], strict=True)]) for arm in others}
+    alike = [arm for arm, bounds in paired.items() if bounds is None or bounds[0] <= 0 <= bounds[1]]
+    if not others:
+        return ""
+    told = f"not to be told from it by these seeds: {', '.join(alike)}" if alike else "every other arm is below it"
+    return f"Highest accuracy after training: {best}; {told} (paired differences of seeds)."

@@ -1,0 +1,115 @@
+"""Trains an experiment's runs, several at a time, each in a process of its own. A run that is done is not done again, and one
+that was interrupted goes on from its checkpoint.
+
+A run's console goes to `runs/repro/NAME/ARM/SEED.log`, beside its folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rlcore.errors import UserError
+from rlcore.recipe.load import load
+from rlcore.repro.experiment import Planned, differences
+from rlcore.run.console import say, watched
+
+POLL_S = 0.2
+
+
+def refuse_other_recipes(runs: Iterable[Planned]) -> None:
+    """Raises UserError where a run's folder holds one of another recipe."""
+    for run in runs:
+        file = run.folder / "recipe.yaml"
+        if not file.is_file():
+            continue
+        before = load([str(file)]).recipe.model_dump(mode="json")
+        if changed := list(differences(before, run.recipe.model_dump(mode="json"))):
+            raise UserError(f"{run.folder} holds a run with another {', '.join(changed)}: move it away, or delete it")
+
+
+def warm_start(runs: Iterable[Planned]) -> dict[str, str]:
+    """Make the models that the runs start from, once, before the runs would wait for each other. SHA-256 of the weights by the
+    model's name; a model whose weights differ by seed, or lie on a hub, is not among them."""
+    from rlcore.toy.warmstart import resolve
+
+    places: dict[str, set[str]] = {}
+    for model, seed in dict.fromkeys((run.recipe.model, run.recipe.seed) for run in runs):
+        places.setdefault(model, set()).add(resolve(model, seed))
+    files = {Path(name).name: [Path(place, "model.safetensors") for place in found] for name, found in places.items()}
+    return {
+        name: hashlib.sha256(found[0].read_bytes()).hexdigest()
+        for name, found in files.items()
+        if len(found) == 1 and found[0].is_file()
+    }
+
+
+def train(runs: Sequence[Planned], jobs: int) -> None:
+    """Do the runs that are not done, so many at a time. Raises UserError, with its log and last line, where one fails; the
+    others are interrupted then, as they are by Ctrl-C, and checkpoint the step that they are at."""
+    waiting = [run for run in runs if not (run.folder / "summary.json").is_file()]
+    if len(waiting) < len(runs):
+        say(f"{len(runs) - len(waiting)} of {len(runs)} runs are done already")
+    going: dict[subprocess.Popen, Planned] = {}
+    with watched("runs", len(runs)) as progress, _interrupted_at_the_end(going):
+        progress(len(runs) - len(waiting))
+        while waiting or going:
+            while waiting and len(going) < jobs:
+                run = waiting.pop(0)
+                going[_start(run)] = run
+            time.sleep(POLL_S)
+            for process in [process for process in going if process.poll() is not None]:
+                run = going.pop(process)
+                if process.returncode:
+                    raise UserError(f"{run.arm}, seed {run.seed} failed: {_last_line(run)} (all of it: {_log(run)})")
+                progress(1)
+                say(f"{run.arm}, seed {run.seed}: {_told(run)}")
+
+
+def _start(run: Planned) -> subprocess.Popen:
+    """In a session of its own: the terminal's Ctrl-C reaches this process alone, which tells each run once."""
+    _log(run).parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "rlcore.cli.main", "train", *run.arguments, "--resume"]
+    with _log(run).open("a") as log:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+
+
+@contextmanager
+def _interrupted_at_the_end(going: Mapping[subprocess.Popen, Planned]) -> Iterator[None]:
+    """However this process ends, SIGTERM included, its runs do."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if going:
+            say(f"{len(going)} runs finish their step and checkpoint (Ctrl-C again to stop at once)")
+        try:
+            for process in going:
+                process.send_signal(signal.SIGINT)
+            for process in going:
+                process.wait()
+        finally:
+            for process in going:
+                process.kill()
+            signal.signal(signal.SIGTERM, before)
+
+
+def _log(run: Planned) -> Path:
+    return run.folder.with_name(f"{run.folder.name}.log")
+
+
+def _last_line(run: Planned) -> str:
+    lines = _log(run).read_text(errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+
+
+def _told(run: Planned) -> str:
+    summary = json.loads((run.folder / "summary.json").read_text())
+    return f"accuracy {summary['accuracy_before']:.1%} → {summary['accuracy_after']:.1%} in {summary['wall_s']:.0f} s"

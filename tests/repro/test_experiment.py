@@ -1,0 +1,95 @@
+"""The experiment file: what it may say, and that its arms differ in nothing but what it names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rlcore.errors import UserError
+from rlcore.repro.experiment import plan, read, shipped
+
+ARMS = {"grpo": ["algorithm.advantage=grpo"], "critic": ["algorithm={advantage: gae, critic: {clip: 0.1}}"]}
+VALID = dict(
+    title="Two",
+    about="Two arms.",
+    base=["quickstart", "eval.temperatures=[0]"],
+    arms=ARMS,
+    varies=["algorithm"],
+    seeds=[100, 101],
+    claims={"learns": "accuracy_after[grpo] - accuracy_before[grpo] > 0"},
+    tried="nothing",
+)
+
+
+def written(folder: Path, **changes: Any) -> str:
+    file = folder / "two.yaml"
+    values = {key: value for key, value in (VALID | changes).items() if value is not None}
+    file.write_text(yaml.safe_dump(values, sort_keys=False))
+    return str(file)
+
+
+def test_a_run_is_an_arm_with_a_seed_behind_the_base(tmp_path: Path) -> None:
+    name, experiment = read(written(tmp_path))
+    runs = plan(name, experiment, [101])
+    assert [(run.arm, run.seed, str(run.folder)) for run in runs] == [
+        ("grpo", 101, "runs/repro/two/grpo/101"),
+        ("critic", 101, "runs/repro/two/critic/101"),
+    ]
+    assert list(runs[0].arguments) == [*VALID["base"], *ARMS["grpo"], "seed=101", "threads=1", "output=runs/repro/two/grpo/101"]
+    assert (runs[1].recipe.seed, runs[1].recipe.threads, runs[1].recipe.algorithm.advantage.name) == (101, 1, "gae")
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"claim": {}}, "two.yaml: unknown key 'claim'; did you mean 'claims'"),
+        ({"tried": None}, "'tried' is missing"),
+        ({"claims": {}}, "'claims'"),
+        ({"seeds": [100, 100]}, "named twice"),
+        ({"target": 1.5}, "'target'"),
+        ({"arms": {"dr-grpo": []}}, "dr-grpo"),
+        ({"claims": {"c": "acuracy_after[grpo] > 0"}}, "claim 'c': there is no metric 'acuracy_after'; did you mean"),
+        ({"claims": {"c": "accuracy_after[gpro] > 0"}}, "claim 'c': there is no arm 'gpro'; did you mean 'grpo'"),
+        ({"claims": {"c": "accuracy_after[grpo]"}}, "not one comparison"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_file_that_is_no_experiment_is_refused_by_key(tmp_path: Path, changes: dict, named: str) -> None:
+    with pytest.raises(UserError) as refused:
+        read(written(tmp_path, **changes))
+    assert named in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"varies": []}, "arm 'critic' differs from 'grpo' in 'algorithm.advantage.name'"),
+        ({"varies": ["algorithm.advantage"]}, "in 'algorithm.critic'"),
+        ({"varies": ["algo"]}, "in 'algorithm.advantage.name'"),  # a prefix of a key is no key above it
+        ({"arms": {"grpo": [], "faster": ["optimizer.learning_rate=0.1"]}}, "in 'optimizer.learning_rate'"),
+        ({"arms": {"grpo": [], "longer": ["eval.data.count=9"]}}, "in 'eval.data'"),
+        ({"base": ["toy/chain"], "arms": {"grpo": []}}, "cannot be measured"),
+        ({"base": ["quickstart", "eval=null"]}, "cannot be measured"),
+        (
+            {"base": ["quickstart", "eval.temperatures=[0.5]"], "claims": {"c": "greedy_accuracy_after[grpo] > 0"}},
+            "add 0 to eval.temperatures",
+        ),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_arms_differ_only_in_what_varies_names(tmp_path: Path, changes: dict, named: str) -> None:
+    name, experiment = read(written(tmp_path, **changes))
+    with pytest.raises(UserError) as refused:
+        plan(name, experiment, experiment.seeds)
+    assert named in str(refused.value)
+
+
+def test_every_shipped_experiment_can_be_planned() -> None:
+    for name in shipped():
+        stem, experiment = read(name)
+        assert len(plan(stem, experiment, experiment.seeds)) == len(experiment.arms) * len(experiment.seeds)
+    with pytest.raises(UserError, match="did you mean 'algorithms'"):
+        read("algoritms")

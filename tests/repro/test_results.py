@@ -1,0 +1,160 @@
+"""From run folders to numbers, and from numbers to the page, on runs written by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rlcore.recipe.load import load
+from rlcore.repro import page
+from rlcore.repro.experiment import Experiment
+from rlcore.repro.results import Curve, Result, collect, summarise
+
+
+def run_folder(folder: Path, rows: list[dict[str, float]], completions: dict[int, int]) -> Path:
+    """A run with two reward components, so with two rows a completion in its ledger."""
+    (folder / "ledger").mkdir(parents=True)
+    (folder / "recipe.yaml").write_text("job: rl\n")
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "summary.json").write_text(json.dumps({"accuracy_before": 0.2, "accuracy_after": 0.8, "wall_s": 60.0}))
+    for step, count in completions.items():
+        table = pa.table({"component": ["answer", "format"] * count})
+        pq.write_table(table, folder / "ledger" / f"step-{step:06d}.parquet")
+    return folder
+
+
+ROWS: list[dict[str, float]] = [
+    {"step": 0, "eval/accuracy": 0.2},
+    {"step": 1, "tokens": 100, "time/step": 2.0},
+    {"step": 2, "tokens": 300, "time/step": 4.0, "tree/shared": 0.5},
+    {"step": 2, "eval/accuracy": 0.6},
+    {"step": 3, "tokens": 50, "time/step": 1.0},
+    {"step": 3, "eval/accuracy": 0.8},
+]
+
+
+def test_a_runs_numbers_by_hand(tmp_path: Path) -> None:
+    """10 + 20 completions for 0.6, 8 more for 0.8: 0.7 lies half-way, at 34 completions, and at 6.5 of 7 seconds."""
+    folder = run_folder(tmp_path / "run", ROWS, {1: 10, 2: 20, 3: 8})
+    result = collect(folder, load(["quickstart"]).recipe, target=0.7)  # type: ignore[arg-type]
+    assert result.curve == Curve(samples=[0, 30, 38], wall_s=[0, 6.0, 7.0], accuracy=[0.2, 0.6, 0.8])
+    wanted = {"samples": 38, "tokens": 100 + 150 + 50, "wall_s": 7.0, "accuracy_before": 0.2, "accuracy_after": 0.8}
+    assert {name: result.metrics[name] for name in wanted} == wanted
+    assert result.metrics["samples_to_target"] == pytest.approx(34)
+    assert result.metrics["wall_to_target"] == pytest.approx(6.5)
+    assert result.metrics["greedy_accuracy_after"] is None
+    assert result.elapsed_s == 60.0
+
+
+def test_remaxs_greedy_completions_were_sampled_too(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "run", ROWS, {1: 16, 2: 16, 3: 16})
+    recipe = load(["quickstart", "rollout.samples=8", "algorithm.advantage=remax"]).recipe
+    assert collect(folder, recipe, target=0.7).metrics["samples"] == 3 * 18  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "reached"),
+    [
+        ([0.1, 0.2, 0.3], None),
+        ([0.7, 0.2, 0.9], 0.0),  # before the first step
+        ([0.5, 0.7, 0.9], 100.0),
+        ([0.5, 0.9, 0.1], 50.0),
+        ([0.6, 0.4, 0.8], 250.0),  # from the evaluation before it, however low that was
+    ],
+)
+def test_the_target_is_reached_on_the_line_from_the_evaluation_before(accuracy: list[float], reached: float | None) -> None:
+    spent = [0.0, 100.0, 300.0]
+    assert Curve(spent, spent, accuracy).first_at(0.7, spent) == (None if reached is None else pytest.approx(reached))
+
+
+def test_a_metric_that_a_seed_does_not_have_has_no_mean() -> None:
+    whole = summarise({100: 1.0, 101: 2.0, 102: 3.0})
+    assert (whole["mean"], whole["seeds"], whole["per_seed"]) == (2.0, 3, {"100": 1.0, "101": 2.0, "102": 3.0})
+    assert (whole["low"], whole["high"]) == pytest.approx((-0.4841, 4.4841), abs=1e-4)
+    part = summarise({100: 1.0, 101: None})
+    assert (part["mean"], part["low"], part["seeds"]) == (None, None, 1)
+    assert summarise({100: 1.0})["mean"] == 1.0
+
+
+def made(accuracies: dict[str, list[float | None]], claims: dict[str, str]) -> dict[str, Any]:
+    experiment = Experiment(
+        title="Arms by hand",
+        about="About.",
+        base=["quickstart"],
+        arms={arm: [] for arm in accuracies},
+        seeds=[100, 101, 102],
+        claims=claims,
+        tried=["one", "two"],
+    )
+    results = {
+        arm: {
+            seed: Result(
+                dict.fromkeys(page.METRICS) | {"accuracy_after": end, "samples": 256.0, "samples_to_target": reached(end)},
+                Curve([0, 128, 256], [0, 1.0, 2.0], [0.1, 0.2, end]),
+                10.0,
+            )
+            for seed, end in zip(experiment.seeds, ends, strict=True)
+        }
+        for arm, ends in accuracies.items()
+    }
+    return page.document(
+        "by-hand", experiment, results, command="rlcore repro by-hand", models={"toy:chain": "0123456789abcdef"}
+    )
+
+
+def reached(end: float) -> float | None:
+    return 200.0 if end >= 0.7 else None
+
+
+ENDS = {"low": [0.3, 0.4, 0.5], "best": [0.8, 0.9, 1.0], "near": [0.88, 0.81, 0.95]}
+CLAIMS = {
+    "best_is_above": "accuracy_after[best] - accuracy_after[low] > 0",
+    "near_is_above": "accuracy_after[near] - accuracy_after[best] > 0",
+    "low_is_above": "accuracy_after[low] - accuracy_after[best] > 0",
+    "low_gets_there": "samples_to_target[low] / samples_to_target[best] < 2",
+}
+
+
+def test_claims_are_judged_on_differences_of_the_same_seed() -> None:
+    """best − low is 0.5 with every seed, though both arms spread; near − best is 0.08, −0.09, −0.05."""
+    claims = made(ENDS, CLAIMS)["claims"]
+    assert [claims[name]["holds"] for name in CLAIMS] == [True, None, False, None]
+    assert claims["best_is_above"]["interval"] == pytest.approx([0.5, 0.5])
+    assert claims["low_gets_there"]["per_seed"] == {"100": None, "101": None, "102": None}
+    assert claims["low_gets_there"]["interval"] is None
+
+
+def test_the_page_is_rendered_from_all_that_lies_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page.write(made({f"arm_{i}": [i / 20, i / 20, i / 20] for i in range(13)}, {"c": "samples[arm_0] > 0"}) | {"name": "a"})
+    text = page.write(made(ENDS, CLAIMS)).read_text()
+    lines = text.splitlines()
+    arms = [line.split("|")[1].strip() for line in lines if line.startswith(("| best |", "| near |", "| low |"))]
+    assert arms == ["best", "near", "low"]  # the highest first
+    assert "Highest accuracy after training: best; not to be told from it by these seeds: near (" in text
+    assert "| best is above | `accuracy_after[best] - accuracy_after[low] > 0` | yes | 0.500 to 0.500 |" in lines
+    assert "| low is above | `accuracy_after[low] - accuracy_after[best] > 0` | **no** | −0.500 to −0.500 |" in lines
+    assert "| low gets there | `samples_to_target[low] / samples_to_target[best] < 2` | cannot tell | — |" in lines
+    assert text.count("## Arms by hand") == 2
+    assert "- one\n- two\n" in text
+    assert "toy:chain (0123456789ab)" in text
+    for name in ("a", "by-hand"):
+        drawn = ElementTree.parse(tmp_path / "docs" / "results" / f"{name}.svg")
+        labels = {element.text for element in drawn.iter() if element.text}
+        assert {"completions sampled", "seconds of training"} <= labels
+    assert {"best", "near", "low"} <= labels
+
+
+def test_what_was_written_once_is_written_the_same_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = made(ENDS, CLAIMS)
+    files = [page.write(result), *(tmp_path / "docs" / "results").iterdir()]
+    before = [file.read_bytes() for file in files]
+    page.write(result)
+    assert [file.read_bytes() for file in files] == before

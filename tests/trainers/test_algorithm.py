@@ -1,0 +1,77 @@
+"""What a recipe's `algorithm` may be made of: the presets, each of which learns, and combinations that are refused by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rlcore import jobs
+from rlcore.errors import UserError
+from rlcore.recipe.load import load
+from rlcore.recipe.schema import RL
+from tests.conftest import REPOSITORY
+from trainers.plan import plan
+
+PRESETS = sorted(path.stem for path in (REPOSITORY / "recipes" / "algorithms").glob("*.yaml"))
+SMALL = [
+    "data={name: chain, split: train, count: 20}",
+    "eval=null",
+    "threads=1",
+    "rollout.prompts_per_step=2",
+    "rollout.samples=4",
+    "rollout.max_new_tokens=8",
+]
+SHORT_SEGMENTS = {"treepo": ["rollout.tree.segment=2"]}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_trains(preset: str, tiny: Path, tmp_path: Path) -> None:
+    """Two steps of two mini-batches with a reward in which something is to be learned; all that it logs is finite."""
+    folder, lengths = tmp_path / "run", "rewards=[answer, {name: 'tests.trainers.test_loop:Digits'}]"
+    recipe = ["quickstart", f"algorithms/{preset}", *SMALL, *SHORT_SEGMENTS.get(preset, []), lengths]
+    jobs.run(load([*recipe, f"model={tiny}", f"output={folder}", "steps=2", "update.minibatches=2"]), resume=False)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 2
+    for row in rows:
+        assert all(isinstance(value, int | float) and abs(value) < float("inf") for value in row.values())
+
+
+def test_the_presets_are_those_that_the_documentation_names() -> None:
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert all(f"`{preset}`" in readme for preset in PRESETS)
+
+
+REFUSED = [
+    (["algorithm.advantage=gae"], "advantage 'gae' needs the values of a critic"),
+    (["algorithms/ppo", "algorithm.advantage=grpo"], "advantage 'grpo' takes no values: leave out algorithm.critic"),
+    (["algorithm.advantage=treepo"], "advantage 'treepo' compares the branches of a tree: set rollout.tree"),
+    (["algorithm.advantage=rloo", "rollout.samples=1"], "advantage 'rloo' compares the completions of a problem"),
+    (["algorithm.loss=drpo", "rewards=[format]"], "accuracy"),
+    (["algorithm.imitation=0.1", "rewards=[format]"], "imitation"),
+    (["algorithm.loss={name: cispo, ratio_max: 0.2}"], "ratio_max is a ratio"),
+    (["algorithm.kl={estimator: k1, coefficient: 0.1}"], "k1 as a loss has an expected gradient of zero"),
+    (["algorithm.kl={estimator: k3_plus, coefficient: 0.1, place: reward}"], "k3_plus differs from k3 by its gradient"),
+    (["algorithm.loss=gsp"], "there is no 'gsp' in trainers/losses; did you mean 'gspo'"),
+    (["algorithm.advantage={name: grpo, epsilom: 1}"], "'grpo' has no option 'epsilom'; did you mean 'epsilon'"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), REFUSED, ids=[" ".join(overrides) for overrides, _ in REFUSED])
+def test_what_cannot_work_is_refused_before_anything_is_loaded(
+    overrides: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loaded(*_: object, **__: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("rlcore.models.ModelSpec.load", loaded)
+    with pytest.raises(UserError, match=message):
+        asked(["quickstart", *overrides, *SMALL[:1], "eval=null"])
+
+
+def asked(arguments: list[str]) -> None:
+    recipe = load(arguments).recipe
+    assert isinstance(recipe, RL)
+    plan(recipe).rewards.close()
