@@ -79,8 +79,8 @@ class Vllm(Engine):
             max_num_seqs=max_num_seqs,
             tensor_parallel_size=tensor_parallel,
             kv_cache_memory_bytes=int(kv_cache_gb * 2**30),
-            # For a prompt that is begun in one pass and ended in a later one vLLM draws twice, and turns the random numbers back
-            # in between: on a CPU they cannot be.
+            # For a prompt that is begun in one pass and ended in a later one vLLM draws twice, and turns the random numbers
+            # back in between: on a CPU they cannot be.
             enable_chunked_prefill=not on_cpu,
             enable_prefix_caching=True,  # the completions of a group share their prompt
             logprobs_mode="processed_logprobs",  # of the distribution sampled from; the default ignores the temperature
