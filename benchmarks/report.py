@@ -1,41 +1,49 @@
-"""docs/performance.md from the JSON files that the benchmarks wrote: `report.py FOLDER`, the last step of `make bench`."""
+"""docs/performance.md from the JSON files that the benchmarks wrote: `report.py FOLDER`, the last step of `make bench`. The
+section of a benchmark that left no file there stays as it is."""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+INTRODUCTION = """# Performance
+
+Written by `make bench`; do not edit. Two sides take turns in processes of their own; times are medians, and what
+counts is their ratio: above 1, rlcore is the faster one.
+"""
 
 
 def main(folder: Path) -> None:
-    results = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    written = sections(PAGE.read_text()) if PAGE.exists() else {}
+    for path in folder.glob("*.json"):
+        if path.stem in RENDERED:
+            heading, render = RENDERED[path.stem]
+            result = json.loads(path.read_text())
+            about = machine(result.pop("machine"))
+            written[heading] = "\n".join([about, "", *render(result)])
+    ordered = [(heading, written[heading]) for heading, _ in RENDERED.values() if heading in written]
     PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text("\n".join(page(results)) + "\n")
+    PAGE.write_text("\n".join([INTRODUCTION, *(f"## {heading}\n\n{text}\n" for heading, text in ordered)]))
     print(PAGE)
 
 
-def page(results: dict[str, dict[str, Any]]) -> Iterator[str]:
-    machine = next(result["machine"] for result in results.values() if "machine" in result)
-    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
-    yield "# Performance"
-    yield ""
-    yield "Written by `make bench`; do not edit. Two sides take turns in processes of their own; times are medians, and what"
-    yield "counts is their ratio: above 1, rlcore is the faster one."
-    yield ""
-    yield f"{machine['cpu']}, {machine['threads']} threads; {versions}."
-    for name, render in RENDERED.items():
-        if name in results:
-            yield ""
-            yield from render({key: value for key, value in results[name].items() if key != "machine"})
+def sections(page: str) -> dict[str, str]:
+    """Heading → what stands below it."""
+    _, *parts = re.split(r"^## (.*)\n", page, flags=re.MULTILINE)
+    return {heading: text.strip("\n") for heading, text in zip(parts[::2], parts[1::2], strict=True)}
+
+
+def machine(about: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
+    return f"{about['cpu']}, {about['threads']} {'thread' if about['threads'] == 1 else 'threads'}; {versions}."
 
 
 def step(result: dict[str, Any]) -> Iterator[str]:
-    yield "## A GRPO step against TRL's GRPOTrainer"
-    yield ""
     yield "`benchmarks/step_vs_trl.py`. The same model, dtype, micro-batch, threads and reward. The completions of"
     yield "`toy` and `small` have one fixed length; in `toy_own_length` they end where they like, as in training. Memory: peak"
     yield "above weights, gradients and optimiser, ours over TRL's."
@@ -81,8 +89,6 @@ def theirs(row: dict[str, Any]) -> dict[str, float]:
 
 
 def sampler(result: dict[str, Any]) -> Iterator[str]:
-    yield "## Sampling against what the engines are built on"
-    yield ""
     yield "`benchmarks/sampler.py`. Tokens per second; `toy` ends its answers where it likes."
     yield ""
     yield from rates(result, "ours", "theirs")
@@ -97,8 +103,6 @@ def rates(result: dict[str, Any], mine: str, other: str) -> Iterator[str]:
 
 
 def learner(result: dict[str, Any]) -> Iterator[str]:
-    yield "## The learner against a bare forward and backward pass"
-    yield ""
     yield "`benchmarks/learner.py`. Memory: peak above weights, gradients and optimiser, ours over the bare one's."
     yield ""
     rows = [
@@ -116,8 +120,6 @@ def learner(result: dict[str, Any]) -> Iterator[str]:
 
 
 def pool(result: dict[str, Any]) -> Iterator[str]:
-    yield "## The pool against vLLM called bare"
-    yield ""
     yield "`benchmarks/pool.py`. One worker on this machine, the same prompts. Tokens per second; above 1 the pool is faster."
     yield ""
     yield from rates(result["rollouts"], "pool", "bare")
@@ -133,8 +135,6 @@ def pool(result: dict[str, Any]) -> Iterator[str]:
 def modes(result: dict[str, Any]) -> Iterator[str]:
     runs = result["arms"]
     spread = next(iter(runs.values()))[0]["lengths"]
-    yield "## Synchronous and asynchronous"
-    yield ""
     yield f"`benchmarks/modes.py`: {result['steps']} steps of the toy, with one rollout worker (vLLM) and one learner rank on"
     yield f"two cores. Lengths are long-tailed: median {spread['median']}, 90 % {spread['p90']}, 95 % {spread['p95']}, 99 %"
     yield f"{spread['p99']} tokens."
@@ -158,8 +158,6 @@ def modes(result: dict[str, Any]) -> Iterator[str]:
 
 
 def grading(result: dict[str, Any]) -> Iterator[str]:
-    yield "## Grading"
-    yield ""
     yield "`benchmarks/grading.py`."
     yield ""
     yield from table(("what", "measured"), [(name.replace("_", " "), str(value)) for name, value in result.items()])
@@ -175,7 +173,14 @@ def seconds(value: float) -> str:
     return f"{value:.2f} s"
 
 
-RENDERED = {"step_vs_trl": step, "sampler": sampler, "learner": learner, "pool": pool, "modes": modes, "grading": grading}
+RENDERED = {
+    "step_vs_trl": ("A GRPO step against TRL's GRPOTrainer", step),
+    "sampler": ("Sampling against what the engines are built on", sampler),
+    "learner": ("The learner against a bare forward and backward pass", learner),
+    "pool": ("The pool against vLLM called bare", pool),
+    "modes": ("Synchronous and asynchronous", modes),
+    "grading": ("Grading", grading),
+}
 
 
 if __name__ == "__main__":

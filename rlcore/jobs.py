@@ -63,7 +63,7 @@ def _train(loaded: Loaded, recipe: RL) -> dict[str, Any]:
     asked = plan(recipe)
     for line in asked.problems.describe():
         say(line)
-    say(f"{recipe.model} on {_place(recipe)} in {recipe.dtype}")
+    say(f"{recipe.model} in {recipe.dtype} on {_place(recipe)}")
     with ExitStack() as ending:
         ending.callback(run.console.stop)
         ending.callback(asked.rewards.close)
@@ -88,7 +88,7 @@ def _place(recipe: RL) -> str:
     asked = recipe.cluster
     return (
         f"{asked.workers} workers ({asked.gpus_per_worker:g} GPUs each) and {asked.ranks} ranks ({asked.gpus_per_rank:g}), "
-        "which take a minute or more to start;"
+        "which take a minute or more to start"
     )
 
 

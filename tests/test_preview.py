@@ -91,3 +91,11 @@ def test_the_dry_run_of_a_supervised_job(tiny: Path) -> None:
 
 def test_every_job_has_its_own_work_and_preview() -> None:
     assert set(jobs.WORK) == set(preview.OF_JOB) == set(JOBS.values())
+
+
+def test_tokens_of_older_policies_without_a_correction_are_warned_of(
+    loaded: Callable[..., Loaded], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for mode, correction, warns in (("async", "null", True), ("async", "token_tis", False), ("sync", "null", False)):
+        list(preview.preview(loaded(9, 9, f"cluster.mode={mode}", f"algorithm.correction={correction}").recipe))
+        assert ("warning: async trains on older policies' tokens, uncorrected" in capsys.readouterr().err) is warns

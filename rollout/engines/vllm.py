@@ -69,15 +69,19 @@ class Vllm(Engine):
         self.tokenizer, self.stop_ids, self.adapter_rank = tokenizer, sorted(stop_ids), spec.adapter_rank
         plain = without_weights(spec.location, spec.trust_remote_code)  # to check updates against
         self._intake = Intake({name: tuple(p.shape) for name, p in plain.named_parameters()})
+        on_cpu = pick_device(spec.device) == "cpu"
         self._llm = vllm.LLM(
             model=spec.location,
             dtype=spec.dtype,
             trust_remote_code=spec.trust_remote_code,
-            enforce_eager=pick_device(spec.device) == "cpu",
+            enforce_eager=on_cpu,
             max_model_len=self.context + 1,  # scoring a sequence that fills the context makes vLLM draw one token more
             max_num_seqs=max_num_seqs,
             tensor_parallel_size=tensor_parallel,
             kv_cache_memory_bytes=int(kv_cache_gb * 2**30),
+            # For a prompt that is begun in one pass and ended in a later one vLLM draws twice, and turns the random numbers
+            # back in between: on a CPU they cannot be.
+            enable_chunked_prefill=not on_cpu,
             enable_prefix_caching=True,  # the completions of a group share their prompt
             logprobs_mode="processed_logprobs",  # of the distribution sampled from; the default ignores the temperature
             generation_config="vllm",  # no penalties or truncations that the recipe does not know of

@@ -260,8 +260,8 @@ def test_the_cluster_that_ray_address_names_is_joined_and_left_as_it_was(head: S
 @pytest.mark.parametrize("address", ["ray://host:10001", "http://host:8265", "host", ":6379", "host:", "host:99999", "host:²"])
 def test_an_address_of_another_kind_is_refused(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
-    for asked in (address, "auto"):
-        with pytest.raises(UserError, match="none of auto, local, HOST:PORT"), connected(asked):
+    for asked, origin in ((address, "the recipe's cluster.address"), ("auto", "RAY_ADDRESS")):
+        with pytest.raises(UserError, match=f"^{origin} {address!r} is none of auto, local, HOST:PORT"), connected(asked):
             pass
 
 
@@ -269,7 +269,9 @@ def test_an_address_where_nobody_listens_is_refused() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         host, port = server.getsockname()
     with (
-        pytest.raises(UserError, match=f"no Ray cluster answers at {host}:{port}: Connection refused"),
+        pytest.raises(
+            UserError, match=rf"no Ray cluster answers at {host}:{port} \(the recipe's cluster.address\): Connection refused"
+        ),
         connected(f"{host}:{port}"),
     ):
         pass

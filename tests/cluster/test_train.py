@@ -4,6 +4,7 @@ tests/rollout and by `python -m benchmarks.chaos`). Each run is a process of its
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -78,7 +79,10 @@ def test_synchronous_steps_are_those_of_one_process(start: Callable, local: list
     ranks = [p for p in psutil.Process(process.pid).children(recursive=True) if "".join(p.cmdline()).startswith("ray::Rank")]
     os.kill(ranks[-1].pid, signal.SIGKILL)
     assert_alike(finished((process, folder)), local)
-    assert "starting again from the last checkpoint" in folder.with_suffix(".log").read_text()
+    log = folder.with_suffix(".log").read_text()
+    died = r"warning: .*learner rank \d died \(killed, out of memory, or crashed\).*; starting again from step \d"
+    assert re.search(died + r" \(restart 1 of 1\)", log), log
+    assert "raylet" not in log
 
 
 @pytest.mark.parametrize("mode", ["one_step_off", "{name: async, cap: 2}"])

@@ -120,6 +120,14 @@ def test_a_completion_does_not_depend_on_its_batch(engine: Engine, requests: Cal
 
 
 @every_model
+def test_prompts_of_more_tokens_than_one_pass_takes_are_sampled_from_as_if_alone(engine: Engine) -> None:
+    """vLLM would begin one of them in the pass before, and draw for it: on a CPU its random numbers cannot be turned back."""
+    asked = [Request(f"p{i}", i, i, (5 + i,) * 400, Sampling(max_new_tokens=6)) for i in range(40)]
+    together = [c.token_ids for c in engine.generate(asked)]
+    assert [engine.generate([request])[0].token_ids for request in asked] == together
+
+
+@every_model
 def test_another_seed_gives_other_tokens(engine: Engine, requests: Callable) -> None:
     [asked] = requests(Sampling(max_new_tokens=24), 1)
     drawn = engine.generate([replace(asked, seed=i) for i in range(8)])

@@ -98,7 +98,7 @@ def whole(pool: Pool) -> None:
 
 
 def test_a_worker_that_is_killed_is_replaced_and_its_work_done_again(
-    pool: Pool, tokenizer: PreTrainedTokenizerBase, updating: Callable
+    pool: Pool, tokenizer: PreTrainedTokenizerBase, updating: Callable, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The same tokens come out, and the newcomer serves the weights of the last sync, proved by their checksums."""
     whole(pool)
@@ -110,6 +110,8 @@ def test_a_worker_that_is_killed_is_replaced_and_its_work_done_again(
     os.kill(pids(pool)[0], signal.SIGKILL)
     assert finish(pool, done) == expected
     whole(pool)
+    died = "warning: rollout worker 0 died (killed, out of memory, or crashed); replaced"
+    assert died in capsys.readouterr().err
     served = pool.checksums()  # raises where the two differ
     assert served == {name: value for name, value in pool.sync(updating(pool.version, moved=0.05)).items() if name in served}
     assert {c.seed: c.token_ids for c in pool.generate(requests)} == expected

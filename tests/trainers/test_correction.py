@@ -117,7 +117,7 @@ def test_where_the_learner_sampled_itself_no_correction_changes_anything(name: s
 
 
 @pytest.mark.parametrize("seed", range(1, 4))
-@pytest.mark.parametrize("name", [name for name, meaning in CORRECTIONS.items() if meaning["form"] == "decoupled"])
+@pytest.mark.parametrize("name", [name for name, meaning in CORRECTIONS.items() if meaning.form == "decoupled"])
 def test_the_weight_is_a_constant_factor_of_the_policy_loss_and_not_of_the_kl_term(name: str, seed: int) -> None:
     """Loss and gradient are w times those of PPO, plus those of the KL term: none flows through w, though π_rollout, which is
     in nothing else, carries one here."""
