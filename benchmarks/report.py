@@ -132,6 +132,25 @@ def pool(result: dict[str, Any]) -> Iterator[str]:
     yield "shared memory counted on both sides."
 
 
+def trees(result: dict[str, Any]) -> Iterator[str]:
+    yield "`benchmarks/trees.py`. As many completions of the same prompts by the same vLLM engine, as a tree and one by one."
+    yield "Saved is the share of their tokens that was not computed, as another had it already; the ratio is of time per token."
+    yield ""
+    rows = [
+        (
+            name,
+            f"{row['prompts']} x {row['samples']} x {row['length']}",
+            str(row["segment"]),
+            *(f"{values['tokens']:,.0f} / {values['computed']:,.0f}" for values in row["sides"].values()),
+            f"**{row['saved']:.0%}**",
+            f"{row['ratio']:.2f}",
+        )
+        for name, row in result.items()
+    ]
+    head = ("workload", "prompts x samples x tokens", "segment", "tree: tokens / computed", "one by one", "saved", "ratio")
+    yield from table(head, rows)
+
+
 def modes(result: dict[str, Any]) -> Iterator[str]:
     runs = result["arms"]
     spread = next(iter(runs.values()))[0]["lengths"]
@@ -179,6 +198,7 @@ RENDERED = {
     "learner": ("The learner against a bare forward and backward pass", learner),
     "pool": ("The pool against vLLM called bare", pool),
     "modes": ("Synchronous and asynchronous", modes),
+    "trees": ("Trees against independent completions", trees),
     "grading": ("Grading", grading),
 }
 
