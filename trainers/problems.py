@@ -49,8 +49,8 @@ class Problems:
         due = [name for name in waited if name not in {problem.id for problem in drawn}][:room]
         drawn += self._drawn(n - len(due) - len(drawn))
         known = [self._rates[problem.id] for problem in drawn if problem.id in self._rates]
-        rate = {"curriculum/rate": Mean(sum(known), len(known))} if self.curriculum else {}
-        share = {"replay/share": Mean(len(due), n)} if self.replay else {}
+        rate: Metrics = {"curriculum/rate": Mean(sum(known), len(known))} if self.curriculum else {}
+        share: Metrics = {"replay/share": Mean(len(due), n)} if self.replay else {}
         self._taken = merge([self._taken, rate | share])
         problems = [self.by_id[name] for name in due] + drawn
         for problem in problems:

@@ -19,7 +19,7 @@ def interval(values: Sequence[float | None]) -> tuple[float, float] | None:
     if len(known) < max(2, len(values)):
         return None
     mean = statistics.fmean(known)
-    reach = quantile(len(known)) * statistics.stdev(known) / math.sqrt(len(known))
+    reach = quantile(len(known) - 1) * statistics.stdev(known) / math.sqrt(len(known))
     return mean - reach, mean + reach
 
 

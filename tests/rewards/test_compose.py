@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -173,3 +174,64 @@ def test_what_sampling_verified_is_not_scored_again(compose: Callable) -> None:
     rewards = compose({"name": "Told"})
     verified: list[Score] = [Scored(1.0), Scored(1.0)]
     assert rewards.grade(groups(["0", "0"]), verified).batch.accuracy.tolist() == [1, 1]
+
+
+# -- greedy completions --------------------------------------------------------------------------------------------------
+
+
+def beside(greedy: Sequence[str], *texts: Sequence[str]) -> list[Group]:
+    """Groups with a greedy completion each."""
+    pairs = zip(groups(*texts), greedy, strict=True)
+    return [replace(group, greedy=completion(group.problem.id, 9, text)) for group, text in pairs]
+
+
+def test_a_greedy_completion_is_worth_what_a_sampled_one_would_be(compose: Callable) -> None:
+    """All components, weighted and gated by its own scores: 2 · 1 + 0.5, and 0 behind a closed gate."""
+    rewards = compose({"name": "Told", "weight": 2}, {"name": "Half", "gate": {"component": "Told", "at_least": 1.0}})
+    graded = rewards.grade(beside(["1", "0"], ["0", "1"], ["1", "1"]))
+    assert graded.batch.greedy is not None
+    assert graded.batch.greedy.tolist() == [2.5, 2.5, 0, 0]
+    assert graded.batch.totals.tolist() == [0, 2.5, 2.5, 2.5]
+    assert graded.metrics["reward/greedy"].value == 1.25
+
+
+def test_a_greedy_completion_is_not_trained_on_and_counts_for_nothing_else(compose: Callable) -> None:
+    """Not in the batch, the ledger, the accuracy, the lengths or the tokens."""
+    rewards = compose({"name": "Told"})
+    graded, without = (rewards.grade(asked) for asked in (beside(["1"], ["0", "0"]), groups(["0", "0"])))
+    assert graded.batch.tokens.tolist() == without.batch.tokens.tolist()
+    assert graded.ledger == without.ledger
+    assert {k: v for k, v in graded.metrics.items() if k != "reward/greedy"} == without.metrics
+    assert without.batch.greedy is None
+
+
+def test_what_sampling_verified_is_not_taken_for_the_greedy_completions(compose: Callable) -> None:
+    graded = compose({"name": "Told"}).grade(beside(["1"], ["0", "0"]), [Scored(0.0), Scored(0.0)])
+    assert graded.batch.greedy is not None
+    assert graded.batch.greedy.tolist() == [1, 1]
+
+
+def test_an_invalid_greedy_completion_drops_its_group_which_is_counted(compose: Callable) -> None:
+    """There is nothing to compare its completions with; what was judged of them stays in the ledger."""
+    graded = compose({"name": "Told"}).grade(beside(["1", "invalid", "0"], ["1", "0"], ["1", "0"], ["0", "0"]))
+    assert graded.batch.group.tolist() == [0, 0, 2, 2]
+    assert graded.batch.greedy is not None
+    assert graded.batch.greedy.tolist() == [1, 1, 0, 0]
+    assert graded.metrics["groups/dropped"].value == 1
+    assert graded.metrics["reward/greedy"].value == 0.5
+    assert graded.metrics["invalid/fraction"].value == 0
+    assert len(graded.ledger) == 6
+
+
+def test_a_single_completion_is_compared_with_the_greedy_one(compose: Callable) -> None:
+    graded = compose({"name": "Told"}).grade(beside(["0", "invalid"], ["1"], ["1"]))
+    assert graded.batch.group.tolist() == [0]
+    assert graded.batch.greedy is not None
+    assert graded.batch.greedy.tolist() == [0]
+
+
+def test_where_every_greedy_completion_is_invalid_nothing_is_left(compose: Callable) -> None:
+    graded = compose({"name": "Told"}).grade(beside(["invalid"], ["1", "0"]))
+    assert len(graded.batch.tokens) == 0
+    assert graded.metrics["groups/dropped"].value == 1
+    assert graded.metrics["reward/greedy"].count == 0  # and so is not logged

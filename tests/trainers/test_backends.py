@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from rlcore.models import ModelSpec
+from rlcore.plugins import names
 from rlcore.run.metrics import Max, Mean, Metrics, merge, values
 from rlcore.types import Request, Sampling
 from rollout.engines.transformers import Transformers
@@ -38,6 +39,12 @@ LORA = ["lora={rank: 4}", "algorithm.kl={estimator: k3, coefficient: 0.1}", *FUL
 ADAPTER = ["lora={rank: 4, serve: adapter}", *LORA[1:]]
 TIGHT = ["update={minibatches: 2, tokens_per_microbatch: 40, gradient_checkpointing: true, logits_chunk: 7}", FULL[1]]
 STAGES = [0, 1, 2, 3]
+LOSSES = sorted(names("trainers.losses"))
+
+
+def of_loss(loss: str) -> list[str]:
+    """With everything that has to know a whole mini-batch."""
+    return [f"algorithm={{loss: {loss}, imitation: 0.1, entropy: {{bonus: 0.01, top_quantile: 0.6}}}}", *FULL]
 
 
 def case(
@@ -66,6 +73,8 @@ CASES = [
     case("adapter-zero3", 3, ADAPTER),
     case("tight-zero3", 3, TIGHT),
     case("bf16-zero3", 3, ["dtype=bfloat16", *FULL]),
+    *(case(f"{loss}-torch", None, of_loss(loss), (0, 2)) for loss in LOSSES),
+    *(case(f"{loss}-zero2", 2, of_loss(loss), (0, 2)) for loss in LOSSES),
 ]
 BACK = [case(f"torch-from-zero{stage}", None, FULL, (2, 5), f"half-zero{stage}") for stage in (2, 3)]
 
@@ -136,12 +145,13 @@ ALIKE = [
     *((f"lora-zero{stage}", "lora-torch") for stage in (1, 3)),
     ("adapter-zero3", "adapter-torch"),
     ("tight-zero3", "torch"),
+    *((f"{loss}-zero2", f"{loss}-torch") for loss in LOSSES),
 ]
 
 
 @pytest.mark.parametrize(("name", "expected"), ALIKE)
 def test_ranks_give_the_parameters_moments_and_weights_of_one_process(done: Path, name: str, expected: str) -> None:
-    """After five steps of two mini-batches; also where some of them were done elsewhere, and the rest from their checkpoint."""
+    """After five steps of two mini-batches (two steps for each of the losses); also where some of them were done elsewhere, and the rest from their checkpoint."""
     for file in ("learner.safetensors", "model/model.safetensors", "sent.safetensors", "logprobs.safetensors"):
         assert_same(tensors(done, name, file), tensors(done, expected, file), within=1e-5)
 

@@ -8,8 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlcore.types import Completion, Group, Problem, Sampling
-from trainers.budget import allocate, further, gradient
+from rlcore.errors import UserError
+from rlcore.recipe.load import load
+from rlcore.recipe.schema import RL, Budget
+from rlcore.types import Completion, Group, Invalid, Problem, Request, Sampling, Score, Scored
+from trainers.budget import allocate, further, gradient, second_stage
+from trainers.plan import plan
 
 ALPHA, BETA = 1e-3, 2.0
 
@@ -95,3 +99,66 @@ def test_further_samples_are_numbered_on_and_have_random_numbers_of_their_own() 
     assert len(seeds) == 5
     assert seeds.isdisjoint(c.seed for group in groups for c in group.completions)
     assert {(request.prompt_ids, request.sampling) for row in requests for request in row} == {((1, 2), Sampling())}
+
+
+# -- the second stage ----------------------------------------------------------------------------------------------------
+
+
+class Says:
+    """An engine whose completions are all of one token of probability 1/2."""
+
+    def generate(self, requests: list[Request]) -> list[Completion]:
+        return [request.completed((7,), (math.log(0.5),), 0, "stop", "") for request in requests]
+
+
+class Knows:
+    """Verifies: problem a is right once in two, b never, and c cannot be judged."""
+
+    def verify(self, groups: list[Group]) -> list[Score]:
+        assert all(group.completions for group in groups)
+        return [
+            Invalid("broken") if c.problem_id == "c" else Scored(float(c.problem_id == "a" and c.sample % 2))
+            for group in groups
+            for c in group.completions
+        ]
+
+
+def test_what_could_not_be_judged_gets_no_more_and_every_score_stays_with_its_completion() -> None:
+    pilot = [Group(Problem(name, "?", "1"), [completion(name, k, math.log(0.5)) for k in range(2)]) for name in "abc"]
+    whole, scores, metrics = second_stage(pilot, Budget(pilot=2), 4, Says(), Knows())  # type: ignore[arg-type]
+    assert [[c.sample for c in group.completions] for group in whole] == [list(range(8)), [0, 1], [0, 1]]
+    assert scores == [Scored(float(k % 2)) for k in range(8)] + [Scored(0.0)] * 2 + [Invalid("broken")] * 2
+    assert {name: metric.value for name, metric in metrics.items()} == {"budget/min": 2, "budget/max": 8}
+
+
+# -- what is refused -----------------------------------------------------------------------------------------------------
+
+BUDGET = "algorithm.budget={pilot: 2}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([BUDGET, "cluster={mode: one_step_off}"], "algorithm.budget .* use cluster.mode sync"),
+        ([BUDGET, "cluster={mode: async}"], "algorithm.budget .* use cluster.mode sync"),
+        ([BUDGET, "rollout.tree={segment: 4}"], "algorithm.budget and rollout.tree"),
+        ([BUDGET, "algorithm.dynamic_sampling={}"], "algorithm.budget and algorithm.dynamic_sampling"),
+        ([BUDGET, "rollout.samples=2"], "algorithm.budget.pilot 2 leaves nothing to divide of rollout.samples 2"),
+        (["algorithm.budget={pilot: 1}"], "'algorithm.budget.pilot': .*greater than or equal to 2"),
+        ([BUDGET, "rewards=[format]"], "algorithm.budget reads accuracy, and no reward component is verifiable"),
+        (["algorithm.curriculum={}", "rewards=[format]"], "algorithm.curriculum reads accuracy"),
+        (["algorithm.replay={}", "rewards=[format]"], "algorithm.replay reads accuracy"),
+        (["algorithm.replay={share: 0.25}", "rollout.prompts_per_step=3"], "algorithm.replay.share 0.25 of 3 problems is none"),
+        (["algorithm.curriculum={candidates: 1}"], "'algorithm.curriculum.candidates': .*greater than or equal to 2"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_what_cannot_work_is_refused_by_name(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        asked(["quickstart", "eval=null", *overrides])
+
+
+def asked(arguments: list[str]) -> None:
+    recipe = load(arguments).recipe
+    assert isinstance(recipe, RL)
+    plan(recipe).rewards.close()

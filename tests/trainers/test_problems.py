@@ -6,14 +6,17 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rlcore import jobs
 from rlcore.batch import rows
 from rlcore.data.mixture import Mixture
+from rlcore.recipe.load import load
 from rlcore.recipe.schema import Curriculum, Replay, Source
 from rlcore.run.metrics import Mean
 from trainers.problems import Problems, success_rates
@@ -189,3 +192,27 @@ def test_success_rates_are_the_groups_raw_accuracy(make_batch: Callable) -> None
     assert success_rates(rows(batch, [0, 1, 2]), ["a", "b", "c", "a"]) == {"a": pytest.approx(2 / 3)}
     assert success_rates(rows(batch, []), ["a"]) == {}
     assert torch.equal(batch.group, torch.tensor([0, 0, 0, 2, 3, 3]))
+
+
+# -- in the loop ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_chooses_goes_on_as_if_unbroken(tiny: Path, tmp_path: Path) -> None:
+    """Two steps, then another, have the metrics of three, with groups of different sizes; everything it chose is logged."""
+    policies = "algorithm={advantage: remax, curriculum: {candidates: 2}, replay: {share: 0.5, after: 1}, budget: {pilot: 2}}"
+    even = "rewards=[{name: 'tests.trainers.test_loop:Even'}]"
+    size = ["rollout.prompts_per_step=3", "rollout.samples=4", "rollout.max_new_tokens=6", "checkpoint.every=1"]
+    small = ["data={name: chain, split: train, count: 5}", "eval=null", "threads=1", "seed=3", f"model={tiny}"]
+
+    def run(name: str, steps: int, resume: bool = False) -> list[dict[str, float]]:
+        folder = tmp_path / name
+        jobs.run(load(["quickstart", policies, even, *size, *small, f"output={folder}", f"steps={steps}"]), resume)
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return [{k: v for k, v in row.items() if not k.startswith("time/") and k != "tokens_per_second"} for row in rows]
+
+    unbroken = run("unbroken", 3)
+    run("broken", 2)
+    assert run("broken", 3, resume=True) == unbroken
+    logged = {name for row in unbroken for name in row}
+    assert {"curriculum/rate", "replay/share", "replay/waiting", "budget/min", "budget/max", "reward/greedy"} <= logged
+    assert any(row["budget/max"] > 4 for row in unbroken)

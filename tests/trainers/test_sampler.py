@@ -1,11 +1,14 @@
-"""Which completions a step asks for: no two of them the same, however often a problem comes."""
+"""Which completions a step asks for: no two of them the same, however often a problem comes, in every mode and with every way
+to choose what is sampled."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,9 +21,10 @@ from rlcore.prompts import Prompter
 from rlcore.protocols import Manifest, WeightUpdate
 from rlcore.recipe.load import load
 from rlcore.recipe.schema import RL
-from rlcore.types import Completion, Group, Problem, Request
+from rlcore.run.metrics import Max, Mean
+from rlcore.types import Completion, Group, Problem, Request, Scored
 from rollout.scripted import Scripted
-from trainers.sampler import Sampler
+from trainers.sampler import Rollouts, Sampler
 
 
 class Watched(Scripted):
@@ -237,3 +241,215 @@ def test_an_engine_that_loses_a_request_is_not_waited_for(timed: Callable, monke
     monkeypatch.setattr(made.engine, "poll", lambda: made.engine._waiting.clear() or [])
     with pytest.raises(RuntimeError, match="the engine has nothing left to do, and 5 groups are not whole"):
         made.collect(1)
+
+
+# -- a greedy completion -------------------------------------------------------------------------------------------------
+
+REMAX = "algorithm.advantage=remax"
+
+
+@pytest.mark.parametrize("problems", [2, 20])
+def test_a_greedy_completion_is_asked_once_for_each_group(sampler: Callable, problems: int) -> None:
+    """Beside the three that are trained on, also where the source has fewer problems than the round."""
+    made = sampler(problems, REMAX)
+    groups = made.collect(1).groups
+    requests = asked(made)
+    assert [r.sampling.temperature for r in requests] == [1.0, 1.0, 1.0, 0.0] * 5
+    assert len({(r.problem_id, r.sample) for r in requests}) == len({r.seed for r in requests}) == 20
+    for group, own in zip(groups, (requests[i : i + 4] for i in range(0, 20, 4)), strict=True):
+        assert group.greedy is not None
+        assert [c.seed for c in [*group.completions, group.greedy]] == [request.seed for request in own]
+        assert group.greedy.sampling.temperature == 0
+
+
+def test_no_greedy_completion_is_asked_where_no_advantage_needs_it(sampler: Callable) -> None:
+    made = sampler(20)
+    assert all(group.greedy is None for group in made.collect(1).groups)
+    assert all(request.sampling.temperature for request in asked(made))
+
+
+def test_a_greedy_completion_is_graded_and_not_trained_on(sampler: Callable, tokenizer: PreTrainedTokenizerBase) -> None:
+    """The greedy ones are right and the others wrong."""
+    made = sampler(20, REMAX)
+    made.engine = Watched(tokenizer, lambda request: said(request, right=not request.sampling.temperature))
+    graded = made.rewards.grade(made.collect(1).groups)
+    batch = made.select(graded.batch)
+    assert batch.greedy is not None
+    assert batch.accuracy is not None
+    assert batch.greedy.tolist() == [1] * 15
+    assert batch.accuracy.tolist() == [0] * 15
+    assert len(graded.ledger) == 15
+    assert graded.metrics["reward/greedy"].value == 1
+    assert graded.metrics["reward"].value == 0
+
+
+def test_dynamic_sampling_asks_for_a_greedy_completion_of_every_round_and_does_not_compare_it(
+    sampler: Callable, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Only the greedy ones are right: no group is mixed, and each step takes the rounds that it may."""
+    made = sampler(20, REMAX, "algorithm.dynamic_sampling={max_rounds: 3}")
+    made.engine = Watched(tokenizer, lambda request: said(request, right=not request.sampling.temperature))
+    rollouts = made.collect(1)
+    assert rollouts.verified is not None
+    assert (len(rollouts.groups), len(rollouts.verified)) == (15, 45)
+    assert [r.sampling.temperature for r in asked(made)].count(0) == 15
+    graded = made.rewards.grade(rollouts.groups, rollouts.verified)
+    assert graded.batch.greedy is not None
+    assert graded.batch.greedy.tolist() == [1] * 45
+    assert len(made.select(graded.batch).tokens) == 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_resumed_run_asks_for_the_greedy_completions_again(timed: Callable, mode: str) -> None:
+    unbroken = trained(timed(mode, REMAX), range(1, 13))
+    before, after = timed(mode, REMAX), timed(mode, REMAX)
+    first = trained(before, range(1, 5))
+    after.restore(json.loads(json.dumps(before.state())))
+    second = trained(after, range(5, 13))
+
+    def seeds(steps: list[list[Group]]) -> list[tuple[int, ...]]:
+        return sorted((g.greedy.seed, *(c.seed for c in g.completions)) for groups in steps for g in groups if g.greedy)
+
+    assert len(seeds(unbroken)) == 60
+    assert seeds(first + second) == seeds(unbroken)
+
+
+# -- which problems, and how many samples ---------------------------------------------------------------------------------
+
+
+def said(request: Request, right: bool) -> str:
+    """The answer to a problem of the source, whose ids are numbered as its answers are."""
+    return f"#### {request.problem_id.rpartition('/')[2]}" if right else "#### -1"
+
+
+class Unsure(Watched):
+    """Every token at probability 1/2; the even problems are right half of the time and the odd ones never."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__(tokenizer, lambda request: said(request, even(request.problem_id) and request.seed % 2 == 0))
+
+    def _speak(self, request: Request, interrupted: bool = False) -> Completion:
+        completion = super()._speak(request, interrupted)
+        return replace(completion, logprobs=(math.log(0.5),) * len(completion.token_ids))
+
+
+def even(problem_id: str) -> bool:
+    return int(problem_id.rpartition("/")[2]) % 2 == 0
+
+
+@pytest.fixture
+def unsure(sampler: Callable, tokenizer: PreTrainedTokenizerBase) -> Callable[..., Sampler]:
+    def make(problems: int, *overrides: str) -> Sampler:
+        made: Sampler = sampler(problems, *overrides)
+        made.engine = Unsure(tokenizer)
+        return made
+
+    return make
+
+
+def learned(sampler: Sampler, steps: range) -> list[Rollouts]:
+    """What is collected in each step, graded and heard of."""
+    result = []
+    for step in steps:
+        result.append(sampler.collect(step))
+        sampler.select(sampler.rewards.grade(result[-1].groups, result[-1].verified).batch)
+        sampler.pause()
+        sampler.engine.sync(WeightUpdate(Manifest(step, {}), []))
+    return result
+
+
+def test_the_curriculum_hears_what_was_measured(unsure: Callable) -> None:
+    """20 problems in rounds of 5. After an epoch, the odd half of them, which nobody solves, comes less often."""
+    made = unsure(20, "steps=30", "algorithm.curriculum={target: 0.5, candidates: 3}")
+    steps = learned(made, range(1, 31))
+    assert "curriculum/rate" in steps[-1].metrics
+    first, later = ([g.problem.id for s in part for g in s.groups] for part in (steps[:4], steps[10:]))
+    assert len(set(first)) == 20
+    assert sum(map(even, later)) > 0.6 * len(later)
+
+
+def test_replay_hears_what_was_measured(unsure: Callable) -> None:
+    """Two steps after each round, one of its problems that nobody solved is among the five."""
+    made = unsure(60, "steps=9", "algorithm.replay={share: 0.2, after: 2}")
+    steps = [[group.problem.id for group in rollouts.groups] for rollouts in learned(made, range(1, 10))]
+    unsolved = [[g.problem.id for g in s.groups if not even(g.problem.id)] for s in learned(unsure(60), range(1, 2))]
+    again = [name for i, names in enumerate(steps) for name in names if any(name in earlier for earlier in steps[:i])]
+    assert again[0] == unsolved[0][0]
+    assert again[0] in steps[2]
+    assert len(again) == 7
+    assert not any(name in steps[i + 1] for i, names in enumerate(steps[:-1]) for name in names)
+
+
+POLICIES = {
+    "curriculum": "algorithm.curriculum={candidates: 2}",
+    "replay": "algorithm.replay={share: 0.4, after: 1}",
+    "both": "algorithm={curriculum: {target: 0.3}, replay: {share: 0.2, after: 2}, dynamic_sampling: {max_rounds: 2}}",
+    "budget": "algorithm={advantage: remax, budget: {pilot: 2}}",
+}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_resumed_run_goes_on_with_the_same_problems_and_random_numbers(unsure: Callable, policy: str) -> None:
+    make = lambda: unsure(30, "steps=12", POLICIES[policy])  # noqa: E731
+    unbroken = learned(make(), range(1, 13))
+    before, after = make(), make()
+    first = learned(before, range(1, 6))
+    after.restore(json.loads(json.dumps(before.state())))
+    second = learned(after, range(6, 13))
+    seeds = [[[c.seed for c in group.completions] for group in rollouts.groups] for rollouts in first + second]
+    assert seeds == [[[c.seed for c in group.completions] for group in rollouts.groups] for rollouts in unbroken]
+    assert [rollouts.metrics for rollouts in first + second] == [rollouts.metrics for rollouts in unbroken]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_curriculum_and_replay_go_with_every_mode(unsure: Callable, mode: str) -> None:
+    made = unsure(30, "steps=12", f"cluster={{mode: {mode}}}", "algorithm={curriculum: {}, replay: {share: 0.2}}")
+    assert [len(rollouts.groups) for rollouts in learned(made, range(1, 13))] == [5] * 12
+
+
+@pytest.mark.parametrize("extra", [[], [REMAX]], ids=["plain", "greedy"])
+@pytest.mark.parametrize("problems", [2, 20])
+def test_the_budget_is_spent_where_something_is_learned(
+    unsure: Callable, problems: int, extra: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """5 · 8 samples: each problem has a pilot of 4, and those of them that solved something divide the other 20."""
+    verified: list[Completion] = []
+    verify = Rewards.verify
+    monkeypatch.setattr(
+        Rewards,
+        "verify",
+        lambda self, groups: verified.extend(c for g in groups for c in g.completions) or verify(self, groups),
+    )
+    made = unsure(problems, "rollout.samples=8", "algorithm.budget={pilot: 4}", *extra)
+    rollouts = made.collect(1)
+    sizes = [len(group.completions) for group in rollouts.groups]
+    solved = [any(is_right(c) for c in group.completions[:4]) for group in rollouts.groups]
+    assert any(solved)
+    assert not all(solved)
+    assert sum(sizes) == 40
+    assert all((size > 4) == right for size, right in zip(sizes, solved, strict=True))
+    completions = [c for group in rollouts.groups for c in group.completions]
+    assert rollouts.verified is not None
+    assert [score.value for score in rollouts.verified if isinstance(score, Scored)] == [is_right(c) for c in completions]
+    assert sorted(c.seed for c in verified) == sorted(c.seed for c in completions)  # each of them once
+    greedy = [group.greedy for group in rollouts.groups if group.greedy]
+    assert len(greedy) == 5 * bool(extra)
+    everything = {(c.problem_id, c.sample, c.seed) for c in completions + greedy}
+    assert (
+        len(everything) == len({seed for *_, seed in everything}) == len({(n, k) for n, k, _ in everything}) == 40 + len(greedy)
+    )
+    assert {c.sampling.temperature for c in completions} == {1.0}
+    assert rollouts.metrics == {"budget/min": Mean(4, 1), "budget/max": Max(max(sizes))}
+    batch = made.rewards.grade(rollouts.groups, rollouts.verified).batch
+    assert Counter(batch.group.tolist()) == dict(enumerate(sizes))
+
+
+def is_right(completion: Completion) -> bool:
+    return completion.text != "#### -1"
+
+
+def test_a_budget_of_which_nothing_can_be_told_is_divided_evenly(sampler: Callable) -> None:
+    made = sampler(20, "rollout.samples=6", "algorithm.budget={pilot: 2}")
+    rollouts = made.collect(1)
+    assert [len(group.completions) for group in rollouts.groups] == [6] * 5
+    assert rollouts.metrics == {"budget/min": Mean(6, 1), "budget/max": Max(6)}
