@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rlcore.batch import GradedBatch, pad
-from rlcore.errors import UserError
 from tests.conftest import batch_of
 from trainers.advantages.grpo import grpo
 from trainers.advantages.tempo import tempo, temporal_differences
