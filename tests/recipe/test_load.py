@@ -30,7 +30,7 @@ def test_arguments_merge_left_to_right(recipe: Path, tmp_path: Path) -> None:
 
 def test_every_shipped_recipe_is_valid() -> None:
     for name in shipped():
-        layers = ["quickstart", name] if name.startswith("cluster/") else [name]
+        layers = ["quickstart", name] if name.startswith(("cluster/", "algorithms/")) else [name]
         assert load(layers).recipe.job in ("rl", "sft")
 
 
@@ -112,7 +112,7 @@ def test_job_selects_the_recipe_class(recipe: Path) -> None:
     ("text", "message"),
     [
         ("rollout: {sampels: 4}\n", r"mine.yaml:5: unknown key 'rollout.sampels'; did you mean 'samples'\?"),
-        ("algorithm: {kl: {estimator: k4}}\n", r"mine.yaml:5: 'algorithm.kl.estimator': .*'k1', 'k2' or 'k3'"),
+        ("algorithm: {kl: {estimator: k4}}\n", r"mine.yaml:5: 'algorithm.kl.estimator': .*'k1', 'k2', 'k3' or 'k3_plus'"),
         ("algorithm: {kl: {estimator: k1, coefficient: 0.1}}\n", r"mine.yaml:5: 'algorithm.kl': k1 as a loss .*use k2 .*or k3"),
         ("seed: [1\n", r"mine.yaml:\d: not readable as YAML"),
         ("job: dance\n", r"job 'dance' is none of rl, sft"),

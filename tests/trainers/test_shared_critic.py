@@ -19,6 +19,7 @@ from rlcore.recipe.load import load
 from rlcore.recipe.schema import RL
 from trainers import algorithm
 from trainers.build import build_learner
+from trainers.learner import Learner
 from trainers.shared_critic import SharedActorCritic
 
 SHARED = ["algorithms/ppo", "algorithm.critic={shared: true, clip: null}"]
@@ -26,11 +27,10 @@ SHARED = ["algorithms/ppo", "algorithm.critic={shared: true, clip: null}"]
 
 @pytest.fixture
 def make(tiny_spec: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> Callable[..., SharedActorCritic]:
-    def made(*overrides: str) -> SharedActorCritic:
+    def made(*overrides: str) -> Learner:
         recipe = load(["quickstart", "device=cpu", "steps=10", "optimizer.learning_rate=1.0e-2", *overrides]).recipe
         assert isinstance(recipe, RL)
-        learner = build_learner(recipe, tiny_spec.load(), tokenizer, algorithm.objective(recipe))
-        return learner  # type: ignore[return-value]
+        return build_learner(recipe, tiny_spec.load(), tokenizer, algorithm.objective(recipe))
 
     return made
 
