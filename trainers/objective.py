@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from rlcore.batch import GradedBatch
+from rlcore.errors import UserError
 from rlcore.recipe.schema import KL, Correction, Entropy
 from rlcore.run.metrics import Max, Mean, Metrics, merge
 from trainers import kl
@@ -93,6 +94,9 @@ class Objective:
         mask, rollout = inputs.loss_mask, inputs.rollout_logprobs
         learner = inputs.logprobs.detach() if self.bypasses else inputs.old_logprobs
         loss = self.policy_loss(inputs)
+        if loss.per_token.shape != mask.shape:
+            found, wanted = tuple(loss.per_token.shape), tuple(mask.shape)
+            raise UserError(f"the policy loss has shape {found}: it is one number per token, {wanted}, and never a sum")
         weights, outside = importance_weights(learner - rollout, mask, self.correction)
         weights = weights * inputs.prepared.get("uncertain", 1)
         per_token = loss.per_token * weights

@@ -68,6 +68,9 @@ class Prepare:
         if self.critic is not None:
             chosen = replace(chosen, values=self.critic.values(chosen))
         advantages = self.advantage(chosen)
+        if advantages.policy.shape != chosen.tokens.shape:
+            found, wanted = tuple(advantages.policy.shape), tuple(chosen.tokens.shape)
+            raise UserError(f"the advantage has shape {found}: it is one number per token, {wanted} (expand_as(batch.tokens))")
         if not torch.isfinite(advantages.policy).all():
             raise UserError("an advantage is not finite: the estimator met a batch that it cannot handle")
         metrics["groups/degenerate"] = Mean(advantages.degenerate.sum().item(), len(chosen.tokens))

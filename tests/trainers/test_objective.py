@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from rlcore.batch import GradedBatch
+from rlcore.errors import UserError
 from rlcore.plugins import bind, names
 from rlcore.recipe.schema import KL, Correction, Entropy
 from tests.conftest import batch_of
@@ -246,3 +247,13 @@ def test_what_stands_outside_the_loss_may_be_anything(loss: str, correction: str
         assert logprobs.grad is not None
         found.append((total.detach(), logprobs.grad))
     torch.testing.assert_close(found[0], found[1])
+
+
+def test_a_loss_that_adds_up_by_itself_is_refused() -> None:
+    def summed(inputs: LossInputs) -> Loss:
+        return Loss(-(inputs.advantages * inputs.logprobs).sum(), {})
+
+    with pytest.raises(
+        UserError, match=r"the policy loss has shape \(\): it is one number per token, \(1, 1\), and never a sum"
+    ):
+        Objective(summed)(inputs_of(torch.zeros(1, 1, requires_grad=True), torch.ones(1, 1)))

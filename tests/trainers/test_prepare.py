@@ -6,9 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 
-from rlcore.batch import rows
+from rlcore.batch import Advantages, rows
+from rlcore.errors import UserError
 from trainers.advantages.dr_grpo import dr_grpo
 from trainers.prepare import Prepare
 
@@ -32,3 +34,19 @@ def test_the_reference_sees_what_was_chosen_and_masked_and_is_asked_before_the_a
     assert seen == [("reference", [3, 0]), ("advantage", [3, 0])]
     assert batch.reference_logprobs is not None
     assert batch.reference_logprobs.unique().tolist() == [-2]
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        (lambda batch: batch.totals, r"the advantage has shape \(2,\): it is one number per token, \(2, 3\)"),
+        (lambda batch: batch.tokens / 0, "an advantage is not finite"),
+    ],
+)
+def test_an_advantage_that_is_none_is_refused(policy: Callable, message: str, make_batch: Callable) -> None:
+    def advantage(batch: Any) -> Advantages:
+        return Advantages(policy(batch), torch.zeros(2, dtype=torch.bool))
+
+    prepare = Prepare(lambda batch: batch, advantage, None, mask_truncated=False)
+    with pytest.raises(UserError, match=message):
+        prepare(make_batch([1, 0], [0, 0], [3, 2]))
