@@ -10,7 +10,8 @@ A problem's success rate p is the mean raw accuracy of the latest group that was
 
 Groups that are all right or all wrong teach a group-relative advantage nothing, and a success rate of a half most. SPEED-RL
 (Zhang et al. 2025, arXiv 2506.09016) tries prompts with a few samples and trains on those of intermediate pass rate; Kimi k1.5
-(arXiv 2501.12599, "prioritized sampling") draws problems by 1 − p. Ours pays for no extra samples: it goes by the latest group.
+(arXiv 2501.12599, "prioritized sampling") draws problems by 1 − p. Ours pays for no extra samples: it goes by the latest
+group, and so chooses from the second epoch over the problems on.
 
 Worked: the target is 0.5, there are two candidates for each place, and A (p = 1), B (0.25), C (never measured) and D (0.75) are
 held, in this order. A round of two takes C and B; A and D stay.

@@ -12,6 +12,7 @@ from rlcore.errors import UserError
 from rlcore.recipe.load import load
 from rlcore.recipe.schema import RL
 from tests.conftest import REPOSITORY
+from tests.trainers.test_loop import metrics
 from trainers.plan import plan
 
 PRESETS = sorted(path.stem for path in (REPOSITORY / "recipes" / "algorithms").glob("*.yaml"))
@@ -23,19 +24,51 @@ SMALL = [
     "rollout.samples=4",
     "rollout.max_new_tokens=8",
 ]
+DIGITS = "rewards=[answer, {name: 'tests.trainers.test_loop:Digits'}]"
 SHORT_SEGMENTS = {"treepo": ["rollout.tree.segment=2"]}
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_trains(preset: str, tiny: Path, tmp_path: Path) -> None:
     """Two steps of two mini-batches with a reward in which something is to be learned; all that it logs is finite."""
-    folder, lengths = tmp_path / "run", "rewards=[answer, {name: 'tests.trainers.test_loop:Digits'}]"
-    recipe = ["quickstart", f"algorithms/{preset}", *SMALL, *SHORT_SEGMENTS.get(preset, []), lengths]
+    folder = tmp_path / "run"
+    recipe = ["quickstart", f"algorithms/{preset}", *SMALL, *SHORT_SEGMENTS.get(preset, []), DIGITS]
     jobs.run(load([*recipe, f"model={tiny}", f"output={folder}", "steps=2", "update.minibatches=2"]), resume=False)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 2
     for row in rows:
         assert all(isinstance(value, int | float) and abs(value) < float("inf") for value in row.values())
+
+
+STATEFUL = [
+    ["algorithms/ppo"],
+    ["algorithms/ppo", "algorithm.critic.shared=true"],
+    ["algorithms/vapo", "algorithm.critic.warmup_steps=3"],
+    ["algorithms/remax", "algorithm.dynamic_sampling={}"],
+    ["algorithms/treepo", *SHORT_SEGMENTS["treepo"]],
+    ["algorithm.curriculum={candidates: 2}", "algorithm.replay={share: 0.5, after: 1}"],
+    ["algorithm.budget={pilot: 2}"],
+]
+
+
+@pytest.mark.parametrize("choice", STATEFUL, ids=" ".join)
+def test_a_resumed_run_is_the_unbroken_one(choice: list[str], tiny: Path, tmp_path: Path) -> None:
+    """To the bit: critics, warm-ups, trees and what is known of the problems are in the checkpoint."""
+
+    def run(name: str, steps: int, resume: bool = False) -> list[dict[str, float]]:
+        where = [
+            f"model={tiny}",
+            f"output={tmp_path / name}",
+            f"steps={steps}",
+            "checkpoint.every=2",
+            "optimizer.learning_rate=0.01",
+        ]
+        jobs.run(load(["quickstart", *SMALL, *choice, DIGITS, *where]), resume)
+        return metrics(tmp_path / name)
+
+    unbroken = run("unbroken", 5)
+    run("broken", 2)
+    assert run("broken", 5, resume=True) == unbroken
 
 
 def test_the_presets_are_those_that_the_documentation_names() -> None:

@@ -253,7 +253,5 @@ def test_a_loss_that_adds_up_by_itself_is_refused() -> None:
     def summed(inputs: LossInputs) -> Loss:
         return Loss(-(inputs.advantages * inputs.logprobs).sum(), {})
 
-    with pytest.raises(
-        UserError, match=r"the policy loss has shape \(\): it is one number per token, \(1, 1\)"
-    ):
+    with pytest.raises(UserError, match=r"the policy loss has shape \(\): it is one number per token, \(1, 1\)"):
         Objective(summed)(inputs_of(torch.zeros(1, 1, requires_grad=True), torch.ones(1, 1)))

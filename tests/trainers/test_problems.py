@@ -120,7 +120,7 @@ def test_unsolved_problems_come_back_after_so_many_steps_as_their_share(choose: 
         assert taken == [again] * (again is not None) + list(itertools.islice(fresh, 4 - (again is not None)))
         waiting = {4: 1, 5: 0, 8: 0, 11: 0}.get(step, 0 if step == 1 else 2 if step < 5 else 1)
         assert problems.report() == {"replay/share": Mean(again is not None, 4), "replay/waiting": Mean(waiting, 1)}
-        problems.measured({name: float(name not in (a, b) or step == 4) for name in taken})
+        problems.measured({name: 0.25 if name not in (a, b) or step == 4 else 0.0 for name in taken})
 
 
 def test_a_problem_that_could_not_be_judged_does_not_wait(choose: Callable) -> None:
