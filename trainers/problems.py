@@ -4,7 +4,7 @@ A problem's success rate p is the mean raw accuracy of the latest group that was
 
     curriculum   `candidates`·n problems are held, and a round takes the n of them with the smallest |p − target|. One that was
                  never measured counts as at the target, and of equals the oldest goes first: so each is measured in the end.
-                 What is not taken stays held
+                 What is not taken stays held if it was never measured, else it waits until the Mixture comes round to it
     replay       a problem with p = 0 comes back after `after` steps or more, those first that wait longest, as at most the
                  `share` of a round; it is measured again, and leaves once it is solved
 
@@ -14,7 +14,7 @@ Groups that are all right or all wrong teach a group-relative advantage nothing,
 group, and so chooses from the second epoch over the problems on.
 
 Worked: the target is 0.5, there are two candidates for each place, and A (p = 1), B (0.25), C (never measured) and D (0.75) are
-held, in this order. A round of two takes C and B; A and D stay.
+held, in this order. A round of two takes C and B; A and D are let go.
 """
 
 from __future__ import annotations
@@ -100,6 +100,8 @@ class Problems:
         for problem in self.mixture.next(max(0, self.curriculum.candidates * n - len(self._held))):
             self._held.setdefault(problem.id, problem)  # one that is held already came round again before its turn
         nearest = [self._held.pop(name) for name in sorted(self._held, key=self._distance)[:n]]
+        # Else those furthest from the target would fill the hold, and leave nothing to choose.
+        self._held = {name: problem for name, problem in self._held.items() if name not in self._rates}
         return nearest + self.mixture.next(n - len(nearest))  # which are too few where there are fewer problems than n
 
     def _distance(self, name: str) -> float:
