@@ -83,8 +83,10 @@ def _start(run: Planned) -> subprocess.Popen:
 
 @contextmanager
 def _interrupted_at_the_end(going: Mapping[subprocess.Popen, Planned]) -> Iterator[None]:
-    """However this process ends, SIGTERM included, its runs do."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """However this process ends, SIGTERM included, its runs do; also where it is a script's background job, which is started
+    with SIGINT ignored, and so would its runs be."""
+    stopping = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(each, signal.default_int_handler) for each in stopping]
     try:
         yield
     finally:
@@ -98,7 +100,8 @@ def _interrupted_at_the_end(going: Mapping[subprocess.Popen, Planned]) -> Iterat
         finally:
             for process in going:
                 process.kill()
-            signal.signal(signal.SIGTERM, before)
+            for each, handler in zip(stopping, before, strict=True):
+                signal.signal(each, handler)
 
 
 def _log(run: Planned) -> Path:
