@@ -42,7 +42,7 @@ def advantage(recipe: RL) -> Advantage:
     if "values" in wanted and recipe.algorithm.critic is None:
         raise UserError(f"{name} needs the values of a critic: add `critic: {{}}` to algorithm")
     if recipe.algorithm.critic is not None and "values" not in wanted:
-        raise UserError(f"{name} takes no values: leave out algorithm.critic, or choose gae or length_adaptive_gae")
+        raise UserError(f"{name} takes no values: set algorithm.critic=null, or choose gae or length_adaptive_gae")
     return plugins.bind("trainers.advantages", spec.name, spec.options)
 
 

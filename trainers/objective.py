@@ -94,6 +94,8 @@ class Objective:
         mask, rollout = inputs.loss_mask, inputs.rollout_logprobs
         learner = inputs.logprobs.detach() if self.bypasses else inputs.old_logprobs
         loss = self.policy_loss(inputs)
+        if not isinstance(loss, Loss):
+            raise UserError(f"the policy loss returned a {type(loss).__name__}: return trainers.objective.Loss")
         if loss.per_token.shape != mask.shape:
             found, wanted = tuple(loss.per_token.shape), tuple(mask.shape)
             raise UserError(f"the policy loss has shape {found}: it is one number per token, {wanted}, and never a sum")

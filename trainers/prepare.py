@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rlcore.batch import GradedBatch, TrainingBatch
+from rlcore.batch import Advantages, GradedBatch, TrainingBatch
 from rlcore.errors import UserError
 from rlcore.recipe.schema import KL
 from rlcore.run.metrics import Mean, Metrics
@@ -68,6 +68,8 @@ class Prepare:
         if self.critic is not None:
             chosen = replace(chosen, values=self.critic.values(chosen))
         advantages = self.advantage(chosen)
+        if not isinstance(advantages, Advantages):
+            raise UserError(f"the advantage returned a {type(advantages).__name__}: return rlcore.batch.Advantages")
         if advantages.policy.shape != chosen.tokens.shape:
             found, wanted = tuple(advantages.policy.shape), tuple(chosen.tokens.shape)
             raise UserError(f"the advantage has shape {found}: it is one number per token, {wanted} (expand_as(batch.tokens))")

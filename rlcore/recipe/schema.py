@@ -456,6 +456,11 @@ class RL(Job):
             raise ValueError(
                 "rollout.tree cannot go on with other weights than it began with: use cluster.mode sync or one_step_off"
             )
+        if self.rollout.tree and self.rollout.tree.segment >= self.rollout.max_new_tokens:
+            raise ValueError(
+                f"rollout.tree.segment {self.rollout.tree.segment} is not below rollout.max_new_tokens "
+                f"{self.rollout.max_new_tokens}: the completions would share nothing"
+            )
         if self.rollout.tree and self.rollout.samples < 2:
             raise ValueError("rollout.tree grows the completions of a problem from one root: set rollout.samples >= 2")
         if self.rollout.sampling.truncates and self.algorithm.correction is None:

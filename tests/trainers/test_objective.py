@@ -255,3 +255,5 @@ def test_a_loss_that_adds_up_by_itself_is_refused() -> None:
 
     with pytest.raises(UserError, match=r"the policy loss has shape \(\): it is one number per token, \(1, 1\)"):
         Objective(summed)(inputs_of(torch.zeros(1, 1, requires_grad=True), torch.ones(1, 1)))
+    with pytest.raises(UserError, match=r"the policy loss returned a Tensor: return trainers.objective.Loss"):
+        Objective(lambda inputs: inputs.logprobs)(inputs_of(torch.zeros(1, 1), torch.ones(1, 1)))  # type: ignore[arg-type, return-value]

@@ -50,3 +50,9 @@ def test_an_advantage_that_is_none_is_refused(policy: Callable, message: str, ma
     prepare = Prepare(lambda batch: batch, advantage, None, mask_truncated=False)
     with pytest.raises(UserError, match=message):
         prepare(make_batch([1, 0], [0, 0], [3, 2]))
+
+
+def test_what_is_no_advantages_is_refused(make_batch: Callable) -> None:
+    prepare: Any = Prepare(lambda batch: batch, lambda batch: batch.totals, None, mask_truncated=False)  # type: ignore[arg-type, return-value]
+    with pytest.raises(UserError, match=r"the advantage returned a Tensor: return rlcore.batch.Advantages"):
+        prepare(make_batch([1, 0], [0, 0], [3, 2]))
