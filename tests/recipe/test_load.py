@@ -30,7 +30,7 @@ def test_arguments_merge_left_to_right(recipe: Path, tmp_path: Path) -> None:
 
 def test_every_shipped_recipe_is_valid() -> None:
     for name in shipped():
-        layers = ["quickstart", name] if name.startswith(("cluster/", "algorithms/")) else [name]
+        layers = ["grpo_gsm8k", name] if name.startswith(("cluster/", "algorithms/")) else [name]
         assert load(layers).recipe.job in ("rl", "sft")
 
 

@@ -80,7 +80,7 @@ REFUSED = [
     (["algorithm.advantage=gae"], "advantage 'gae' needs the values of a critic"),
     (["algorithms/ppo", "algorithm.advantage=grpo"], "advantage 'grpo' takes no values: set algorithm.critic=null"),
     (["algorithm.advantage=treepo"], "advantage 'treepo' compares the branches of a tree: set rollout.tree"),
-    (["algorithms/treepo"], "rollout.tree.segment 512 is not below rollout.max_new_tokens 64"),
+    (["algorithms/treepo"], "rollout.tree.segment 128 is not below rollout.max_new_tokens 64"),
     (["algorithm.advantage=rloo", "rollout.samples=1"], "advantage 'rloo' compares the completions of a problem"),
     (["algorithm.loss=drpo", "rewards=[format]"], "accuracy"),
     (["algorithm.imitation=0.1", "rewards=[format]"], "imitation"),
