@@ -71,6 +71,8 @@ SECTIONS: Mapping[str, Sequence[_Together | _Each]] = {
     ],
     "Entropy and KL": [_Together("entropy", ("entropy", "eval/entropy")), _Each(("kl/*",))],
     "Update": [_Each(("loss", "clip_fraction", "grad_norm", "ratio/*", "importance/*", "learning_rate"))],
+    "Critic": [_Each(("critic/*",))],
+    "Sampling": [_Each(("staleness/*", "tree/*", "curriculum/*", "replay/*", "budget/*"))],
     "Time": [_Together("seconds per step", ("time/*",), whole="time/step"), _Each(("tokens_per_second", "tokens"))],
     "Other": [_Each(("*",))],
 }
