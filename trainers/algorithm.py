@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 from rlcore import plugins
 from rlcore.batch import Advantages, GradedBatch
-from rlcore.errors import UserError
+from rlcore.errors import UserError, nearest
 from rlcore.recipe.schema import RL
 from trainers.objective import Objective
 
@@ -24,6 +24,9 @@ def needs(*what: Need) -> Callable[[Callable], Callable]:
     tree      `GradedBatch.path`: completions that were sampled as a tree
     values    `GradedBatch.values`: a critic
     """
+
+    if unknown := set(what) - set(get_args(Need)):
+        raise UserError(f"there is no need {min(unknown)!r}{nearest(min(unknown), list(get_args(Need)))}")
 
     def mark(function: Callable) -> Callable:
         function.needs = what  # type: ignore[attr-defined]
@@ -57,6 +60,13 @@ def objective(recipe: RL) -> Objective:
     """Raises UserError where the loss does not go with the recipe's other choices."""
     algorithm = recipe.algorithm
     loss = plugins.bind("trainers.losses", algorithm.loss.name, algorithm.loss.options)
+    if not getattr(loss.func, "reads_advantages", True):  # type: ignore[attr-defined]
+        paid = algorithm.kl.coefficient and algorithm.kl.place == "reward"
+        unread = {"algorithm.critic": algorithm.critic, "algorithm.kl.place reward": paid, "more rewards": recipe.rewards[1:]}
+        for name in (name for name, there in unread.items() if there):
+            raise UserError(
+                f"algorithm.loss {algorithm.loss.name!r} makes its own comparison and would not see {name}: leave it out"
+            )
     return Objective(
         policy_loss=loss() if isinstance(loss.func, type) else loss,  # type: ignore[attr-defined]
         kl=algorithm.kl,

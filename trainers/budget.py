@@ -16,6 +16,9 @@ for it: at the sampled token, the gradient of log π(y_t) by the logits is 1 −
 Worked: G = 1, 1, 1, 2 and p = 0.1, 0.5, 0.9, 0 have the shares 0.55021, 0.25756, 0.19224 and 0. Of 10 samples that is 5.50,
 2.58, 1.92 and 0; rounded down they leave 2, which go to the largest remainders: 5, 3, 2 and 0.
 
+The paper averages the gradient of each problem over its samples. Here a loss counts completions or tokens, so that a problem
+with more samples has more weight in the step.
+
 Where all are 0 (nobody solves anything, say) there is nothing to choose by, and the rest is divided evenly.
 """
 

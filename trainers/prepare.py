@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rlcore.batch import Advantages, GradedBatch, TrainingBatch
+from rlcore.batch import Advantages, GradedBatch, TrainingBatch, rows
 from rlcore.errors import UserError
 from rlcore.recipe.schema import KL
 from rlcore.run.metrics import Mean, Metrics
@@ -57,12 +57,14 @@ class Prepare:
         chosen = self.select(graded)
         if self.mask_truncated:
             chosen = replace(chosen, loss_mask=chosen.loss_mask * ~chosen.truncated[:, None])
-        if not len(chosen.tokens):  # every group was dropped or told its members nothing apart
-            return TrainingBatch(chosen, torch.zeros(chosen.tokens.shape), None), {"groups/trained": Mean(0, 1)}
+        if not chosen.loss_mask.any():  # every group was dropped, told its members nothing apart, or was cut off
+            nothing = rows(chosen, [])
+            return TrainingBatch(nothing, torch.zeros(nothing.tokens.shape), None), {"groups/trained": Mean(0, 1)}
         metrics: Metrics = {"groups/trained": Mean(len(chosen.group.unique()), 1)}
         reference = self.reference.logprobs(chosen) if self.reference is not None else None
         if reference is not None and self.penalty.place == "reward":
-            estimate = getattr(kl, self.penalty.estimator)(chosen.rollout_logprobs, reference) * chosen.loss_mask
+            estimate = getattr(kl, self.penalty.estimator)(chosen.rollout_logprobs, reference)
+            estimate = estimate.masked_fill(chosen.loss_mask == 0, 0)
             chosen = replace(chosen, rewards=chosen.rewards | {"kl": -self.penalty.coefficient * estimate})
             metrics["kl/reference"] = mean(estimate, chosen.loss_mask)
         if self.critic is not None:
@@ -73,6 +75,8 @@ class Prepare:
         if advantages.policy.shape != chosen.tokens.shape:
             found, wanted = tuple(advantages.policy.shape), tuple(chosen.tokens.shape)
             raise UserError(f"the advantage has shape {found}: it is one number per token, {wanted} (expand_as(batch.tokens))")
+        if self.critic is not None and (advantages.returns is None or not torch.isfinite(advantages.returns).all()):
+            raise UserError("the advantage gives the critic no finite `returns` to learn: return them beside `policy`")
         if not torch.isfinite(advantages.policy).all():
             raise UserError("an advantage is not finite: the estimator met a batch that it cannot handle")
         metrics["groups/degenerate"] = Mean(advantages.degenerate.sum().item(), len(chosen.tokens))

@@ -11,8 +11,10 @@ from rlcore import jobs
 from rlcore.errors import UserError
 from rlcore.recipe.load import load
 from rlcore.recipe.schema import RL
+from rlcore.repro.experiment import read
 from tests.conftest import REPOSITORY
 from tests.trainers.test_loop import metrics
+from trainers.algorithm import needs
 from trainers.plan import plan
 
 PRESETS = sorted(path.stem for path in (REPOSITORY / "recipes" / "algorithms").glob("*.yaml"))
@@ -25,17 +27,18 @@ SMALL = [
     "rollout.max_new_tokens=8",
 ]
 DIGITS = "rewards=[answer, {name: 'tests.trainers.test_loop:Digits'}]"
-SHORT_SEGMENTS = {"treepo": ["rollout.tree.segment=2"]}
+SHORT = {"drpo": ["rewards=[answer]"], "treepo": ["rollout.tree.segment=2"], "vapo": ["algorithm.critic.warmup_steps=1"]}
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_trains(preset: str, tiny: Path, tmp_path: Path) -> None:
     """Two steps of two mini-batches with a reward in which something is to be learned; all that it logs is finite."""
     folder = tmp_path / "run"
-    recipe = ["quickstart", f"algorithms/{preset}", *SMALL, *SHORT_SEGMENTS.get(preset, []), DIGITS]
+    recipe = ["quickstart", f"algorithms/{preset}", *SMALL, DIGITS, *SHORT.get(preset, [])]
     jobs.run(load([*recipe, f"model={tiny}", f"output={folder}", "steps=2", "update.minibatches=2"]), resume=False)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 2
+    assert "loss" in rows[-1] or not rows[-1]["groups/trained"]
     for row in rows:
         assert all(isinstance(value, int | float) and abs(value) < float("inf") for value in row.values())
 
@@ -43,9 +46,9 @@ def test_a_preset_trains(preset: str, tiny: Path, tmp_path: Path) -> None:
 STATEFUL = [
     ["algorithms/ppo"],
     ["algorithms/ppo", "algorithm.critic.shared=true"],
-    ["algorithms/vapo", "algorithm.critic.warmup_steps=3"],
+    ["algorithms/vapo", "algorithm.critic.warmup_steps=1"],
     ["algorithms/remax", "algorithm.dynamic_sampling={}"],
-    ["algorithms/treepo", *SHORT_SEGMENTS["treepo"]],
+    ["algorithms/treepo", *SHORT["treepo"]],
     ["algorithm.curriculum={candidates: 2}", "algorithm.replay={share: 0.5, after: 1}"],
     ["algorithm.budget={pilot: 2}"],
 ]
@@ -71,12 +74,28 @@ def test_a_resumed_run_is_the_unbroken_one(choice: list[str], tiny: Path, tmp_pa
     assert run("broken", 5, resume=True) == unbroken
 
 
+def test_every_preset_is_an_arm_of_the_experiment() -> None:
+    assert sorted(read("algorithms")[1].arms) == PRESETS
+
+
+def test_a_need_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(UserError, match="there is no need 'group'; did you mean 'groups'"):
+        needs("group")  # type: ignore[arg-type]
+
+
 def test_the_presets_are_those_that_the_documentation_names() -> None:
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     assert all(f"`{preset}`" in readme for preset in PRESETS)
 
 
 REFUSED = [
+    (
+        ["algorithm.loss=drpo", "algorithm.kl={estimator: k1, coefficient: 0.1, place: reward}"],
+        "would not see algorithm.kl.place",
+    ),
+    (["algorithm.loss=drpo", "rewards=[answer, format]"], "'drpo' makes its own comparison and would not see more rewards"),
+    (["algorithm.dynamic_sampling={}", "rollout.samples=1", "algorithm.advantage=reinforce_pp"], "set rollout.samples >= 2"),
+    (["algorithms/vapo", "steps=8"], "warmup_steps 10 leaves none of 8 steps to the policy"),
     (["algorithm.advantage=gae"], "advantage 'gae' needs the values of a critic"),
     (["algorithms/ppo", "algorithm.advantage=grpo"], "advantage 'grpo' takes no values: set algorithm.critic=null"),
     (["algorithm.advantage=treepo"], "advantage 'treepo' compares the branches of a tree: set rollout.tree"),

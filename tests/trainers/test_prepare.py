@@ -56,3 +56,10 @@ def test_what_is_no_advantages_is_refused(make_batch: Callable) -> None:
     prepare: Any = Prepare(lambda batch: batch, lambda batch: batch.totals, None, mask_truncated=False)  # type: ignore[arg-type, return-value]
     with pytest.raises(UserError, match=r"the advantage returned a Tensor: return rlcore.batch.Advantages"):
         prepare(make_batch([1, 0], [0, 0], [3, 2]))
+
+
+def test_a_step_whose_completions_are_all_masked_teaches_nothing(make_batch: Callable) -> None:
+    graded = replace(make_batch([1, 0], [0, 0], [3, 2]), truncated=torch.tensor([True, True]))
+    batch, metrics = Prepare(lambda batch: batch, dr_grpo, None, mask_truncated=True)(graded)
+    assert metrics["groups/trained"].value == 0
+    assert len(batch.advantages) == 0

@@ -35,6 +35,8 @@ class Drpo:
     """`length_temperature`: λ, the smaller the shorter; `temperature`: τ; `kl_limit`: δ; `kl_coefficient`: β. Raises UserError
     for temperatures that are not above 0."""
 
+    reads_advantages = False
+
     def __init__(
         self,
         *,
