@@ -74,7 +74,7 @@ def build_learner(
         aggregate=recipe.algorithm.aggregate,
         constant_length=recipe.rollout.max_new_tokens,
         dtype=recipe.dtype,
-        total_steps=recipe.steps,
+        total_steps=recipe.steps - (critic.warmup_steps if critic is not None else 0),
         head=partial(head, learns_entropy=recipe.algorithm.entropy.bonus > 0),
         serve=recipe.lora.serve if recipe.lora else "merged",
         **where,

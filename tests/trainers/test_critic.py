@@ -15,7 +15,8 @@ from rlcore.models import ModelSpec
 from rlcore.recipe.load import load
 from rlcore.recipe.schema import RL
 from tests.conftest import learner_of
-from trainers.build import build_critic
+from trainers import algorithm
+from trainers.build import build_critic, build_learner
 from trainers.critic import ActorCritic, Critic, ValueInputs, ValueObjective
 
 
@@ -114,3 +115,12 @@ def test_the_policy_waits_until_the_critic_is_warm_also_over_a_resume(
     torch.testing.assert_close(two.logprobs(graded), one.logprobs(graded), atol=0, rtol=0)
     head = AutoModelForTokenClassification.from_pretrained(folder / "critic" / "model").score.weight
     assert head.any()
+
+
+def test_the_policys_schedule_counts_the_steps_that_it_learns_in(
+    tiny_spec: ModelSpec, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    recipe = load(["quickstart", "algorithms/vapo", "device=cpu", "steps=30"]).recipe
+    assert isinstance(recipe, RL)
+    learner = build_learner(recipe, tiny_spec.load(), tokenizer, algorithm.objective(recipe))
+    assert learner.total_updates == 20
