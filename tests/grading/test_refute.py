@@ -33,6 +33,14 @@ def apart(gold: str, answer: str) -> bool:
         ("x=5", "6"),
         ("1+2i", "1-2i"),
         (r"\frac{1}{2}", "0.500000001"),
+        ("2<x<5", r"\{2,5\}"),
+        ("x>3", r"\{\exp(\log(\infty)),\exp(\log(\infty))7\}"),  # algebra says so for most hash seeds only
+        ("x>3", r"x>3-\exp(\log(\infty))"),
+        ("x>3", r"3<\exp(\log(\infty))<77"),
+        ("y=2x+3", r"y=\exp(\log(\infty))"),
+        ("5", r"\frac{1}{0}"),
+        ("0", r"\infty-\infty"),
+        (r"\infty", r"\infty-\infty"),
     ],
 )
 def test_different_values(gold: str, answer: str) -> None:
@@ -53,11 +61,15 @@ def test_different_values(gold: str, answer: str) -> None:
         (r"(2,\infty)", r"(2,\infty)"),
         (r"\infty", "10^{400}"),
         (r"\sin^2 x + \cos^2 x", "1"),
-        ("x>3", "x>4"),  # relations are not its business
+        ("x>3", r"(3,\infty)"),
+        (r"x<\infty", r"x<\infty"),
+        (r"-\infty<x<3", r"-\infty<x<3"),
+        (r"\infty-\infty", r"\infty-\infty"),
+        ("1", r"\sum_{k=1}^{\infty} 2^{-k}"),
+        ("x>3", "x>4"),  # other relations are not its business
         ("x^2+y^2=1", "x=1"),
         (r"\text{east}", r"\text{west}"),  # nor are words
-        ("5", r"\frac{1}{0}"),  # nor what has no value
-        ("5", r"(-3)!"),
+        ("5", r"(-3)!"),  # nor what has no value
         ("5", "f(x)"),
         (
             r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}",
