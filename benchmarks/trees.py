@@ -27,7 +27,7 @@ def side(segment: int, model: str, prompts: int, samples: int, length: int, thre
     torch.set_num_threads(threads)
     tokenizer = load_tokenizer(model)
     plain = Vllm(ModelSpec(model), tokenizer, [tokenizer.eos_token_id])
-    engine = TreeEngine(plain, segment=segment, first=2, branches=2) if segment else plain
+    engine = TreeEngine(plain, leaves=samples, segment=segment, first=2, branches=2) if segment else plain
     asked = requests(tokenizer, prompts, samples, length)
 
     def measure() -> Mapping[str, float]:

@@ -58,7 +58,8 @@ class Rewards:
         Raises UserError when a component returns the wrong count, or more completions than allowed are invalid.
         """
         groups, scores = self._scores(groups, verified)
-        greedy = self._greedy(groups)
+        greedy_scores = self._greedy(groups)
+        greedy = None if greedy_scores is None else self._worth(greedy_scores)
         flat = [(g, group.problem, c) for g, group in enumerate(groups) for c in group.completions]
         weighted = [self._weighted(i, scores) for i in range(len(flat))]
         ledger = [
@@ -70,8 +71,11 @@ class Rewards:
         alone = [len(group.completions) == 1 for group in groups]
         compared = [g for g in range(len(groups)) if (valid[g] > 1 or alone[g]) and (greedy is None or greedy[g] is not None)]
         kept = [i for i, w in enumerate(weighted) if w is not None and flat[i][0] in set(compared)]
-        refuse_broken(list(scores.values()), self.max_invalid_fraction)
-        metrics = self._metrics(scores, weighted, flat, dropped=len({g for g, _, _ in flat} - {flat[i][0] for i in kept}))
+        refuse_broken(
+            [[*row, *(greedy_scores or {}).get(label, [])] for label, row in scores.items()], self.max_invalid_fraction
+        )
+        dropped = len({g for g, _, _ in flat} - {flat[i][0] for i in kept})
+        metrics = self._metrics(scores, weighted, flat, [group.greedy for group in groups if group.greedy], dropped)
         batch = self._batch(flat, kept, scores)
         if greedy is not None:
             batch = replace(batch, greedy=torch.tensor([greedy[flat[i][0]] for i in kept], dtype=torch.float32))
@@ -112,14 +116,16 @@ class Rewards:
         }
         return groups, scores
 
-    def _greedy(self, groups: Sequence[Group]) -> list[float | None] | None:
-        """What each group's greedy completion is worth in all, None for one that could not be judged; or None where they have
-        none."""
+    def _greedy(self, groups: Sequence[Group]) -> dict[str, list[Score]] | None:
+        """Every component's scores of the groups' greedy completions; None where they have none."""
         asked = [Group(group.problem, [group.greedy]) for group in groups if group.greedy is not None]
         if len(asked) < len(groups) or not groups:
             return None
-        _, scores = self._scores(asked)
-        weighted = [self._weighted(i, scores) for i in range(len(asked))]
+        return self._scores(asked)[1]
+
+    def _worth(self, scores: dict[str, list[Score]]) -> list[float | None]:
+        """What each completion is worth in all, None for one that could not be judged."""
+        weighted = [self._weighted(i, scores) for i in range(len(next(iter(scores.values()))))]
         return [None if w is None else sum(w.values()) for w in weighted]
 
     def _score(self, label: str, groups: Sequence[Group]) -> list[Score]:
@@ -192,6 +198,7 @@ class Rewards:
         scores: dict[str, list[Score]],
         weighted: Sequence[dict[str, float] | None],
         flat: Sequence[tuple[int, Problem, Completion]],
+        greedy: Sequence[Completion],
         dropped: int,
     ) -> Metrics:
         count, completions = len(flat), [completion for _, _, completion in flat]
@@ -202,7 +209,7 @@ class Rewards:
             "length/truncated": Mean(sum(c.truncated for c in completions), count),
             "invalid/fraction": Mean(sum(w is None for w in weighted), count),
             "groups/dropped": Mean(dropped, 1),
-            "tokens": Mean(sum(len(c.token_ids) for c in completions), 1),
+            "tokens": Mean(sum(len(c.token_ids) for c in [*completions, *greedy]), 1),
         }
         for label, values in scores.items():
             judged = [s.value for s in values if isinstance(s, Scored)]

@@ -14,6 +14,8 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
 from rlcore.errors import UserError, nearest
 
 
@@ -56,7 +58,8 @@ def find(package: str, name: str) -> Any:
 
 
 def bind(package: str, name: str, options: Mapping[str, Any]) -> Callable[..., Any]:
-    """`find`, with the recipe's options bound as keyword arguments. Raises UserError for an option it does not take."""
+    """`find`, with the recipe's options bound as keyword arguments, read and bounded as their annotations say
+    (`Annotated[float, pydantic.Field(gt=0)]`). Raises UserError for an option it does not take, or not with such a value."""
     target = find(package, name)
     keywords = [p for p in inspect.signature(target).parameters.values() if p.kind is p.KEYWORD_ONLY]
     return with_options(name, target, options, keywords)
@@ -74,4 +77,28 @@ def with_options(
     missing = [p.name for p in parameters if p.default is p.empty and p.name not in options]
     if missing:
         raise UserError(f"{name!r} needs the option {', '.join(map(repr, missing))}")
-    return functools.partial(target, **options)
+    return functools.partial(target, **_read(name, target, options))
+
+
+def _read(name: str, target: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options as the target's annotations have them (YAML's `3e-4` is a string); as they are where it has none."""
+    try:
+        parameters = inspect.signature(target, eval_str=True).parameters
+    except NameError:  # a stranger's annotation, of what is imported for type checkers only
+        parameters = inspect.signature(target).parameters
+    hints = {
+        p.name: p.annotation for p in parameters.values() if not isinstance(p.annotation, str) and p.annotation is not p.empty
+    }
+    read = {}
+    for option, value in options.items():
+        kind = TypeAdapter(hints.get(option, Any), config=ConfigDict(arbitrary_types_allowed=True))
+        try:
+            read[option] = kind.validate_python(value)
+        except ValidationError as error:
+            raise UserError(f"{name!r}: {option} cannot be {value!r}: {_told(error)}") from error
+    return read
+
+
+def _told(error: ValidationError) -> str:
+    message = error.errors()[0]["msg"]
+    return message[0].lower() + message[1:]

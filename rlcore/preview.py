@@ -12,6 +12,7 @@ from rlcore.recipe.estimate import Shape, memory, token_budget
 from rlcore.recipe.schema import RL, Job, Recipe, Sft
 from rlcore.toy import warmstart
 from rlcore.types import Problem
+from trainers.algorithm import needing
 from trainers.plan import longest_prompt, plan
 
 
@@ -28,7 +29,7 @@ def _rl(recipe: RL) -> Iterator[str]:
     prompter = Prompter(recipe.prompt, models.load_tokenizer(location, recipe.trust_remote_code))
     yield from _first(prompter, asked.problems.problems)
     longest = longest_prompt(recipe, asked, prompter, models.context(location, recipe.trust_remote_code))
-    budget = token_budget(recipe, longest)
+    budget = token_budget(recipe, longest, bool(needing(recipe, "greedy")))
     yield from (f"{name}: {count:,}" for name, count in budget.items())
     spec = recipe.rollout.engine
     plugins.bind("rollout.engines", spec.name, spec.options)

@@ -127,7 +127,7 @@ class Completion:
 class Group:
     """The completions of one problem. `accuracy` is the raw verifiable component of each, None where that was invalid; it is
     empty where nothing was verified: in the verifiable component's own `score`, and in runs without one. `greedy` is the greedy
-    completion that an advantage compares them with; it is graded, and neither counted nor trained on."""
+    completion that an advantage compares them with; it is graded, and not trained on."""
 
     problem: Problem
     completions: Sequence[Completion]

@@ -1,11 +1,11 @@
 """The completions of a problem sampled as a tree, behind the ordinary engine protocol: TreePO's rollouts (Li et al. 2025, arXiv
 2508.17445) over any engine, which should have a prefix cache.
 
-Requests of one problem that are submitted together are the leaves wanted. Completions grow in segments of so many tokens. A
-branch has leaves to bring forth, the trunk all of them; where a segment has not ended the completion, the branch goes on as
-min(leaves, branches) ones that share its leaves evenly, `first` of them at the root. A branch that ends with leaves left plants
-them again at one of the nodes that it came by, drawn at random, the root included. So every tree has exactly the leaves that
-were asked for, and what many of them have in common was computed once:
+Requests of one problem that are submitted together are the leaves wanted, `leaves` to a tree. Completions grow in segments of
+so many tokens. A branch has leaves to bring forth, the trunk all of them; where a segment has not ended the completion, the
+branch goes on as min(leaves, branches) ones that share its leaves evenly, `first` of them at the root. A branch that ends with
+leaves left plants them again at one of the nodes that it came by, drawn at random, the root included. So every tree has exactly
+the leaves that were asked for, and what many of them have in common was computed once:
 
     computed = Σ tokens over nodes        used = Σ tokens over leaves
 
@@ -38,8 +38,9 @@ class TreeEngine(Engine):
     """Samples `segment` tokens at a time by `engine`, and divides into `first` branches at the root and `branches` elsewhere.
     Requests at temperature 0 go through as they are."""
 
-    def __init__(self, engine: Engine, *, segment: int, first: int, branches: int) -> None:
-        self.engine, self.segment, self.first, self.branches = engine, segment, first, branches
+    def __init__(self, engine: Engine, *, leaves: int, segment: int, first: int, branches: int) -> None:
+        self.engine, self.leaves = engine, leaves
+        self.segment, self.first, self.branches = segment, first, branches
         self.context, self.capacity = engine.context, engine.capacity
         self._branches: dict[int, _Branch] = {}  # by seed
 
@@ -57,9 +58,11 @@ class TreeEngine(Engine):
         for request in requests:
             if request.sampling.temperature:
                 groups.setdefault(request.problem_id, []).append(request)
-        for leaves in groups.values():
-            root = leaves[0].seed
-            self._grow(_Branch(leaves, (root,), (leaves[0].prefix,)), root, self.first)
+        for asked in groups.values():
+            for first in range(0, len(asked), self.leaves):
+                leaves = asked[first : first + self.leaves]
+                root = leaves[0].seed
+                self._grow(_Branch(leaves, (root,), (leaves[0].prefix,)), root, self.first)
 
     def poll(self) -> list[Completion]:
         finished = []

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
+from typing import Annotated
 
 import pytest
+from pydantic import Field
 
 from rlcore import plugins
 from rlcore.errors import UserError
+from rlcore.plugins import with_options
 
 PACKAGES = ["trainers.advantages", "trainers.losses", "rollout.engines", "rewards", "rlcore.data.sources"]
 
@@ -52,3 +56,16 @@ def test_two_files_of_one_name_are_refused(package: str, tmp_path: Path) -> None
 def test_a_file_without_what_its_name_promises_is_named(package: str) -> None:
     with pytest.raises(UserError, match=f"{package}.two.hollow is no plugin: it holds nothing called 'hollow'"):
         plugins.find(package, "hollow")
+
+
+def test_options_are_read_as_they_are_annotated() -> None:
+    """YAML 1.1 has `3e-4` for a string; what is out of bounds or no number is refused by name, value and reason."""
+
+    def target(*, rate: Annotated[float, Field(gt=0)], free=None) -> None: ...  # type: ignore[no-untyped-def]
+
+    parameters = list(inspect.signature(target).parameters.values())
+    bound = with_options("target", target, {"rate": "3e-4", "free": "3e-4"}, parameters)
+    assert bound.keywords == {"rate": 3e-4, "free": "3e-4"}  # type: ignore[attr-defined]
+    for value, reason in ((0, "greater than 0"), ("fast", "valid number"), (None, "valid number")):
+        with pytest.raises(UserError, match=f"'target': rate cannot be {value!r}: input should be .*{reason}"):
+            with_options("target", target, {"rate": value}, parameters)

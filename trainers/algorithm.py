@@ -11,18 +11,21 @@ from rlcore.errors import UserError, nearest
 from rlcore.recipe.schema import RL
 from trainers.objective import Objective
 
-Need = Literal["accuracy", "groups", "greedy", "tree", "values"]
+Need = Literal["accuracy", "groups", "greedy", "tree", "values", "kl_in_loss", "on_policy"]
 Advantage = Callable[[GradedBatch], Advantages]
 
 
 def needs(*what: Need) -> Callable[[Callable], Callable]:
     """Declare what an advantage or a loss cannot do without:
 
-    accuracy  a verifiable reward component
-    groups    at least two completions a problem
-    greedy    `GradedBatch.greedy`: the sampler adds a greedy completion of each problem, which is graded and not trained on
-    tree      `GradedBatch.path`: completions that were sampled as a tree
-    values    `GradedBatch.values`: a critic
+    accuracy    a verifiable reward component
+    groups      at least two completions a problem
+    greedy      `GradedBatch.greedy`: the sampler adds a greedy completion of each problem, which is graded and not trained on
+    tree        `GradedBatch.path`: completions that were sampled as a tree
+    values      `GradedBatch.values`: a critic
+    kl_in_loss  rewards without a KL term, as it divides them by their spread in the group: where all answers are alike, what is
+                left to divide by is the noise of the KL estimates
+    on_policy   that the weights which learn from a completion are those that sampled it (where they are not, users are warned)
     """
 
     if unknown := set(what) - set(get_args(Need)):
@@ -35,25 +38,42 @@ def needs(*what: Need) -> Callable[[Callable], Callable]:
     return mark
 
 
-def advantage(recipe: RL) -> Advantage:
-    spec, wanted = recipe.algorithm.advantage, needed(recipe)
-    name = f"algorithm.advantage {spec.name!r}"
-    if "groups" in wanted and recipe.rollout.samples < 2:
-        raise UserError(f"{name} compares the completions of a problem: set rollout.samples >= 2")
-    if "tree" in wanted and recipe.rollout.tree is None:
-        raise UserError(f"{name} compares the branches of a tree: set rollout.tree, with its `segment`")
-    if "values" in wanted and recipe.algorithm.critic is None:
-        raise UserError(f"{name} needs the values of a critic: add `critic: {{}}` to algorithm")
-    if recipe.algorithm.critic is not None and "values" not in wanted:
-        raise UserError(f"{name} takes no values: set algorithm.critic=null, or choose gae or length_adaptive_gae")
-    return plugins.bind("trainers.advantages", spec.name, spec.options)
-
-
-def needed(recipe: RL) -> set[Need]:
-    """What the recipe's advantage and loss need."""
+def needing(recipe: RL, need: Need) -> str:
+    """Which of the recipe's advantage and loss needs it, by its key and name; empty for neither."""
     algorithm = recipe.algorithm
-    found = plugins.find("trainers.advantages", algorithm.advantage.name), plugins.find("trainers.losses", algorithm.loss.name)
-    return {need for function in found for need in getattr(function, "needs", ())}
+    if need in _needs("trainers.advantages", algorithm.advantage.name):
+        return f"algorithm.advantage {algorithm.advantage.name!r}"
+    if need in _needs("trainers.losses", algorithm.loss.name):
+        return f"algorithm.loss {algorithm.loss.name!r}"
+    return ""
+
+
+def _needs(package: str, name: str) -> tuple[Need, ...]:
+    found: tuple[Need, ...] = getattr(plugins.find(package, name), "needs", ())
+    return found
+
+
+def advantage(recipe: RL) -> Advantage:
+    """Raises UserError where the recipe lacks what its advantage or its loss needs."""
+    algorithm, rollout = recipe.algorithm, recipe.rollout
+    if rollout.samples < 2 and (name := needing(recipe, "groups")):
+        raise UserError(f"{name} compares the completions of a problem: set rollout.samples >= 2")
+    if rollout.tree is None and (name := needing(recipe, "tree")):
+        raise UserError(f"{name} compares the branches of a tree: set rollout.tree, with its `segment`")
+    if algorithm.critic is None and (name := needing(recipe, "values")):
+        raise UserError(f"{name} needs the values of a critic: add `critic: {{}}` to algorithm")
+    if algorithm.kl.is_paid and (name := needing(recipe, "kl_in_loss")):
+        raise UserError(
+            f"{name} divides rewards by their spread, and so would blow up the noise of a KL term that is paid: set "
+            "algorithm.kl.place=loss (with estimator k2, k3 or k3_plus)"
+        )
+    if algorithm.critic is not None and not needing(recipe, "values"):
+        known = [name for name in plugins.names("trainers.advantages") if "values" in _needs("trainers.advantages", name)]
+        raise UserError(
+            f"algorithm.advantage {algorithm.advantage.name!r} takes no values: set algorithm.critic=null, or choose "
+            f"{' or '.join(known)}"
+        )
+    return plugins.bind("trainers.advantages", algorithm.advantage.name, algorithm.advantage.options)
 
 
 def objective(recipe: RL) -> Objective:
@@ -61,8 +81,11 @@ def objective(recipe: RL) -> Objective:
     algorithm = recipe.algorithm
     loss = plugins.bind("trainers.losses", algorithm.loss.name, algorithm.loss.options)
     if not getattr(loss.func, "reads_advantages", True):  # type: ignore[attr-defined]
-        paid = algorithm.kl.coefficient and algorithm.kl.place == "reward"
-        unread = {"algorithm.critic": algorithm.critic, "algorithm.kl.place reward": paid, "more rewards": recipe.rewards[1:]}
+        unread = {
+            "algorithm.critic": algorithm.critic,
+            "algorithm.kl.place reward": algorithm.kl.is_paid,
+            "more rewards": recipe.rewards[1:],
+        }
         for name in (name for name, there in unread.items() if there):
             raise UserError(
                 f"algorithm.loss {algorithm.loss.name!r} makes its own comparison and would not see {name}: leave it out"

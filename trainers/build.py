@@ -19,7 +19,7 @@ from rlcore.recipe.schema import RL, Job
 from trainers.critic import Critic, TokenValues, ValueObjective
 from trainers.learner import Learner
 from trainers.logprobs import TokenLogprobs
-from trainers.objective import Objective
+from trainers.objective import LearnerObjective, Objective
 from trainers.scorer import Scorer, WithoutAdapters
 from trainers.shared_critic import SharedActorCritic, SharedObjective, TokenLogprobsAndValues
 
@@ -60,7 +60,7 @@ def build_learner(
     """`where`: the learner's `backend` and `bucket_bytes`, if not plain torch."""
     head: type[TokenLogprobs] = TokenLogprobs
     kind: type[Learner] = Learner
-    aim: Any = objective
+    aim: LearnerObjective[Any] = objective
     critic = recipe.algorithm.critic
     if critic is not None and critic.shared:
         head, kind = TokenLogprobsAndValues, SharedActorCritic
@@ -88,11 +88,10 @@ def build_critic(recipe: RL, location: str, tokenizer: PreTrainedTokenizerBase, 
     assert settings is not None  # the caller asks for one only then
     torch.manual_seed(recipe.seed)
     spec = ModelSpec(location, "float32", recipe.device, recipe.trust_remote_code)
-    objective: Any = ValueObjective(settings.clip)
     return Critic(
         spec.load_with_head(1),
         tokenizer,
-        objective,
+        ValueObjective(settings.clip),
         optimizer=recipe.optimizer.model_copy(update={"learning_rate": settings.learning_rate}),
         update=recipe.update,
         aggregate="token_mean",

@@ -11,10 +11,9 @@ implementations (Engstrom et al. 2020, arXiv 2005.12729). The critic learns as e
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +24,7 @@ from rlcore.protocols import WeightUpdate
 from rlcore.run.metrics import Metrics
 from trainers.learner import Learner
 from trainers.logprobs import precision, states
-from trainers.objective import Look, Loss, mean
+from trainers.objective import Loss, cut, mean
 
 
 class TokenValues(nn.Module):
@@ -70,7 +69,22 @@ class ValueObjective:
 
     bypasses = True  # the values before the step are in the batch
 
-    def prepare(self, look: Look, batch: GradedBatch) -> dict[str, Tensor]:
+    def inputs(
+        self,
+        batch: TrainingBatch,
+        old: Tensor | None,
+        prepared: Mapping[str, Tensor],
+        index: Sequence[int],
+        outputs: tuple[Tensor, ...],
+    ) -> ValueInputs:
+        """The first of the outputs are the values."""
+        values = outputs[0]
+        assert batch.graded.values is not None  # they are what the returns were made of
+        assert batch.returns is not None
+        targets = (batch.graded.values, batch.returns, batch.graded.loss_mask)
+        return ValueInputs(values, *(cut(each, index, values) for each in targets))
+
+    def prepare(self, look: Callable[[], ValueInputs], batch: GradedBatch) -> dict[str, Tensor]:
         return {}
 
     def __call__(self, inputs: ValueInputs) -> Loss:
@@ -85,43 +99,18 @@ class ValueObjective:
 
 
 class Critic(Learner):
+    """With `ValueObjective` and the head `TokenValues`."""
+
     def values(self, batch: GradedBatch) -> Tensor:
         """(B, T) what it expects to be earned from each token on."""
-        return self.logprobs(batch)
-
-    def _inputs(  # type: ignore[override]
-        self,
-        batch: TrainingBatch,
-        old: Tensor | None,
-        prepared: Mapping[str, Tensor],
-        index: Sequence[int],
-        outputs: tuple[Tensor, ...],
-    ) -> ValueInputs:
-        return value_inputs(batch, index, outputs[0])
-
-
-def value_inputs(batch: TrainingBatch, index: Sequence[int], values: Tensor) -> ValueInputs:
-    """Of the completions `index`, for which the model gave `values` (b, t)."""
-    assert batch.graded.values is not None  # they are what the returns were made of
-    assert batch.returns is not None
-
-    def cut(rows: Tensor) -> Tensor:
-        return rows[index][:, : values.shape[1]].to(values.device)
-
-    return ValueInputs(values, cut(batch.graded.values), cut(batch.returns), cut(batch.graded.loss_mask))
-
-
-class Valued(protocols.Learner, Protocol):
-    """A critic, here or on other processes."""
-
-    def values(self, batch: GradedBatch) -> Tensor: ...
+        return self.outputs(batch, range(len(batch.tokens)))[0]
 
 
 class ActorCritic:
     """The policy's learner and the critic as one. Keeps the contract of `rlcore.protocols.Learner`: what it serves and scores
     is the policy's; in a checkpoint the critic has a folder of its own in that of the policy."""
 
-    def __init__(self, policy: protocols.Learner, critic: Valued, warmup_steps: int) -> None:
+    def __init__(self, policy: protocols.Learner, critic: protocols.Learner, warmup_steps: int) -> None:
         self.policy, self.critic, self.warmup_steps = policy, critic, warmup_steps
         self.steps = 0
 

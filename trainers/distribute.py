@@ -19,7 +19,7 @@ from rlcore.recipe.schema import RL, Cluster
 from rollout.pool import Pool
 from trainers import algorithm
 from trainers.build import build_critic, build_engine, build_learner, build_policy, build_reference, build_start
-from trainers.group import LearnerGroup, LearnerRank, RemoteScorer, RemoteSender
+from trainers.group import LearnerGroup, LearnerRank, RemoteReference, RemoteSender
 from trainers.ranks import Ranks
 from trainers.scorer import Scorer
 
@@ -43,7 +43,7 @@ def refuse_few_gpus(recipe: RL, cluster: Cluster) -> None:
         time.sleep(1)
 
 
-def build_group(recipe: RL, cluster: Cluster, location: str, ending: ExitStack) -> tuple[LearnerGroup, RemoteScorer | None]:
+def build_group(recipe: RL, cluster: Cluster, location: str, ending: ExitStack) -> tuple[LearnerGroup, RemoteReference | None]:
     """The learner, and the reference model where a KL term needs one. Returns before the processes have loaded anything; their
     first call waits for that."""
     ranks = _ranks(recipe, cluster, location, "learner rank", _learner_rank, cluster.ranks)
@@ -52,10 +52,10 @@ def build_group(recipe: RL, cluster: Cluster, location: str, ending: ExitStack) 
     if not recipe.algorithm.kl.coefficient:
         return learner, None
     if cluster.reference == "shared":
-        return learner, RemoteScorer(ranks, "reference_logprobs")
+        return learner, RemoteReference(ranks, "reference_logprobs")
     own = _ranks(recipe, cluster, location, "reference model", _reference_rank, 1)
     ending.callback(own.close)
-    return learner, RemoteScorer(own, "logprobs")
+    return learner, RemoteReference(own, "logprobs")
 
 
 def build_critic_group(recipe: RL, cluster: Cluster, location: str, ending: ExitStack) -> LearnerGroup:

@@ -36,11 +36,11 @@ class LearnerGroup:
         self.ranks, self.sender = ranks, sender
 
     def logprobs(self, batch: GradedBatch) -> Tensor:
-        return RemoteScorer(self.ranks, "logprobs").logprobs(batch)
+        return scores(self.ranks, "logprobs", batch)
 
     def values(self, batch: GradedBatch) -> Tensor:
         """A critic's, or those of a policy that it shares."""
-        return RemoteScorer(self.ranks, "values").logprobs(batch)
+        return scores(self.ranks, "values", batch)
 
     def update(self, batch: TrainingBatch) -> Metrics:
         import ray
@@ -86,17 +86,22 @@ class RemoteSender:
         return self._thread.submit(self.ranks.call, method, *arguments).result
 
 
-class RemoteScorer:
-    """A model on ranks that is asked for log-probs by the call `method`, as `trainers.scorer.Scorer` is."""
+class RemoteReference:
+    """A reference model on ranks, which gives its log-probs by the call `method`."""
 
     def __init__(self, ranks: Ranks, method: str) -> None:
         self.ranks, self.method = ranks, method
 
     def logprobs(self, batch: GradedBatch) -> Tensor:
-        import ray
+        return scores(self.ranks, self.method, batch)
 
-        result: Tensor = self.ranks.call(self.method, ray.put(batch))[0]
-        return result
+
+def scores(ranks: Ranks, method: str, batch: GradedBatch) -> Tensor:
+    """(B, T) what the call `method` of the ranks gives for the batch."""
+    import ray
+
+    result: Tensor = ranks.call(method, ray.put(batch))[0]
+    return result
 
 
 @dataclass(frozen=True)

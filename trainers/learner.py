@@ -9,9 +9,9 @@ rank calls every method, with the same arguments.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel
@@ -28,7 +28,7 @@ from rollout.sync import BUCKET_BYTES, weight_update
 from trainers.backends.backend import MOMENTS, Backend, is_spread, shape
 from trainers.backends.torch import Torch
 from trainers.logprobs import TokenLogprobs
-from trainers.objective import Aggregation, LossInputs, Objective, token_weights
+from trainers.objective import Aggregation, LearnerObjective, token_weights
 from trainers.scorer import Scorer, passes, rank, world
 
 
@@ -39,7 +39,7 @@ class Learner(Scorer):
         self,
         model: PreTrainedModel | PeftModel,
         tokenizer: PreTrainedTokenizerBase,
-        objective: Objective,
+        objective: LearnerObjective[Any],
         *,
         optimizer: Optimizer,
         update: Update,
@@ -61,7 +61,7 @@ class Learner(Scorer):
         super().__init__(model, update, dtype, self.backend.module)
         self.tokenizer, self.objective, self.settings = tokenizer, objective, optimizer
         self.aggregate, self.constant_length = aggregate, constant_length
-        self.total_updates = total_steps * update.minibatches * update.epochs
+        self.total_updates = total_steps * update.steps
         self.updates = 0
         self.serve, self.bucket_bytes = serve, bucket_bytes
 
@@ -72,7 +72,7 @@ class Learner(Scorer):
         size = len(batch.advantages)
         if not size:
             return {}
-        once = self.cut.epochs == self.cut.minibatches == 1  # the old policy is the current one
+        once = self.cut.steps == 1  # the old policy is the current one
         old = None if once or self.objective.bypasses else self.logprobs(batch.graded)
         parts = [
             self._step(batch, old, index.tolist())
@@ -89,7 +89,7 @@ class Learner(Scorer):
         parts, total = [], 0.0
         cut = passes(batch.graded, index, self.cut)
         for number, each in enumerate(cut, 1):
-            loss = self.objective(self._inputs(batch, old, prepared, each.rows, self.forward(batch.graded, each)))
+            loss = self.objective(self.objective.inputs(batch, old, prepared, each.rows, self.forward(batch.graded, each)))
             width = loss.per_token.shape[1]
             value = (loss.per_token * weights[each.rows][:, :width].to(loss.per_token.device)).sum()
             if loss.normalised is not None:
@@ -107,38 +107,13 @@ class Learner(Scorer):
     def _prepare(self, batch: TrainingBatch, old: Tensor | None, index: Sequence[int]) -> dict[str, Tensor]:
         """What the objective has to know of the whole mini-batch, (B, T) each; 0 for completions outside of it."""
 
-        def look() -> LossInputs:
+        def look() -> Any:
             outputs = self.outputs(batch.graded, index)
-            return self._inputs(batch, old, {}, index, tuple(output[index] for output in outputs))
+            return self.objective.inputs(batch, old, {}, index, tuple(output[index] for output in outputs))
 
         facts = self.objective.prepare(look, rows(batch.graded, index))
         size, where = batch.advantages.shape, torch.tensor(index)
         return {name: fact.new_zeros(size).index_copy(0, where, fact) for name, fact in facts.items()}
-
-    def _inputs(
-        self,
-        batch: TrainingBatch,
-        old: Tensor | None,
-        prepared: Mapping[str, Tensor],
-        index: Sequence[int],
-        outputs: tuple[Tensor, ...],
-    ) -> LossInputs:
-        """Of the completions `index`, for which the module gave `outputs`."""
-        graded, (logprobs, entropy) = batch.graded, outputs
-
-        def cut(values: Tensor) -> Tensor:
-            return values[index][:, : logprobs.shape[1]].to(logprobs.device)
-
-        return LossInputs(
-            logprobs=logprobs,
-            entropy=entropy,
-            old_logprobs=logprobs.detach() if old is None else cut(old),
-            rollout_logprobs=cut(graded.rollout_logprobs),
-            reference_logprobs=None if batch.reference_logprobs is None else cut(batch.reference_logprobs),
-            advantages=cut(batch.advantages),
-            loss_mask=cut(graded.loss_mask),
-            prepared={name: cut(fact) for name, fact in prepared.items()},
-        )
 
     # -- weights ---------------------------------------------------------------------------------------------------------
 

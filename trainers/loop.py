@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from rewards.compose import Rewards
 from rlcore.batch import GradedBatch, TrainingBatch
 from rlcore.protocols import Engine, Learner
 from rlcore.run.folder import Run
-from rlcore.run.metrics import Mean, Metrics, values
+from rlcore.run.metrics import Mean, Metrics, union, values
 from rollout.sync import push
 from trainers.sampler import Sampler
 
@@ -57,13 +57,3 @@ def _train(parts: Parts, run: Run) -> int:
         run.log(step, parts.evaluate(step))
         run.checkpoint(step)
     return step
-
-
-def union(parts: Iterable[Metrics]) -> Metrics:
-    """The metrics of all parts. Raises ValueError where two report one name: added up, neither could be read any more."""
-    together: Metrics = {}
-    for part in parts:
-        if twice := together.keys() & part.keys():
-            raise ValueError(f"two parts of a step report the metric {min(twice)!r}: give one of them another name")
-        together |= part
-    return together

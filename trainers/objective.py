@@ -10,21 +10,48 @@ made before it is cut, by `prepare`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from rlcore.batch import GradedBatch
+from rlcore.batch import GradedBatch, TrainingBatch
 from rlcore.errors import UserError
 from rlcore.recipe.schema import KL, Correction, Entropy
-from rlcore.run.metrics import Max, Mean, Metrics, merge
+from rlcore.run.metrics import Max, Mean, Metrics, union
 from trainers import kl
 from trainers.correction import importance_weights
 
 Aggregation = Literal["token_mean", "sequence_mean", "sequence_sum", "constant"]
+
+
+Inputs = TypeVar("Inputs")
+
+
+class LearnerObjective(Protocol[Inputs]):
+    """What a learner minimises, of whatever it makes for itself of a batch and of the outputs of the learner's module."""
+
+    @property
+    def bypasses(self) -> bool:
+        """Whether nobody asks for the log-probs before the step's first update."""
+
+    def inputs(
+        self,
+        batch: TrainingBatch,
+        old: Tensor | None,
+        prepared: Mapping[str, Tensor],
+        index: Sequence[int],
+        outputs: tuple[Tensor, ...],
+    ) -> Inputs:
+        """Of the completions `index`, for which the module gave `outputs`, (b, t) each. `old`: the log-probs (B, T) before the
+        step's first update, None where this is it; `prepared`: (B, T) each."""
+
+    def prepare(self, look: Callable[[], Inputs], batch: GradedBatch) -> Mapping[str, Tensor]:
+        """Facts about a mini-batch of n completions by name, (n, T) each. `look` makes its inputs, by a forward pass."""
+
+    def __call__(self, inputs: Inputs) -> Loss: ...
 
 
 @dataclass(frozen=True)
@@ -77,10 +104,32 @@ class Objective:
         """Whether the policy loss takes its ratio to the sampler, so that nobody asks for `old_logprobs`."""
         return self.correction is not None and self.correction.form == "bypass"
 
+    def inputs(
+        self,
+        batch: TrainingBatch,
+        old: Tensor | None,
+        prepared: Mapping[str, Tensor],
+        index: Sequence[int],
+        outputs: tuple[Tensor, ...],
+    ) -> LossInputs:
+        graded, (logprobs, entropy) = batch.graded, outputs
+        return LossInputs(
+            logprobs=logprobs,
+            entropy=entropy,
+            old_logprobs=logprobs.detach() if old is None else cut(old, index, logprobs),
+            rollout_logprobs=cut(graded.rollout_logprobs, index, logprobs),
+            reference_logprobs=None if batch.reference_logprobs is None else cut(batch.reference_logprobs, index, logprobs),
+            advantages=cut(batch.advantages, index, logprobs),
+            loss_mask=cut(graded.loss_mask, index, logprobs),
+            prepared={name: cut(fact, index, logprobs) for name, fact in prepared.items()},
+        )
+
     def prepare(self, look: Look, batch: GradedBatch) -> dict[str, Tensor]:
         """Facts about a mini-batch, (n, T) each: the policy loss's own, `uncertain` and `imitated`."""
         seen = functools.cache(lambda: self._seen(look()))
         facts = dict(self.policy_loss.prepare(seen, batch)) if hasattr(self.policy_loss, "prepare") else {}
+        if taken := facts.keys() & {"uncertain", "imitated"}:
+            raise UserError(f"the policy loss prepares {min(taken)!r}, which the objective does: give it another name")
         if self.entropy.top_quantile < 1:
             facts["uncertain"] = most_uncertain(seen().entropy, batch.loss_mask, self.entropy.top_quantile)
         if self.imitation:
@@ -114,7 +163,7 @@ class Objective:
         if self.imitation:
             imitation = -self.imitation * inputs.logprobs * inputs.prepared["imitated"]
             normalised = imitation if normalised is None else normalised + imitation
-        return Loss(per_token, merge(metrics), normalised)
+        return Loss(per_token, union(metrics), normalised)
 
     def _seen(self, inputs: LossInputs) -> LossInputs:
         """As the policy loss sees them: 0 outside the loss, where log-probs may be anything, −inf included; in bypass the
@@ -125,6 +174,7 @@ class Objective:
         return replace(
             inputs,
             logprobs=inputs.logprobs.masked_fill(outside, 0),
+            entropy=inputs.entropy.masked_fill(outside, 0),
             old_logprobs=rollout if self.bypasses else inputs.old_logprobs.masked_fill(outside, 0),
             rollout_logprobs=rollout,
             reference_logprobs=None if reference is None else reference.masked_fill(outside, 0),
@@ -147,6 +197,11 @@ def mismatch(learner: Tensor, rollout: Tensor, outside: Tensor, mask: Tensor) ->
         "importance/capped": mean(outside, mask),
         "importance/capped_completions": mean((outside * mask).amax(1), mask.amax(1)),
     }
+
+
+def cut(values: Tensor, index: Sequence[int], like: Tensor) -> Tensor:
+    """Of values (B, T) those of the completions `index`, as wide and where `like` (b, t) is."""
+    return values[index][:, : like.shape[1]].to(like.device)
 
 
 def mean(values: Tensor, mask: Tensor) -> Mean:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import cast
 
 from rlcore import models
 from rlcore.prompts import Prompter
@@ -11,12 +10,14 @@ from rlcore.protocols import Engine, Learner
 from rlcore.recipe.schema import RL
 from rollout.tree import TreeEngine
 from trainers.build import build_critic, build_engine, build_learner, build_policy, build_reference
-from trainers.critic import ActorCritic, Valued
+from trainers.critic import ActorCritic, Critic
 from trainers.distribute import build_critic_group, build_group, build_pool, refuse_few_gpus
+from trainers.group import LearnerGroup
 from trainers.loop import Parts
 from trainers.plan import Plan, longest_prompt
 from trainers.prepare import Prepare, Reference, Valuer
 from trainers.sampler import Sampler
+from trainers.shared_critic import SharedActorCritic
 
 
 def build_parts(recipe: RL, asked: Plan, location: str, ending: ExitStack) -> Parts:
@@ -28,7 +29,7 @@ def build_parts(recipe: RL, asked: Plan, location: str, ending: ExitStack) -> Pa
     engine: Engine
     learner: Learner
     reference: Reference | None
-    critic: Valued | None
+    critic: Critic | LearnerGroup | None
     if recipe.cluster is None:
         engine = build_engine(recipe, location, tokenizer, prompter)
         policy = build_policy(recipe, location)
@@ -42,10 +43,13 @@ def build_parts(recipe: RL, asked: Plan, location: str, ending: ExitStack) -> Pa
         engine = build_pool(recipe, recipe.cluster, location, tokenizer, prompter)
     ending.callback(engine.close)
     tree = recipe.rollout.tree
-    sampled_by = engine if tree is None else TreeEngine(engine, **tree.model_dump())
+    sampled_by = engine if tree is None else TreeEngine(engine, leaves=recipe.rollout.samples, **tree.model_dump())
     sampler = Sampler(recipe, asked.problems, prompter, sampled_by, asked.rewards)
     algorithm = recipe.algorithm
-    valuer = cast(Valuer, learner) if algorithm.critic and algorithm.critic.shared else critic
+    valuer: Valuer | None = critic
+    if algorithm.critic and algorithm.critic.shared:
+        assert isinstance(learner, SharedActorCritic | LearnerGroup)
+        valuer = learner
     prepare = Prepare(sampler.select, asked.advantage, reference, algorithm.mask_truncated, algorithm.kl, valuer)
     if critic is not None:
         assert algorithm.critic is not None

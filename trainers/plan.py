@@ -38,7 +38,7 @@ def plan(recipe: RL) -> Plan:
         "algorithm.replay": recipe.algorithm.replay,
         "algorithm.budget": recipe.algorithm.budget,
         "algorithm.imitation": recipe.algorithm.imitation,
-        f"algorithm.loss {recipe.algorithm.loss.name!r}": "accuracy" in algorithm.needed(recipe),
+        algorithm.needing(recipe, "accuracy"): algorithm.needing(recipe, "accuracy"),
     }
     if rewards.verifiable is None and (reading := [name for name, does in reads.items() if does]):
         raise UserError(f"{reading[0]} reads accuracy, and no reward component is verifiable: add `answer`")
@@ -47,6 +47,11 @@ def plan(recipe: RL) -> Plan:
     refuse_overlap(problems.problems, held_out)
     if recipe.mode.staleness and recipe.algorithm.correction is None:
         warn(f"{recipe.mode.name} trains on older policies' tokens, uncorrected: set algorithm.correction (token_tis is usual)")
+    if (name := algorithm.needing(recipe, "on_policy")) and (recipe.update.steps > 1 or recipe.mode.staleness):
+        warn(
+            f"{name} has no ratio to the policy that sampled: it is exact with one update a step (update.epochs=1, "
+            "update.minibatches=1) in mode sync"
+        )
     return Plan(advantage, objective, rewards, problems, held_out)
 
 

@@ -40,7 +40,7 @@ from rlcore.recipe.schema import RL
 from rlcore.run.metrics import Max, Mean, Metrics
 from rlcore.types import Completion, Group, Problem, Request, Sampling, Score, Scored, seed_from
 from rollout.tree import computed_tokens
-from trainers.algorithm import needed
+from trainers.algorithm import needing
 from trainers.budget import second_stage
 from trainers.groups import uniform
 from trainers.problems import Problems, success_rates
@@ -73,7 +73,7 @@ class Sampler:
         self.spec, self.mode, self.seed, self.steps = recipe.rollout, recipe.mode, recipe.seed, recipe.steps
         self.dynamic, self.budget = recipe.algorithm.dynamic_sampling, recipe.algorithm.budget
         self.problems = Problems(problems, recipe.algorithm.curriculum, recipe.algorithm.replay)
-        self.greedy = "greedy" in needed(recipe)  # whether each group has a greedy completion too, the last of its samples
+        self.greedy = bool(needing(recipe, "greedy"))  # whether each group has a greedy completion too, the last of its samples
         self._samples = self.budget.pilot if self.budget else self.spec.samples  # that a group begins with
         self._size = self._samples + self.greedy  # requests of a group
         self._rounds = 0  # begun so far

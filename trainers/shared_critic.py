@@ -9,17 +9,18 @@ cannot learn alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from rlcore.batch import GradedBatch, TrainingBatch
-from trainers.critic import ValueInputs, ValueObjective, value_inputs
+from rlcore.run.metrics import union
+from trainers.critic import ValueInputs, ValueObjective
 from trainers.learner import Learner
 from trainers.logprobs import TokenLogprobs, precision, states, token_logprobs_after
-from trainers.objective import Look, Loss, LossInputs, Objective
+from trainers.objective import Loss, LossInputs, Objective
 
 
 class TokenLogprobsAndValues(TokenLogprobs):
@@ -67,12 +68,26 @@ class SharedObjective:
     def bypasses(self) -> bool:
         return self.policy.bypasses
 
-    def prepare(self, look: Look, batch: GradedBatch) -> dict[str, Tensor]:
-        return self.policy.prepare(lambda: look().policy, batch)  # type: ignore[attr-defined]
+    def inputs(
+        self,
+        batch: TrainingBatch,
+        old: Tensor | None,
+        prepared: Mapping[str, Tensor],
+        index: Sequence[int],
+        outputs: tuple[Tensor, ...],
+    ) -> SharedInputs:
+        logprobs, entropy, values = outputs
+        return SharedInputs(
+            self.policy.inputs(batch, old, prepared, index, (logprobs, entropy)),
+            self.value.inputs(batch, None, {}, index, (values,)),
+        )
+
+    def prepare(self, look: Callable[[], SharedInputs], batch: GradedBatch) -> dict[str, Tensor]:
+        return self.policy.prepare(lambda: look().policy, batch)
 
     def __call__(self, inputs: SharedInputs) -> Loss:
         policy, value = self.policy(inputs.policy), self.value(inputs.value)
-        metrics = policy.metrics | {f"critic/{name}": metric for name, metric in value.metrics.items()}
+        metrics = union([policy.metrics, {f"critic/{name}": metric for name, metric in value.metrics.items()}])
         return replace(policy, per_token=policy.per_token + self.coefficient * value.per_token, metrics=metrics)
 
 
@@ -82,15 +97,3 @@ class SharedActorCritic(Learner):
     def values(self, batch: GradedBatch) -> Tensor:
         """(B, T) what it expects to be earned from each token on."""
         return self.outputs(batch, range(len(batch.tokens)))[2]
-
-    def _inputs(  # type: ignore[override]
-        self,
-        batch: TrainingBatch,
-        old: Tensor | None,
-        prepared: Mapping[str, Tensor],
-        index: Sequence[int],
-        outputs: tuple[Tensor, ...],
-    ) -> SharedInputs:
-        logprobs, entropy, values = outputs
-        policy = super()._inputs(batch, old, prepared, index, (logprobs, entropy))
-        return SharedInputs(policy, value_inputs(batch, index, values))

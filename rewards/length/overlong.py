@@ -15,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic import PositiveInt
+
 from rlcore.errors import UserError
 from rlcore.protocols import Reward
 from rlcore.types import Group, Score, Scored
@@ -26,9 +28,9 @@ class Overlong(Reward):
     Raises UserError for a buffer that is not within (0, max_tokens].
     """
 
-    def __init__(self, *, max_tokens: int, buffer: int, factor: float = 1.0) -> None:
-        if not 0 < buffer <= max_tokens:
-            raise UserError(f"overlong: buffer must be above 0 and at most max_tokens ({max_tokens}), not {buffer}")
+    def __init__(self, *, max_tokens: PositiveInt, buffer: PositiveInt, factor: float = 1.0) -> None:
+        if buffer > max_tokens:
+            raise UserError(f"overlong: buffer must be at most max_tokens ({max_tokens}), not {buffer}")
         self._free, self._buffer, self._factor = max_tokens - buffer, buffer, factor
 
     def score(self, groups: Sequence[Group], state: Any) -> list[Score]:

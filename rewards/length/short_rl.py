@@ -27,6 +27,7 @@ from collections.abc import Sequence
 from rlcore.batch import GradedBatch
 from rlcore.errors import UserError
 from rlcore.protocols import StatefulReward
+from rlcore.recipe.schema import NonNegativeInt, Share
 from rlcore.run.metrics import Max, Mean, Metrics
 from rlcore.types import Group, Score, Scored
 
@@ -34,13 +35,11 @@ from rlcore.types import Group, Score, Scored
 class ShortRl(StatefulReward):
     """`length_tolerance`: τ_ℓ in tokens; 0 takes the neutral band away (the paper: 100 for mathematics, 200 for logic).
     `accuracy_tolerance`: τ_acc; 1 keeps the gate open at any accuracy. `correct_only`: false lets wrong completions take part
-    as if they were correct. Raises UserError for tolerances outside their range, and in runs that verify nothing."""
+    as if they were correct. Raises UserError in runs that verify nothing."""
 
-    def __init__(self, *, length_tolerance: int, accuracy_tolerance: float = 0.05, correct_only: bool = True) -> None:
-        if length_tolerance < 0:
-            raise UserError(f"short_rl: length_tolerance is a number of tokens and cannot be {length_tolerance}")
-        if not 0 <= accuracy_tolerance <= 1:
-            raise UserError(f"short_rl: accuracy_tolerance must be within [0, 1], not {accuracy_tolerance}")
+    def __init__(
+        self, *, length_tolerance: NonNegativeInt, accuracy_tolerance: Share = 0.05, correct_only: bool = True
+    ) -> None:
         self._band, self._accuracy_tolerance, self._correct_only = length_tolerance, accuracy_tolerance, correct_only
 
     def initial_state(self) -> float:

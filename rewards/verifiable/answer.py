@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic import PositiveFloat, PositiveInt
+
 from rlcore.grading.extract import ORDER
 from rlcore.grading.pool import Grader
 from rlcore.protocols import Reward
@@ -22,7 +24,7 @@ class Answer(Reward):
 
     verifiable = True
 
-    def __init__(self, *, extract: Sequence[str] = ORDER, workers: int = 2, deadline_s: float = 3.0) -> None:
+    def __init__(self, *, extract: Sequence[str] = ORDER, workers: PositiveInt = 2, deadline_s: PositiveFloat = 3.0) -> None:
         self._grader = Grader(workers=workers, deadline_s=deadline_s, extract_order=extract)
 
     def score(self, groups: Sequence[Group], state: Any) -> list[Score]:

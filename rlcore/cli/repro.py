@@ -9,7 +9,7 @@ from rlcore.errors import UserError
 from rlcore.repro import page
 from rlcore.repro.experiment import plan, read
 from rlcore.repro.results import collect
-from rlcore.repro.run import refuse_other_recipes, train, warm_start
+from rlcore.repro.run import code, refuse_others, train, warm_start
 
 
 def run(argument: str, seeds: int | None, jobs: int, json_file: str) -> None:
@@ -19,7 +19,7 @@ def run(argument: str, seeds: int | None, jobs: int, json_file: str) -> None:
         raise UserError(f"--seeds {seeds}: {name} has {len(experiment.seeds)} seeds")
     chosen = experiment.seeds[:seeds]
     runs = plan(name, experiment, chosen)
-    refuse_other_recipes(runs)
+    refuse_others(runs)
     try:
         models = warm_start(runs)
         train(runs, jobs)
@@ -30,7 +30,7 @@ def run(argument: str, seeds: int | None, jobs: int, json_file: str) -> None:
         arm: {each.seed: collect(each.folder, each.recipe, experiment.target) for each in runs if each.arm == arm}
         for arm in experiment.arms
     }
-    result = page.document(name, experiment, results, command=_command(name, seeds), models=models)
+    result = page.document(name, experiment, results, command=_command(name, seeds), models=models, code=code())
     print(page.write(result))
     write_json(result, json_file)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rlcore.protocols import Engine
-from rlcore.recipe.schema import RL
+from rlcore.recipe.schema import RL, Cluster
 
 FLOAT32, WIDTH = 4, {"float32": 4, "bfloat16": 2}
 ACTIVATIONS_PER_LAYER = 20  # hidden-size vectors kept per token and layer for the backward pass of a Llama-style block
@@ -28,7 +28,7 @@ def memory(recipe: RL, shape: Shape, longest_prompt: int, engine: type[Engine]) 
     tokens = longest_prompt + recipe.rollout.max_new_tokens
     sampling, training = _sampling(recipe, shape, tokens, engine), _training(recipe, shape, tokens)
     reference = {"reference model": _reference(recipe, shape)}
-    critic = {"critic, its gradients and optimiser": 4 * FLOAT32 * shape.parameters} if recipe.algorithm.has_own_critic else {}
+    critic = _critic(recipe, shape, tokens) if recipe.algorithm.has_own_critic else {}
     cluster = recipe.cluster
     if cluster is None:
         return {"this process": sampling | training | reference | critic}
@@ -57,23 +57,47 @@ def _training(recipe: RL, shape: Shape, tokens: int) -> dict[str, int]:
     if recipe.lora is not None:
         frozen, trained = shape.parameters, _lora_parameters(recipe.lora.rank, shape)
     sent = width * (trained if recipe.lora is not None and recipe.lora.serve == "adapter" else shape.parameters)
-    weights, moments, gradients = FLOAT32 * (frozen + trained), 2 * FLOAT32 * trained, FLOAT32 * trained
     if recipe.cluster is not None:
         sent = min(sent, int(2 * recipe.cluster.bucket_mb * 2**20))
-        ranks, zero = recipe.cluster.ranks, recipe.cluster.zero
+    weights, optimiser = _optimised(recipe.cluster, frozen, trained)
+    return {
+        "trained weights": weights,
+        "gradients and optimiser": optimiser,
+        "copy of the weights for a sync": sent,
+        "activations of a micro-batch": _activations(recipe, shape, tokens),
+        "logits of a chunk": 3 * FLOAT32 * min(recipe.update.logits_chunk, _microbatch(recipe, tokens)) * shape.vocabulary,
+    }
+
+
+def _critic(recipe: RL, shape: Shape, tokens: int) -> dict[str, int]:
+    """A model of its own, trained in full, whose head has one output."""
+    weights, optimiser = _optimised(recipe.cluster, 0, shape.parameters)
+    return {
+        "critic": weights,
+        "the critic's gradients and optimiser": optimiser,
+        "the critic's activations of a micro-batch": _activations(recipe, shape, tokens),
+    }
+
+
+def _optimised(cluster: Cluster | None, frozen: int, trained: int) -> tuple[int, int]:
+    """Bytes of a process for the weights, and for gradients and AdamW's state; with ZeRO its share of them."""
+    weights, moments, gradients = FLOAT32 * (frozen + trained), 2 * FLOAT32 * trained, FLOAT32 * trained
+    if cluster is not None:
+        ranks, zero = cluster.ranks, cluster.zero
         # DeepSpeed steps a second copy of the weights, which the ranks share.
         moments = -(-(moments + FLOAT32 * trained) // ranks) if zero else moments
         gradients = -(-gradients // ranks) if zero >= 2 else gradients
         weights = -(-weights // ranks) if zero == 3 else weights
-    microbatch = max(recipe.update.tokens_per_microbatch, tokens)
+    return weights, gradients + moments
+
+
+def _microbatch(recipe: RL, tokens: int) -> int:
+    return max(recipe.update.tokens_per_microbatch, tokens)
+
+
+def _activations(recipe: RL, shape: Shape, tokens: int) -> int:
     kept = 2 if recipe.update.gradient_checkpointing else ACTIVATIONS_PER_LAYER
-    return {
-        "trained weights": weights,
-        "gradients and optimiser": gradients + moments,
-        "copy of the weights for a sync": sent,
-        "activations of a micro-batch": width * microbatch * shape.layers * shape.hidden * kept,
-        "logits of a chunk": 3 * FLOAT32 * min(recipe.update.logits_chunk, microbatch) * shape.vocabulary,
-    }
+    return WIDTH[recipe.dtype] * _microbatch(recipe, tokens) * shape.layers * shape.hidden * kept
 
 
 def _reference(recipe: RL, shape: Shape) -> int:
@@ -81,10 +105,11 @@ def _reference(recipe: RL, shape: Shape) -> int:
     return FLOAT32 * shape.parameters if recipe.algorithm.kl.coefficient and recipe.lora is None else 0
 
 
-def token_budget(recipe: RL, longest_prompt: int) -> Mapping[str, int]:
-    """The most tokens that a step and the whole job can sample, and the longest sequence."""
+def token_budget(recipe: RL, longest_prompt: int, greedy: bool) -> Mapping[str, int]:
+    """The most tokens that a step and the whole job can sample, a `greedy` completion of each problem too or not, and the
+    longest sequence."""
     rounds = recipe.algorithm.dynamic_sampling.max_rounds if recipe.algorithm.dynamic_sampling else 1
-    step = rounds * recipe.rollout.prompts_per_step * recipe.rollout.samples * recipe.rollout.max_new_tokens
+    step = rounds * recipe.rollout.prompts_per_step * (recipe.rollout.samples + greedy) * recipe.rollout.max_new_tokens
     return {
         "sampled tokens per step": step,
         "sampled tokens in all": step * recipe.steps,

@@ -13,6 +13,8 @@ from rlcore.errors import nearest
 from rlcore.types import Sampling
 
 Share = Annotated[float, Field(ge=0, le=1)]
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
+ClipLow = Annotated[float, Field(ge=0, lt=1)]  # how far below 1 a ratio may go
 NonNegativeInt = Annotated[int, Field(ge=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 
@@ -92,7 +94,7 @@ class Rollout(Section):
     prompts_per_step: PositiveInt = 32
     samples: PositiveInt = 8  # completions per prompt
     temperature: NonNegativeFloat = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_p: PositiveShare = 1.0
     top_k: NonNegativeInt = 0
     min_p: Share = 0.0
     max_new_tokens: PositiveInt = 512
@@ -132,6 +134,10 @@ class KL(Section):
     coefficient: NonNegativeFloat = 0.0
     place: Literal["loss", "reward"] = "loss"  # reward: each token is paid −coefficient · estimate
 
+    @property
+    def is_paid(self) -> bool:
+        return self.coefficient > 0 and self.place == "reward"
+
     @model_validator(mode="after")
     def _pulls(self) -> KL:
         if not self.coefficient:
@@ -150,9 +156,7 @@ class Entropy(Section):
     """Ways to keep the policy from settling on one answer."""
 
     bonus: NonNegativeFloat = 0.0  # − bonus · H of each token's distribution is added to the loss
-    top_quantile: Annotated[float, Field(gt=0, le=1)] = (
-        1.0  # the share of tokens, the most uncertain, that make the policy loss
-    )
+    top_quantile: PositiveShare = 1.0  # of tokens, the most uncertain, that make the policy loss
 
 
 class Critic(Section):
@@ -167,11 +171,11 @@ class Critic(Section):
 
     @model_validator(mode="after")
     def _of_its_kind(self) -> Critic:
-        alone, shared = {"learning_rate": 1e-5, "warmup_steps": 0}, {"coefficient": 0.5}
-        for name, default in (alone if self.shared else shared).items():
-            if getattr(self, name) != default:
+        for name in ("learning_rate", "warmup_steps") if self.shared else ("coefficient",):
+            if getattr(self, name) != type(self).model_fields[name].default:
                 kind = "a model of its own" if self.shared else "one that is shared"
-                raise ValueError(f"critic.{name} is that of {kind}: leave it out")
+                default = type(self).model_fields[name].default
+                raise ValueError(f"critic.{name} is that of {kind}: leave it out, or set it to {default:g}")
         return self
 
 
@@ -219,7 +223,7 @@ class Correction(Section):
     def _bounds(self) -> Correction:
         if self.floor is not None and self.action != "mask":
             raise ValueError(f"{self.name} has no `floor`: it is a bound of those that mask")
-        if self.action is None and self.cap != 2.0:
+        if self.action is None and self.cap != type(self).model_fields["cap"].default:
             raise ValueError(f"{self.name} has no `cap`: PPO's clip bounds its ratio")
         return self
 
@@ -252,7 +256,7 @@ class Curriculum(Section):
 class Replay(Section):
     """Problems of which no completion was right come back; see `trainers/problems.py`."""
 
-    share: Annotated[float, Field(gt=0, le=1)] = 0.25  # of a round's problems, at most
+    share: PositiveShare = 0.25  # of a round's problems, at most
     after: PositiveInt = 4  # steps, at least
 
     def most(self, problems: int) -> int:
@@ -322,6 +326,11 @@ class Update(Section):
     tokens_per_microbatch: PositiveInt = 16384  # padded prompt + completion tokens
     logits_chunk: PositiveInt = 4096  # positions whose logits exist at one time
     gradient_checkpointing: bool = False
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps per step of the run."""
+        return self.minibatches * self.epochs
 
 
 class Evaluation(Section):

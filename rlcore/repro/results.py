@@ -111,6 +111,6 @@ def _completions(folder: Path, step: int) -> int:
 
 def _greedy_too(recipe: RL) -> float:
     """A completion more in each group, which the ledger does not hold, where the advantage needs a greedy one."""
-    from trainers.algorithm import needed
+    from trainers.algorithm import needing
 
-    return 1 + ("greedy" in needed(recipe)) / recipe.rollout.samples
+    return 1 + bool(needing(recipe, "greedy")) / recipe.rollout.samples

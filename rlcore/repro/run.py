@@ -1,12 +1,14 @@
 """Trains an experiment's runs, several at a time, each in a process of its own. A run that is done is not done again, and one
 that was interrupted goes on from its checkpoint.
 
-A run's console goes to `runs/repro/NAME/ARM/SEED.log`, beside its folder.
+A run's console goes to `runs/repro/NAME/ARM/SEED.log`, beside its folder, the digest of the code that made it to `SEED.code`:
+runs of other recipes, or of other code, are refused and never mixed.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import signal
 import subprocess
@@ -22,14 +24,29 @@ from rlcore.repro.experiment import Planned, differences
 from rlcore.run.console import say, watched
 
 POLL_S = 0.2
+PACKAGES = ("rlcore", "rewards", "rollout", "trainers")
 
 
-def refuse_other_recipes(runs: Iterable[Planned]) -> None:
-    """Raises UserError where a run's folder holds one of another recipe."""
+def code() -> str:
+    """SHA-256 of the project's sources; a user's own modules are not among them."""
+    found = hashlib.sha256()
+    for package in PACKAGES:
+        [folder] = importlib.import_module(package).__path__
+        for file in sorted(Path(folder).rglob("*.py")):
+            found.update(f"{package}/{file.relative_to(folder)}\0".encode() + file.read_bytes())
+    return found.hexdigest()
+
+
+def refuse_others(runs: Iterable[Planned]) -> None:
+    """Raises UserError where a run's folder holds one of another recipe or of other code."""
+    now = code()
     for run in runs:
         file = run.folder / "recipe.yaml"
         if not file.is_file():
             continue
+        made_by = _code(run).read_text() if _code(run).is_file() else ""
+        if made_by != now:
+            raise UserError(f"{run.folder} holds a run of other code than this: move it away, or delete it")
         before = load([str(file)]).recipe.model_dump(mode="json")
         if changed := list(differences(before, run.recipe.model_dump(mode="json"))):
             raise UserError(f"{run.folder} holds a run with another {', '.join(changed)}: move it away, or delete it")
@@ -77,6 +94,7 @@ def _start(run: Planned) -> subprocess.Popen:
     """In a session of its own: the terminal's Ctrl-C reaches this process alone, which tells each run once."""
     _log(run).parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "rlcore.cli.main", "train", *run.arguments, "--resume"]
+    _code(run).write_text(code())
     with _log(run).open("a") as log:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
 
@@ -106,6 +124,10 @@ def _interrupted_at_the_end(going: Mapping[subprocess.Popen, Planned]) -> Iterat
 
 def _log(run: Planned) -> Path:
     return run.folder.with_name(f"{run.folder.name}.log")
+
+
+def _code(run: Planned) -> Path:
+    return run.folder.with_name(f"{run.folder.name}.code")
 
 
 def _last_line(run: Planned) -> str:

@@ -188,7 +188,7 @@ class Run:
         for metric in self._watched:
             best = self._history["best"].get(metric)
             if metric not in metrics:
-                if best is None and metrics.get("groups/trained"):  # a step that trained on something has every metric
+                if best is None and "loss" in metrics:  # a step that the policy learned from has every metric
                     raise UserError(f"the recipe watches {metric!r}, which no metric is called{nearest(metric, list(metrics))}")
             elif best is None or metrics[metric] > best["value"]:
                 self._history["best"][metric] = {"value": metrics[metric], "step": step, "stale": 0}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from rlcore.errors import UserError
+
 
 @dataclass(frozen=True, slots=True)
 class Mean:
@@ -37,6 +39,16 @@ def merge(parts: Iterable[Metrics]) -> Metrics:
         for name, metric in part.items():
             merged[name] = merged[name] + metric if name in merged else metric  # type: ignore[operator]
     return merged
+
+
+def union(parts: Iterable[Metrics]) -> Metrics:
+    """The metrics of all parts. Raises UserError where two report one name: added up, neither could be read any more."""
+    together: Metrics = {}
+    for part in parts:
+        if twice := together.keys() & part.keys():
+            raise UserError(f"two parts of a step report the metric {min(twice)!r}: give one of them another name")
+        together |= part
+    return together
 
 
 def values(metrics: Mapping[str, Mean | Max]) -> dict[str, float]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -37,7 +38,7 @@ class Transformers(Engine):
         tokenizer: PreTrainedTokenizerBase,
         stop_ids: Sequence[int],
         *,
-        batch_size: int = DEFAULT_BATCH,
+        batch_size: PositiveInt = DEFAULT_BATCH,
     ) -> None:
         model = spec.load()
         config = model.config

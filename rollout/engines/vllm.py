@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import LoraConfig
+from pydantic import PositiveFloat, PositiveInt
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -52,10 +53,10 @@ class Vllm(Engine):
         tokenizer: PreTrainedTokenizerBase,
         stop_ids: Sequence[int],
         *,
-        max_num_seqs: int = 256,
-        kv_cache_gb: float = DEFAULT_CACHE_GB,
-        max_model_len: int | None = None,
-        tensor_parallel: int = 1,
+        max_num_seqs: PositiveInt = 256,
+        kv_cache_gb: PositiveFloat = DEFAULT_CACHE_GB,
+        max_model_len: PositiveInt | None = None,
+        tensor_parallel: PositiveInt = 1,
     ) -> None:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
@@ -191,7 +192,7 @@ class Vllm(Engine):
         self._llm.llm_engine.engine_core.shutdown()
 
     @staticmethod
-    def cache_bytes(sequences: int, sequence_bytes: int, *, kv_cache_gb: float = DEFAULT_CACHE_GB, **_: Any) -> int:
+    def cache_bytes(sequences: int, sequence_bytes: int, *, kv_cache_gb: PositiveFloat = DEFAULT_CACHE_GB, **_: Any) -> int:
         return int(kv_cache_gb * 2**30)
 
     # -- asking --------------------------------------------------------------------------------------------------------

@@ -108,6 +108,14 @@ def test_a_folder_of_another_recipe_is_refused_by_name(home: Path, tiny: Path) -
         command.run("other/shrunken.yaml", seeds=1, jobs=2, json_file="")
 
 
+def test_a_run_of_other_code_is_refused_by_name(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its numbers would be compared with those of the arms that are still to come."""
+    with monkeypatch.context() as patched:
+        patched.setattr(running, "PACKAGES", ("rewards",))
+        with pytest.raises(UserError, match=r"shrunken/\w+/\d+ holds a run of other code than this: move it away"):
+            command.run("shrunken.yaml", seeds=1, jobs=2, json_file="")
+
+
 def test_more_seeds_than_there_are(home: Path) -> None:
     with pytest.raises(UserError, match="shrunken has 3 seeds"):
         command.run("shrunken.yaml", seeds=4, jobs=2, json_file="")

@@ -196,12 +196,13 @@ def test_a_greedy_completion_is_worth_what_a_sampled_one_would_be(compose: Calla
 
 
 def test_a_greedy_completion_is_not_trained_on_and_counts_for_nothing_else(compose: Callable) -> None:
-    """Not in the batch, the ledger, the accuracy, the lengths or the tokens."""
+    """Not in the batch, the ledger, the accuracy or the lengths."""
     rewards = compose({"name": "Told"})
     graded, without = (rewards.grade(asked) for asked in (beside(["1"], ["0", "0"]), groups(["0", "0"])))
     assert graded.batch.tokens.tolist() == without.batch.tokens.tolist()
     assert graded.ledger == without.ledger
-    assert {k: v for k, v in graded.metrics.items() if k != "reward/greedy"} == without.metrics
+    assert {k for k, v in graded.metrics.items() if without.metrics.get(k) != v} == {"reward/greedy", "tokens"}
+    assert graded.metrics["tokens"].value > without.metrics["tokens"].value  # they were sampled, and cost what others do
     assert without.batch.greedy is None
 
 
@@ -221,6 +222,12 @@ def test_an_invalid_greedy_completion_drops_its_group_which_is_counted(compose: 
     assert graded.metrics["reward/greedy"].value == 0.5
     assert graded.metrics["invalid/fraction"].value == 0
     assert len(graded.ledger) == 6
+
+
+def test_greedy_completions_that_cannot_be_judged_are_the_graders_failure_too(compose: Callable) -> None:
+    rewards = compose({"name": "Told"}, max_invalid_fraction=0.3)
+    with pytest.raises(UserError, match="2 of 6 completions could not be graded"):
+        rewards.grade(beside(["invalid", "invalid"], ["1", "0"], ["1", "0"]))
 
 
 def test_a_single_completion_is_compared_with_the_greedy_one(compose: Callable) -> None:

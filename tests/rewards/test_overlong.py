@@ -6,7 +6,7 @@ import pytest
 
 from rewards.length.overlong import Overlong
 from rlcore.errors import UserError
-from rlcore.plugins import find
+from rlcore.plugins import bind, find
 from rlcore.types import Completion, Group, Problem, Sampling, Scored
 
 
@@ -45,10 +45,10 @@ def test_groups_in_order() -> None:
     assert [score.value for score in scores if isinstance(score, Scored)] == [-0.25, -0.5, -0.75]
 
 
-@pytest.mark.parametrize("buffer", [0, -1, 101])
-def test_a_buffer_that_does_not_fit_is_refused(buffer: int) -> None:
-    with pytest.raises(UserError, match="buffer must be above 0 and at most max_tokens"):
-        Overlong(max_tokens=100, buffer=buffer)
+@pytest.mark.parametrize(("buffer", "why"), [(0, "greater than 0"), (-1, "greater than 0"), (101, "at most max_tokens")])
+def test_a_buffer_that_does_not_fit_is_refused(buffer: int, why: str) -> None:
+    with pytest.raises(UserError, match=f"buffer .*{why}"):
+        bind("rewards", "overlong", {"max_tokens": 100, "buffer": buffer})()
 
 
 def test_recipes_find_it_by_name() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rewards.compose import Rewards
 from rewards.length.short_rl import ShortRl
 from rlcore.errors import UserError
-from rlcore.plugins import find
+from rlcore.plugins import bind, find
 from rlcore.protocols import Reward
 from rlcore.recipe.schema import Component
 from rlcore.run.folder import Run
@@ -140,13 +140,13 @@ def test_runs_that_verify_nothing_are_refused() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"length_tolerance": -1}, "length_tolerance is a number of tokens and cannot be -1"),
-        ({"length_tolerance": 1, "accuracy_tolerance": 5}, r"accuracy_tolerance must be within \[0, 1\], not 5"),
+        ({"length_tolerance": -1}, "length_tolerance cannot be -1: .* greater than or equal to 0"),
+        ({"length_tolerance": 1, "accuracy_tolerance": 5}, "accuracy_tolerance cannot be 5: .* less than or equal to 1"),
     ],
 )
 def test_tolerances_that_mean_nothing_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        ShortRl(**settings)
+        bind("rewards", "short_rl", settings)
 
 
 def test_recipes_find_it_by_name() -> None:

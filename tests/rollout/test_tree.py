@@ -21,7 +21,7 @@ LIMIT, SEGMENT = 22, 5
 @pytest.fixture
 def tree(tiny_spec: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> TreeEngine:
     engine = Transformers(tiny_spec, tokenizer, [tokenizer.eos_token_id], batch_size=7)
-    return TreeEngine(engine, segment=SEGMENT, first=2, branches=2)
+    return TreeEngine(engine, leaves=12, segment=SEGMENT, first=2, branches=2)
 
 
 def leaves_of(tokenizer: PreTrainedTokenizerBase, problems: Sequence[int], count: int) -> list[Request]:
@@ -92,6 +92,12 @@ def test_a_tree_does_not_depend_on_what_is_sampled_beside_it(tree: TreeEngine, t
     together = tree.generate(leaves_of(tokenizer, range(4), 6))
     alone = tree.generate(leaves_of(tokenizer, [2], 6))
     assert [(c.token_ids, c.path) for c in together if c.problem_id == "p2"] == [(c.token_ids, c.path) for c in alone]
+
+
+def test_two_groups_of_one_problem_are_two_trees(tree: TreeEngine, tokenizer: PreTrainedTokenizerBase) -> None:
+    found = tree.generate(leaves_of(tokenizer, [1], 24))
+    assert [len({leaf.path[0] for leaf in group}) for group in (found[:12], found[12:])] == [1, 1]
+    assert found[0].path[0] != found[12].path[0]
 
 
 def test_greedy_requests_go_through_as_they_are(tree: TreeEngine, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -11,7 +11,7 @@ from rlcore import jobs
 from rlcore.errors import UserError
 from rlcore.recipe.load import load
 from rlcore.recipe.schema import RL
-from rlcore.repro.experiment import read
+from rlcore.repro.experiment import differences, read
 from tests.conftest import REPOSITORY
 from tests.trainers.test_loop import metrics
 from trainers.algorithm import needs
@@ -51,6 +51,9 @@ STATEFUL = [
     ["algorithms/treepo", *SHORT["treepo"]],
     ["algorithm.curriculum={candidates: 2}", "algorithm.replay={share: 0.5, after: 1}"],
     ["algorithm.budget={pilot: 2}"],
+    ["algorithms/drpo", "rewards=[answer]"],
+    ["algorithms/reinforce_pp", "algorithm.imitation=0.1"],
+    ["algorithms/dapo", "algorithm.curriculum={candidates: 2}"],
 ]
 
 
@@ -66,12 +69,19 @@ def test_a_resumed_run_is_the_unbroken_one(choice: list[str], tiny: Path, tmp_pa
             "checkpoint.every=2",
             "optimizer.learning_rate=0.01",
         ]
-        jobs.run(load(["quickstart", *SMALL, *choice, DIGITS, *where]), resume)
+        jobs.run(load(["quickstart", *SMALL, DIGITS, *choice, *where]), resume)
         return metrics(tmp_path / name)
 
     unbroken = run("unbroken", 5)
     run("broken", 2)
     assert run("broken", 5, resume=True) == unbroken
+
+
+def test_a_policys_metric_may_be_watched_while_the_critic_warms_up(tiny: Path, tmp_path: Path) -> None:
+    """In which the policy reports nothing."""
+    choice = ["algorithms/vapo", "algorithm.critic.warmup_steps=2", "checkpoint.keep_best=grad_norm", "steps=4"]
+    jobs.run(load(["quickstart", *SMALL, *choice, DIGITS, f"model={tiny}", f"output={tmp_path / 'run'}"]), resume=False)
+    assert ["grad_norm" in row for row in metrics(tmp_path / "run")] == [False, False, True, True]
 
 
 def test_every_preset_is_an_arm_of_the_experiment() -> None:
@@ -97,6 +107,15 @@ REFUSED = [
     (["algorithm.dynamic_sampling={}", "rollout.samples=1", "algorithm.advantage=reinforce_pp"], "set rollout.samples >= 2"),
     (["algorithms/vapo", "steps=8"], "warmup_steps 10 leaves none of 8 steps to the policy"),
     (["algorithm.advantage=gae"], "advantage 'gae' needs the values of a critic"),
+    (
+        ["algorithm.loss=drpo", "algorithm.advantage=reinforce_pp", "rollout.samples=1"],
+        "loss 'drpo' compares the completions of a problem",
+    ),
+    (["algorithm.loss=drpo", "algorithm.advantage=reinforce_pp", "rewards=[format]"], "loss 'drpo' reads accuracy"),
+    (["algorithms/grpo", "algorithm.kl.place=reward"], "advantage 'grpo' divides rewards by their spread"),
+    (["algorithm.advantage=tempo", "algorithm.kl={coefficient: 1, place: reward}"], "advantage 'tempo' divides rewards"),
+    (["algorithms/ppo", "algorithm.advantage.gamma=5"], "'gae': gamma cannot be 5: .* less than or equal to 1"),
+    (["algorithms/vapo", "algorithm.critic.shared=true"], "critic.learning_rate .* or set it to 1e-05"),
     (["algorithms/ppo", "algorithm.advantage=grpo"], "advantage 'grpo' takes no values: set algorithm.critic=null"),
     (["algorithm.advantage=treepo"], "advantage 'treepo' compares the branches of a tree: set rollout.tree"),
     (["algorithms/treepo"], "rollout.tree.segment 128 is not below rollout.max_new_tokens 64"),
@@ -121,6 +140,29 @@ def test_what_cannot_work_is_refused_before_anything_is_loaded(
     monkeypatch.setattr("rlcore.models.ModelSpec.load", loaded)
     with pytest.raises(UserError, match=message):
         asked(["quickstart", *overrides, *SMALL[:1], "eval=null"])
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_nothing_of_an_earlier_preset_is_left_under_a_later_one(preset: str) -> None:
+    """Of what presets set; what they leave alone, such as a correction, is the user's."""
+
+    def resolved(*presets: str) -> RL:
+        recipe = load(["quickstart", *(f"algorithms/{each}" for each in presets), "rollout.max_new_tokens=256"]).recipe
+        assert isinstance(recipe, RL)
+        return recipe
+
+    alone = resolved(preset)
+    for other in PRESETS:
+        changed = set(differences(alone.model_dump(), resolved(other, preset).model_dump()))
+        if not alone.algorithm.kl.coefficient:
+            changed -= {"algorithm.kl.estimator", "algorithm.kl.place"}  # of what is switched off
+        assert not changed
+
+
+def test_what_is_right_on_policy_only_warns_off_it(capsys: pytest.CaptureFixture[str]) -> None:
+    for override, warned in (("update.minibatches=1", False), ("update.minibatches=2", True), ("update.epochs=2", True)):
+        asked(["quickstart", "algorithms/remax", *SMALL[:1], "eval=null", override])
+        assert ("algorithm.loss 'gpg' has no ratio" in capsys.readouterr().err) is warned
 
 
 def asked(arguments: list[str]) -> None:

@@ -15,9 +15,8 @@ from rlcore.errors import UserError
 from rlcore.protocols import Reward, StatefulReward
 from rlcore.recipe.load import load
 from rlcore.run.folder import Interrupted, Run
-from rlcore.run.metrics import Mean
+from rlcore.run.metrics import Mean, union
 from rlcore.types import Scored
-from trainers.loop import union
 
 DIGITS = f"{{name: '{__name__}:Digits'}}"
 COUNTING = f"rewards=[answer, {DIGITS}, {{name: '{__name__}:Counting'}}]"
@@ -229,7 +228,7 @@ def test_a_run_that_verifies_nothing_says_nothing_of_accuracy(launch: Callable) 
 
 def test_two_parts_of_a_step_cannot_report_one_metric() -> None:
     assert union([{"a": Mean(1, 1)}, {}, {"b": Mean(2, 1)}]) == {"a": Mean(1, 1), "b": Mean(2, 1)}
-    with pytest.raises(ValueError, match="two parts of a step report the metric 'a'"):
+    with pytest.raises(UserError, match="two parts of a step report the metric 'a'"):
         union([{"a": Mean(1, 1)}, {"b": Mean(2, 1)}, {"a": Mean(3, 1)}])
 
 

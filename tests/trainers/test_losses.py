@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -28,17 +29,18 @@ from rlcore.types import Sampling
 from tests.conftest import batch_of
 from trainers import algorithm
 from trainers.build import build_learner, build_policy
+from trainers.covariance import covariance, highest, lots
 from trainers.losses.cispo import Cispo
-from trainers.losses.clip_cov import ClipCov, covariance, highest, lots
+from trainers.losses.clip_cov import ClipCov
 from trainers.losses.drpo import Drpo
-from trainers.losses.dual_clip import DualClip
+from trainers.losses.dual_clip import dual_clip
 from trainers.losses.gpg import gpg
 from trainers.losses.gspo import gspo
 from trainers.losses.kl_cov import KlCov
 from trainers.losses.ppo_clip import ppo_clip
-from trainers.losses.sapo import Sapo
+from trainers.losses.sapo import sapo
 from trainers.losses.two_sided_clip import TwoSidedClip
-from trainers.objective import Loss, LossInputs, token_weights
+from trainers.objective import LossInputs, Objective, token_weights
 
 
 def inputs_of(logprobs: Any, advantages: Any, old: Any = 0.0, mask: Any = 1.0) -> LossInputs:
@@ -63,13 +65,13 @@ def of_ratios(ratios: Any, advantages: Any, mask: Any = 1.0) -> LossInputs:
 @pytest.mark.parametrize(
     ("loss", "ratio", "advantage", "value", "gradient"),
     [
-        (DualClip(), 5.0, -2.0, 6.0, 0.0),  # −A·c, not 10
-        (DualClip(), 2.0, -2.0, 4.0, 4.0),  # below c: −A·r, as in PPO
-        (DualClip(), 0.5, -2.0, 1.6, 0.0),  # PPO's lower clip
-        (DualClip(), 5.0, 2.0, -2.4, 0.0),  # A > 0: PPO's upper clip
-        (DualClip(), 1.1, 2.0, -2.2, -2.2),
-        (DualClip(), 5.0, 0.0, 0.0, 0.0),
-        (DualClip(bound=1.1), 1.15, -2.0, 2.2, 0.0),  # a bound within PPO's range
+        (dual_clip, 5.0, -2.0, 6.0, 0.0),  # −A·c, not 10
+        (dual_clip, 2.0, -2.0, 4.0, 4.0),  # below c: −A·r, as in PPO
+        (dual_clip, 0.5, -2.0, 1.6, 0.0),  # PPO's lower clip
+        (dual_clip, 5.0, 2.0, -2.4, 0.0),  # A > 0: PPO's upper clip
+        (dual_clip, 1.1, 2.0, -2.2, -2.2),
+        (dual_clip, 5.0, 0.0, 0.0, 0.0),
+        (partial(dual_clip, bound=1.1), 1.15, -2.0, 2.2, 0.0),  # a bound within PPO's range
         (TwoSidedClip(), 5.0, -2.0, 8.0, 0.0),
         (TwoSidedClip(), 3.0, -2.0, 6.0, 6.0),
         (TwoSidedClip(delta=1.3), 1.4, -2.0, 2.6, 0.0),
@@ -83,12 +85,12 @@ def of_ratios(ratios: Any, advantages: Any, mask: Any = 1.0) -> LossInputs:
         (Cispo(), 0.25, 2.0, -0.5 * math.log(0.25), -0.5),  # no lower bound
         (Cispo(ratio_min=0.5), 0.25, 2.0, -math.log(0.25), -1.0),
         (Cispo(ratio_max=1.2), 1.5, 2.0, -2.4 * math.log(1.5), -2.4),
-        (Sapo(), 1.0, 2.0, -4.0, -2.0),  # half open: −A/2 · 4
-        (Sapo(), 1.0, -2.0, 4 / 1.05, 2.0),
-        (Sapo(), 1.5, 2.0, -4.979674, -2.820044),  # σ(0.5) = 0.622459
-        (Sapo(), 1.5, -2.0, 4.787166, 2.802411),  # σ(0.525) = 0.628316
-        (Sapo(temperature_negative=2.0), 1.5, -2.0, 4 * 0.731059, 2.359343),  # σ(1) = 0.731059
-        (Sapo(), 1.5, 0.0, 0.0, 0.0),
+        (sapo, 1.0, 2.0, -4.0, -2.0),  # half open: −A/2 · 4
+        (sapo, 1.0, -2.0, 4 / 1.05, 2.0),
+        (sapo, 1.5, 2.0, -4.979674, -2.820044),  # σ(0.5) = 0.622459
+        (sapo, 1.5, -2.0, 4.787166, 2.802411),  # σ(0.525) = 0.628316
+        (partial(sapo, temperature_negative=2.0), 1.5, -2.0, 4 * 0.731059, 2.359343),  # σ(1) = 0.731059
+        (sapo, 1.5, 0.0, 0.0, 0.0),
     ],
 )
 def test_worked_values_and_gradients(loss: Callable, ratio: float, advantage: float, value: float, gradient: float) -> None:
@@ -102,12 +104,12 @@ def test_worked_values_and_gradients(loss: Callable, ratio: float, advantage: fl
 def test_the_share_of_tokens_that_a_bound_holds_is_counted_in_the_loss_only() -> None:
     """Ratios 5 and 2 with A < 0, 5 with A > 0, 5 with A < 0 outside the loss."""
     inputs = of_ratios([[5.0, 2.0, 5.0, 5.0]], [[-1.0, -1, 1, -1]], mask=[[1.0, 1, 1, 0]])
-    for dual in (DualClip(), TwoSidedClip()):
+    for dual in (dual_clip, TwoSidedClip()):
         metrics = dual(inputs).metrics
         assert metrics["dual_clip_fraction"].value == pytest.approx(1 / 3)
         assert metrics["clip_fraction"].value == pytest.approx(1 / 3)
     assert Cispo(ratio_max=4.0)(inputs).metrics["clip_fraction"].value == pytest.approx(2 / 3)
-    assert Sapo()(inputs).metrics["ratio/max"].value == pytest.approx(5)
+    assert sapo(inputs).metrics["ratio/max"].value == pytest.approx(5)
 
 
 def test_two_sided_clip_is_dual_clip_above_ppos_range() -> None:
@@ -117,7 +119,7 @@ def test_two_sided_clip_is_dual_clip_above_ppos_range() -> None:
     advantages = torch.randn(ratio.shape, dtype=torch.float64, generator=generator)
     inputs = of_ratios(ratio.tolist(), advantages)
     written = torch.maximum(-advantages * ratio.clamp(max=4.0), -advantages * ratio.clamp(0.8, 1.28))
-    for loss in (TwoSidedClip(delta=4.0, clip_high=0.28), DualClip(bound=4.0, clip_high=0.28)):
+    for loss in (TwoSidedClip(delta=4.0, clip_high=0.28), partial(dual_clip, bound=4.0, clip_high=0.28)):
         torch.testing.assert_close(loss(inputs).per_token, written)
 
 
@@ -148,18 +150,20 @@ def test_gspos_ratio_is_bounded() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "complaint"),
     [
-        ("dual_clip", {"bound": 1.0}, "dual_clip: bound must be above 1, not 1"),
+        ("dual_clip", {"bound": 1.0}, "'dual_clip': bound cannot be 1.0: .* greater than 1"),
         ("two_sided_clip", {"delta": 1.2}, r"two_sided_clip: delta must be above 1 \+ clip_high \(1.2\), not 1.2"),
         ("two_sided_clip", {"delta": 1.3, "clip_high": 0.4}, r"delta must be above 1 \+ clip_high \(1.4\)"),
         ("cispo", {"ratio_max": 0.2}, "cispo: ratio_max is a ratio π/π_old, not a distance from 1: .* not 0.2"),
         ("cispo", {"ratio_min": 1.5}, "cispo: ratio_min is a ratio"),
-        ("sapo", {"temperature_positive": 0.0}, "sapo: temperature_positive must be above 0, not 0"),
-        ("sapo", {"temperature_negative": -1.0}, "sapo: temperature_negative must be above 0"),
-        ("clip_cov", {"share": 0.0}, "clip_cov: share must be above 0 and at most 1, not 0"),
-        ("kl_cov", {"share": 1.5}, "kl_cov: share must be above 0 and at most 1, not 1.5"),
+        ("sapo", {"temperature_positive": 0.0}, "'sapo': temperature_positive cannot be 0.0: .* greater than 0"),
+        ("sapo", {"temperature_negative": -1.0}, "'sapo': temperature_negative cannot be -1.0"),
+        ("clip_cov", {"share": 0.0}, "'clip_cov': share cannot be 0.0: .* greater than 0"),
+        ("kl_cov", {"share": 1.5}, "'kl_cov': share cannot be 1.5: .* less than or equal to 1"),
         ("clip_cov", {"covariance_low": 5.0}, r"clip_cov: covariance_low \(5\) must be below covariance_high \(5\)"),
-        ("drpo", {"length_temperature": 0.0}, "drpo: length_temperature must be above 0, not 0"),
-        ("drpo", {"temperature": -1.0}, "drpo: temperature must be above 0, not -1"),
+        ("drpo", {"length_temperature": 0.0}, "'drpo': length_temperature cannot be 0.0"),
+        ("ppo_clip", {"clip_low": 28}, "'ppo_clip': clip_low cannot be 28: .* less than 1"),
+        ("gspo", {"clip_low": "wide"}, "'gspo': clip_low cannot be 'wide': .* valid number"),
+        ("drpo", {"temperature": -1.0}, "'drpo': temperature cannot be -1.0"),
     ],
 )
 def test_options_that_cannot_work_are_refused_by_name(name: str, options: dict[str, float], complaint: str) -> None:
@@ -323,8 +327,10 @@ def drpo_batch(seed: int, drift: float = -0.1) -> tuple[LossInputs, GradedBatch]
 
 def value_of(loss: Callable, inputs: LossInputs, batch: GradedBatch) -> Tensor:
     """A loss with terms of its own denominators, on a whole mini-batch."""
-    found = loss(replace(inputs, prepared=loss.prepare(lambda: detached(inputs), batch)))  # type: ignore[attr-defined]
+    objective = Objective(loss)
+    found = objective(replace(inputs, prepared=objective.prepare(lambda: detached(inputs), batch)))
     assert not found.per_token.any()
+    assert found.normalised is not None
     return found.normalised.sum()
 
 
@@ -384,7 +390,9 @@ def test_a_completion_without_tokens_in_the_loss_is_neither_right_nor_wrong() ->
 
 
 def test_drpo_needs_groups_and_accuracy() -> None:
-    assert {"groups", "accuracy"} <= algorithm.needed(load(["quickstart", "algorithm.loss=drpo"]).recipe)
+    recipe = load(["quickstart", "algorithm.loss=drpo", "algorithm.advantage=reinforce_pp"]).recipe
+    for need in ("groups", "accuracy"):
+        assert algorithm.needing(recipe, need) == "algorithm.loss 'drpo'"
 
 
 # -- what holds for every loss ----------------------------------------------------------------------------------------------
@@ -397,9 +405,10 @@ OPTIONS: dict[str, dict[str, float]] = {
 }
 
 
-def build(name: str) -> Callable[[LossInputs], Loss]:
+def build(name: str) -> Objective:
+    """The loss as the learner calls it."""
     bound = plugins.bind("trainers.losses", name, OPTIONS.get(name, {}))
-    return bound() if isinstance(bound.func, type) else bound  # type: ignore[attr-defined]
+    return Objective(bound() if isinstance(bound.func, type) else bound)  # type: ignore[attr-defined]
 
 
 def facts(loss: Any, inputs: LossInputs, batch: GradedBatch) -> dict[str, Tensor]:

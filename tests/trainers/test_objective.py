@@ -4,6 +4,7 @@ losses: test_losses.py."""
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from rlcore.batch import GradedBatch
 from rlcore.errors import UserError
 from rlcore.plugins import bind, names
 from rlcore.recipe.schema import KL, Correction, Entropy
+from rlcore.run.metrics import Mean
 from tests.conftest import batch_of
 from trainers.losses.drpo import Drpo
 from trainers.losses.gpg import gpg
@@ -65,6 +67,33 @@ def test_a_completions_ratio_is_the_product_of_its_tokens(clip_high: float, valu
     total.backward()
     assert total.item() == pytest.approx(value, abs=1e-5)
     assert logprobs.grad[0].tolist() == pytest.approx([gradient, gradient, 0], abs=1e-5)
+
+
+def test_what_weighs_tokens_weighs_them_in_a_completions_ratio_too() -> None:
+    """Of two tokens the second alone is learned from: its own −A·s, and nothing at the first."""
+    logprobs = torch.tensor([[1.1, 1.2]]).log().requires_grad_()
+    inputs = inputs_of(logprobs, torch.full((1, 2), 2.0), old=torch.zeros(1, 2))
+    inputs = replace(inputs, prepared={"uncertain": torch.tensor([[0.0, 1]])})
+    loss = Objective(partial(ppo_clip_sequence, clip_high=0.5))(inputs)
+    (loss.per_token * token_weights(inputs.loss_mask, "sequence_mean", 10)).sum().backward()
+    assert logprobs.grad[0].tolist() == pytest.approx([0, -2.64], abs=1e-5)
+
+
+def test_names_that_the_objective_has_itself_are_refused() -> None:
+    inputs = inputs_of(torch.tensor([[-1.0]]), torch.tensor([[2.0]]))
+
+    def loss(inputs: LossInputs) -> Loss:
+        return Loss(-inputs.logprobs, {"entropy": Mean(1, 1)})
+
+    with pytest.raises(UserError, match="two parts of a step report the metric 'entropy'"):
+        Objective(loss)(inputs)
+
+    class Prepared:
+        def prepare(self, look: object, batch: object) -> dict[str, torch.Tensor]:
+            return {"uncertain": torch.zeros(1, 1)}
+
+    with pytest.raises(UserError, match="prepares 'uncertain', which the objective does"):
+        Objective(Prepared()).prepare(lambda: inputs, None)  # type: ignore[arg-type]
 
 
 def test_objective_adds_the_kl_penalty_to_the_policy_loss() -> None:

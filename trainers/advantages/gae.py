@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from rlcore.batch import Advantages, GradedBatch
+from rlcore.recipe.schema import Share
 from trainers.algorithm import needs
 from trainers.returns import generalised_advantages
 from trainers.whiten import whitened
@@ -27,9 +28,9 @@ from trainers.whiten import whitened
 def gae(
     batch: GradedBatch,
     *,
-    gamma: float = 1.0,
-    lambda_policy: float | Tensor = 1.0,
-    lambda_critic: float = 1.0,
+    gamma: Share = 1.0,
+    lambda_policy: Share | Tensor = 1.0,
+    lambda_critic: Share = 1.0,
     whiten: bool = True,
 ) -> Advantages:
     """`lambda_policy`: one for all completions, or (B,)."""

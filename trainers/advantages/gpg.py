@@ -13,13 +13,15 @@ Where all groups are degenerate everything is 0.
 
 from __future__ import annotations
 
+from pydantic import PositiveFloat
+
 from rlcore.batch import Advantages, GradedBatch
 from trainers.advantages.dr_grpo import dr_grpo
 from trainers.algorithm import needs
 
 
 @needs("groups")
-def gpg(batch: GradedBatch, *, norm: float = 1.0) -> Advantages:
+def gpg(batch: GradedBatch, *, norm: PositiveFloat = 1.0) -> Advantages:
     centred = dr_grpo(batch)
     telling = (~centred.degenerate).sum().clamp(min=1)
     return Advantages(centred.policy * (len(batch.group) / telling / norm), centred.degenerate)

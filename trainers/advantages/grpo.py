@@ -11,13 +11,14 @@ removes. A group of equal rewards gives 0 for all, and is counted as degenerate.
 from __future__ import annotations
 
 from rlcore.batch import Advantages, GradedBatch
+from rlcore.recipe.schema import NonNegativeFloat
 from trainers.advantages.dr_grpo import dr_grpo
 from trainers.algorithm import needs
 from trainers.groups import group_std
 
 
-@needs("groups")
-def grpo(batch: GradedBatch, *, epsilon: float = 1e-6) -> Advantages:
+@needs("groups", "kl_in_loss")
+def grpo(batch: GradedBatch, *, epsilon: NonNegativeFloat = 1e-6) -> Advantages:
     centred = dr_grpo(batch)
     deviation = centred.policy[:, 0].double()
     normalised = (deviation / (group_std(deviation, batch.group) + epsilon)).float()

@@ -9,12 +9,17 @@ for ℓ = 100, 1000 and 10000. Up to 1/α tokens λ is 0, as the formula would b
 
 from __future__ import annotations
 
+from pydantic import PositiveFloat
+
 from rlcore.batch import Advantages, GradedBatch
+from rlcore.recipe.schema import Share
 from trainers.advantages.gae import gae
 from trainers.algorithm import needs
 
 
 @needs("values")
-def length_adaptive_gae(batch: GradedBatch, *, alpha: float = 0.05, gamma: float = 1.0, whiten: bool = True) -> Advantages:
+def length_adaptive_gae(
+    batch: GradedBatch, *, alpha: PositiveFloat = 0.05, gamma: Share = 1.0, whiten: bool = True
+) -> Advantages:
     lambda_policy = 1 - 1 / (alpha * batch.loss_mask.sum(1).double()).clamp(min=1)
     return gae(batch, gamma=gamma, lambda_policy=lambda_policy, lambda_critic=1.0, whiten=whiten)

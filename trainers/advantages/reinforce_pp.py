@@ -14,11 +14,12 @@ from __future__ import annotations
 import torch
 
 from rlcore.batch import Advantages, GradedBatch
+from rlcore.recipe.schema import Share
 from trainers.groups import uniform
 from trainers.returns import rewards_to_go
 from trainers.whiten import whitened
 
 
-def reinforce_pp(batch: GradedBatch, *, gamma: float = 1.0) -> Advantages:
+def reinforce_pp(batch: GradedBatch, *, gamma: Share = 1.0) -> Advantages:
     everyone = torch.zeros_like(batch.group)
     return Advantages(whitened(rewards_to_go(batch, gamma), batch.loss_mask), uniform(batch.totals, everyone))

@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from rlcore.batch import Advantages, GradedBatch
+from rlcore.recipe.schema import NonNegativeFloat
 from trainers.algorithm import needs
 from trainers.groups import group_mean, group_size, group_std, uniform
 
 
-@needs("groups")
-def tempo(batch: GradedBatch, *, epsilon: float = 1e-6) -> Advantages:
+@needs("groups", "kl_in_loss")
+def tempo(batch: GradedBatch, *, epsilon: NonNegativeFloat = 1e-6) -> Advantages:
     totals = batch.totals.double()
     centred = totals - group_mean(totals, batch.group)
     scale = group_std(totals, batch.group) + epsilon

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from rlcore.errors import UserError
 from trainers.losses.gpg import gpg
-from trainers.losses.ppo_clip import log_ratio
 from trainers.objective import Loss, LossInputs, mean
+from trainers.ratio import log_ratio
 
 
 class Cispo:

@@ -20,24 +20,24 @@ from torch import Tensor
 
 from rlcore.batch import GradedBatch
 from rlcore.errors import UserError
-from rlcore.types import seed_from
+from rlcore.recipe.schema import ClipLow, NonNegativeFloat, PositiveShare
+from trainers.covariance import covariance, highest, lots
 from trainers.losses.ppo_clip import ppo_clip
 from trainers.objective import Look, Loss, LossInputs, mean
 
 
 class ClipCov:
-    """Raises UserError for a share outside (0, 1] and for an empty range."""
+    """Raises UserError for an empty range."""
 
     def __init__(
         self,
         *,
-        share: float = 2e-4,
+        share: PositiveShare = 2e-4,
         covariance_low: float = 1.0,
         covariance_high: float = 5.0,
-        clip_low: float = 0.2,
-        clip_high: float = 0.2,
+        clip_low: ClipLow = 0.2,
+        clip_high: NonNegativeFloat = 0.2,
     ) -> None:
-        refuse_share("clip_cov", share)
         if not covariance_low < covariance_high:
             raise UserError(
                 f"clip_cov: covariance_low ({covariance_low:g}) must be below covariance_high ({covariance_high:g})"
@@ -55,37 +55,3 @@ class ClipCov:
         ppo = ppo_clip(inputs, clip_low=self._clip_low, clip_high=self._clip_high)
         silenced = inputs.prepared["silenced"]
         return Loss(ppo.per_token * (1 - silenced), ppo.metrics | {"covariance/silenced": mean(silenced, inputs.loss_mask)})
-
-
-def covariance(inputs: LossInputs) -> Tensor:
-    """(n, T) cov_t of a whole mini-batch; −inf outside the loss."""
-    inside = inputs.loss_mask.bool()
-    advantages, logprobs = inputs.advantages[inside].double(), inputs.logprobs[inside].double()
-    result = torch.full(inside.shape, -torch.inf, dtype=torch.float64)
-    result[inside] = (advantages - advantages.mean()) * (logprobs - logprobs.mean())
-    return result
-
-
-def highest(values: Tensor, share: float, mask: Tensor) -> Tensor:
-    """1 for a share of the tokens in the loss, those of the highest values, at least one; never where it is −inf. All (n, T).
-    Equal values are taken or left together, so that the order of rows does not matter."""
-    inside = values[mask.bool()]
-    if not len(inside):
-        return torch.zeros_like(mask)
-    least = inside.topk(max(1, round(share * len(inside)))).values[-1]
-    return ((values >= least) & (values > -torch.inf)).to(mask.dtype) * mask
-
-
-def lots(batch: GradedBatch) -> Tensor:
-    """(n, T) a random number in [0, 1) for each token, seeded by what its completion is: prompt, tokens and the versions of the
-    weights that sampled them. So it is the same however the batch is cut, ordered and padded, and in each epoch of a step."""
-    numbers = torch.zeros(batch.tokens.shape, dtype=torch.float64)
-    for row, length in enumerate(batch.lengths.int().tolist()):
-        seed = seed_from(batch.prompt_ids[row], batch.tokens[row, :length].tolist(), batch.versions[row, :length].tolist())
-        numbers[row, :length] = torch.rand(length, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    return numbers
-
-
-def refuse_share(name: str, share: float) -> None:
-    if not 0 < share <= 1:
-        raise UserError(f"{name}: share must be above 0 and at most 1, not {share:g}")

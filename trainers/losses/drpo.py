@@ -20,34 +20,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from pydantic import PositiveFloat
 from torch import Tensor
 
 from rlcore.batch import GradedBatch
-from rlcore.errors import UserError
+from rlcore.recipe.schema import NonNegativeFloat
 from rlcore.run.metrics import Mean
 from trainers.algorithm import needs
-from trainers.losses.ppo_clip import log_ratio
 from trainers.objective import Look, Loss, LossInputs, mean
+from trainers.ratio import log_ratio
 
 
 @needs("groups", "accuracy")
 class Drpo:
-    """`length_temperature`: λ, the smaller the shorter; `temperature`: τ; `kl_limit`: δ; `kl_coefficient`: β. Raises UserError
-    for temperatures that are not above 0."""
+    """`length_temperature`: λ, the smaller the shorter; `temperature`: τ; `kl_limit`: δ; `kl_coefficient`: β."""
 
     reads_advantages = False
 
     def __init__(
         self,
         *,
-        length_temperature: float = 0.1,
-        temperature: float = 10.0,
-        kl_limit: float = 1e-4,
-        kl_coefficient: float = 1e3,
+        length_temperature: PositiveFloat = 0.1,
+        temperature: PositiveFloat = 10.0,
+        kl_limit: NonNegativeFloat = 1e-4,
+        kl_coefficient: NonNegativeFloat = 1e3,
     ) -> None:
-        for name, value in (("length_temperature", length_temperature), ("temperature", temperature)):
-            if not value > 0:
-                raise UserError(f"drpo: {name} must be above 0, not {value:g}")
         self._length_temperature, self._temperature = length_temperature, temperature
         self._kl_limit, self._kl_coefficient = kl_limit, kl_coefficient
 
@@ -55,7 +52,7 @@ class Drpo:
         """`slope` and `intercept` of −Σ J / number of questions, and `pull`, how hard K is held down; (n, T) each."""
         inputs, mask = look(), batch.loss_mask
         lengths = mask.sum(1)
-        scores = inputs.logprobs.masked_fill(mask == 0, 0).sum(1) / lengths.clamp(min=1)
+        scores = inputs.logprobs.sum(1) / lengths.clamp(min=1)
         slope, intercept = self._contrast(scores, lengths, batch)
         per_token = mask / lengths.clamp(min=1)[:, None]
         tokens = mask.sum().clamp(min=1)
@@ -84,7 +81,7 @@ class Drpo:
         return slope / len(questions), intercept / len(questions)
 
     def __call__(self, inputs: LossInputs) -> Loss:
-        logprobs, distance = inputs.logprobs.masked_fill(inputs.loss_mask == 0, 0), log_ratio(inputs)
+        logprobs, distance = inputs.logprobs, log_ratio(inputs)
         slope, intercept, pull = (inputs.prepared[name] for name in ("slope", "intercept", "pull"))
         in_loss = inputs.loss_mask.amax(1)
         contrasted = Mean((slope != 0).any(1).sum().item(), in_loss.sum().item())

@@ -11,26 +11,28 @@ c ≤ 1 would also stop the tokens of the first pass, where r = 1: it is refused
 
 from __future__ import annotations
 
-import torch
+from typing import Annotated
 
-from rlcore.errors import UserError
+import torch
+from pydantic import Field
+
+from rlcore.recipe.schema import ClipLow, NonNegativeFloat
 from trainers.losses.ppo_clip import ppo_clip
 from trainers.objective import Loss, LossInputs, mean
 
 
-class DualClip:
-    """`bound`: c. Raises UserError unless it is above 1."""
-
-    def __init__(self, *, bound: float = 3.0, clip_low: float = 0.2, clip_high: float = 0.2) -> None:
-        if not bound > 1:
-            raise UserError(f"dual_clip: bound must be above 1, not {bound:g}: on the first pass every ratio is 1")
-        self._bound, self._clip_low, self._clip_high = bound, clip_low, clip_high
-
-    def __call__(self, inputs: LossInputs) -> Loss:
-        ppo = ppo_clip(inputs, clip_low=self._clip_low, clip_high=self._clip_high)
-        bound = -inputs.advantages * self._bound
-        bounded = (inputs.advantages < 0) & (ppo.per_token > bound)
-        return Loss(
-            torch.where(bounded, bound, ppo.per_token),
-            ppo.metrics | {"dual_clip_fraction": mean(bounded, inputs.loss_mask)},
-        )
+def dual_clip(
+    inputs: LossInputs,
+    *,
+    bound: Annotated[float, Field(gt=1)] = 3.0,
+    clip_low: ClipLow = 0.2,
+    clip_high: NonNegativeFloat = 0.2,
+) -> Loss:
+    """`bound`: c."""
+    ppo = ppo_clip(inputs, clip_low=clip_low, clip_high=clip_high)
+    highest = -inputs.advantages * bound
+    bounded = (inputs.advantages < 0) & (ppo.per_token > highest)
+    return Loss(
+        torch.where(bounded, highest, ppo.per_token),
+        ppo.metrics | {"dual_clip_fraction": mean(bounded, inputs.loss_mask)},
+    )

@@ -8,9 +8,10 @@ and log π = −0.5 give 1, with gradient −2. GPG's scaling of the advantages 
 
 from __future__ import annotations
 
+from trainers.algorithm import needs
 from trainers.objective import Loss, LossInputs
 
 
+@needs("on_policy")
 def gpg(inputs: LossInputs) -> Loss:
-    logprobs = inputs.logprobs.masked_fill(inputs.loss_mask == 0, 0)  # outside the loss they may be anything, −inf included
-    return Loss(-inputs.advantages * logprobs, {})
+    return Loss(-inputs.advantages * inputs.logprobs, {})

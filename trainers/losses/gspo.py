@@ -14,11 +14,12 @@ token's gradient −1.1.
 
 from __future__ import annotations
 
-from trainers.losses.ppo_clip import clipped_surrogate, log_ratio
+from rlcore.recipe.schema import ClipLow, NonNegativeFloat
 from trainers.objective import Loss, LossInputs
+from trainers.ratio import clipped_surrogate, log_ratio
 
 
-def gspo(inputs: LossInputs, *, clip_low: float = 3e-4, clip_high: float = 4e-4) -> Loss:
+def gspo(inputs: LossInputs, *, clip_low: ClipLow = 3e-4, clip_high: NonNegativeFloat = 4e-4) -> Loss:
     token = log_ratio(inputs)
     completion = token.sum(1, keepdim=True) / inputs.loss_mask.sum(1, keepdim=True).clamp(min=1)
     log_s = completion.detach() + (token - token.detach())

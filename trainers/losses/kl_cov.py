@@ -17,17 +17,15 @@ import torch
 from torch import Tensor
 
 from rlcore.batch import GradedBatch
+from rlcore.recipe.schema import NonNegativeFloat, PositiveShare
 from rlcore.run.metrics import Max
-from trainers.losses.clip_cov import covariance, highest, refuse_share
-from trainers.losses.ppo_clip import log_ratio
+from trainers.covariance import covariance, highest
 from trainers.objective import Look, Loss, LossInputs, mean
+from trainers.ratio import log_ratio
 
 
 class KlCov:
-    """Raises UserError for a share outside (0, 1]."""
-
-    def __init__(self, *, share: float = 2e-4, coefficient: float = 1.0) -> None:
-        refuse_share("kl_cov", share)
+    def __init__(self, *, share: PositiveShare = 2e-4, coefficient: NonNegativeFloat = 1.0) -> None:
         self._share, self._coefficient = share, coefficient
 
     def prepare(self, look: Look, batch: GradedBatch) -> Mapping[str, Tensor]:

@@ -9,33 +9,10 @@ Where the clip is active the gradient is zero; on the first pass r = 1 and the g
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
-from rlcore.run.metrics import Max, Mean
+from rlcore.recipe.schema import ClipLow, NonNegativeFloat
 from trainers.objective import Loss, LossInputs
+from trainers.ratio import clipped_surrogate, log_ratio
 
 
-def ppo_clip(inputs: LossInputs, *, clip_low: float = 0.2, clip_high: float = 0.2) -> Loss:
+def ppo_clip(inputs: LossInputs, *, clip_low: ClipLow = 0.2, clip_high: NonNegativeFloat = 0.2) -> Loss:
     return clipped_surrogate(inputs, log_ratio(inputs), clip_low, clip_high)
-
-
-def log_ratio(inputs: LossInputs) -> Tensor:
-    """(b, t) log π − log π_old, within ±20; 0 outside the loss, where the log-probs may be anything, −inf included."""
-    return (inputs.logprobs - inputs.old_logprobs).masked_fill(inputs.loss_mask == 0, 0).clamp(-20, 20)
-
-
-def clipped_surrogate(inputs: LossInputs, log_ratio: Tensor, clip_low: float, clip_high: float) -> Loss:
-    """L for log-ratios (b, t), whatever they are measured over."""
-    ratio = log_ratio.clamp(-20, 20).exp()
-    unclipped = -inputs.advantages * ratio
-    clipped = -inputs.advantages * ratio.clamp(1 - clip_low, 1 + clip_high)
-    mask = inputs.loss_mask
-    active = (clipped > unclipped) * mask
-    return Loss(
-        torch.maximum(unclipped, clipped),
-        {
-            "clip_fraction": Mean(active.sum().item(), mask.sum().item()),
-            "ratio/max": Max((ratio * mask).max().item()),
-        },
-    )

@@ -11,24 +11,16 @@ the sooner the larger τ. Worked, at r = 1: A = 2, τ = 1 gives −4 with gradie
 from __future__ import annotations
 
 import torch
+from pydantic import PositiveFloat
 
-from rlcore.errors import UserError
 from rlcore.run.metrics import Max
-from trainers.losses.ppo_clip import log_ratio
 from trainers.objective import Loss, LossInputs
+from trainers.ratio import log_ratio
 
 
-class Sapo:
-    """`temperature_positive` and `temperature_negative`: τ⁺ and τ⁻. Raises UserError unless they are above 0."""
-
-    def __init__(self, *, temperature_positive: float = 1.0, temperature_negative: float = 1.05) -> None:
-        for name, value in (("positive", temperature_positive), ("negative", temperature_negative)):
-            if not value > 0:
-                raise UserError(f"sapo: temperature_{name} must be above 0, not {value:g}")
-        self._positive, self._negative = temperature_positive, temperature_negative
-
-    def __call__(self, inputs: LossInputs) -> Loss:
-        ratio = log_ratio(inputs).exp()
-        temperature = torch.where(inputs.advantages > 0, self._positive, self._negative)
-        gate = torch.sigmoid(temperature * (ratio - 1)) * 4 / temperature
-        return Loss(-inputs.advantages * gate, {"ratio/max": Max((ratio * inputs.loss_mask).max().item())})
+def sapo(inputs: LossInputs, *, temperature_positive: PositiveFloat = 1.0, temperature_negative: PositiveFloat = 1.05) -> Loss:
+    """`temperature_positive` and `temperature_negative`: τ⁺ and τ⁻."""
+    ratio = log_ratio(inputs).exp()
+    temperature = torch.where(inputs.advantages > 0, temperature_positive, temperature_negative)
+    gate = torch.sigmoid(temperature * (ratio - 1)) * 4 / temperature
+    return Loss(-inputs.advantages * gate, {"ratio/max": Max((ratio * inputs.loss_mask).max().item())})

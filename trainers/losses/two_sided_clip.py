@@ -10,17 +10,18 @@ condition of this paper; TRL calls it `delta`. Worked, with δ = 4: A = −2 and
 from __future__ import annotations
 
 from rlcore.errors import UserError
-from trainers.losses.dual_clip import DualClip
+from rlcore.recipe.schema import ClipLow, NonNegativeFloat
+from trainers.losses.dual_clip import dual_clip
 from trainers.objective import Loss, LossInputs
 
 
 class TwoSidedClip:
     """`delta`: δ. Raises UserError unless it is above 1 + `clip_high`."""
 
-    def __init__(self, *, delta: float = 4.0, clip_low: float = 0.2, clip_high: float = 0.2) -> None:
+    def __init__(self, *, delta: float = 4.0, clip_low: ClipLow = 0.2, clip_high: NonNegativeFloat = 0.2) -> None:
         if not delta > 1 + clip_high:
             raise UserError(f"two_sided_clip: delta must be above 1 + clip_high ({1 + clip_high:g}), not {delta:g}")
-        self._dual = DualClip(bound=delta, clip_low=clip_low, clip_high=clip_high)
+        self._delta, self._clip_low, self._clip_high = delta, clip_low, clip_high
 
     def __call__(self, inputs: LossInputs) -> Loss:
-        return self._dual(inputs)
+        return dual_clip(inputs, bound=self._delta, clip_low=self._clip_low, clip_high=self._clip_high)
