@@ -15,15 +15,16 @@ from rlcore.cluster.connect import connected
 from rlcore.data.mixture import load as load_problems
 from rlcore.errors import UserError
 from rlcore.evaluation.during import PeriodicEvaluation, compare
+from rlcore.models import ModelSpec
 from rlcore.prompts import Prompter
 from rlcore.recipe.load import Loaded
-from rlcore.recipe.schema import RL, Checkpoint, Job, Sft, Stop
+from rlcore.recipe.schema import RL, Checkpoint, Job, RewardModel, Sft, Stop
 from rlcore.report.page import write_report
 from rlcore.run.checkpoint import latest
 from rlcore.run.console import say, warn
 from rlcore.run.folder import Run, claim
 from rlcore.toy import warmstart
-from trainers import sft
+from trainers import judged, reward_model, sft
 from trainers.build import build_policy
 from trainers.loop import train
 from trainers.parts import build_parts
@@ -106,7 +107,23 @@ def _sft(loaded: Loaded, recipe: Sft) -> dict[str, Any]:
     return _finish(run, result)
 
 
-WORK: Mapping[type[Job], Callable[[Loaded, Any], dict[str, Any]]] = {RL: _rl, Sft: _sft}
+def _reward_model(loaded: Loaded, recipe: RewardModel) -> dict[str, Any]:
+    location = warmstart.resolve(recipe.model, recipe.seed)
+    tokenizer = models.load_tokenizer(location, recipe.trust_remote_code)
+    material = judged.material(recipe, tokenizer)
+    steps = sum(reward_model.stage_steps(recipe, len(material.train)))
+    run = Run(loaded, steps=steps, keep=recipe.checkpoint, stop=Stop())
+    torch.manual_seed(recipe.seed)
+    model = ModelSpec(location, "float32", recipe.device, recipe.trust_remote_code).load_with_head(2, "text")
+    model.config.pad_token_id = tokenizer.pad_token_id
+    with ExitStack() as ending:
+        ending.callback(run.console.stop)
+        with run.interruptible():
+            learner = reward_model.train(recipe, run, model, tokenizer, material)
+        return _finish(run, reward_model.finish(recipe, run, learner, material))
+
+
+WORK: Mapping[type[Job], Callable[[Loaded, Any], dict[str, Any]]] = {RL: _rl, Sft: _sft, RewardModel: _reward_model}
 
 
 def _finish(run: Run, results: dict[str, Any]) -> dict[str, Any]:

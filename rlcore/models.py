@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock
 
@@ -107,13 +107,14 @@ class ModelSpec:
                 )
         return model.to(pick_device(self.device))
 
-    def load_with_head(self, labels: int) -> PreTrainedModel:
-        """The model with a head of so many numbers a token in the place of its language head. A head that the checkpoint does
-        not have begins at 0."""
+    def load_with_head(self, labels: int, of: Literal["token", "text"] = "token") -> PreTrainedModel:
+        """The model with a head of so many numbers, for a token each or for a text, in the place of its language head. A head
+        that the checkpoint does not have begins at 0."""
         import torch
-        from transformers import AutoModelForTokenClassification
+        from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
-        model, missing = self._load(AutoModelForTokenClassification, num_labels=labels)
+        kind = AutoModelForTokenClassification if of == "token" else AutoModelForSequenceClassification
+        model, missing = self._load(kind, num_labels=labels)
         for name in missing:
             torch.nn.init.zeros_(model.get_parameter(name))
         if not hasattr(model, "score"):

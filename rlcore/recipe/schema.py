@@ -532,5 +532,59 @@ class Sft(Job):
     max_length: PositiveInt = 1024
 
 
-Recipe = RL | Sft
-JOBS: dict[str, type[Job]] = {"rl": RL, "sft": Sft}
+class Judging(Section):
+    """How what is to be judged is written down for a reward model; kept beside its weights."""
+
+    template: str = ""  # {problem}, {previous} and {current}; default: that of the HRM's authors for the kind
+    separator: str = "\n\n"  # between steps
+
+    @model_validator(mode="after")
+    def _complete(self) -> Judging:
+        lacking = [part for part in ("{problem}", "{current}") if self.template and part not in self.template]
+        if lacking:
+            raise ValueError(f"the template must contain {lacking[0]}")
+        return self
+
+
+class FirstStage(Section):
+    """The head learns alone before the rest does (PURE)."""
+
+    epochs: PositiveInt = 3
+    learning_rate: PositiveFloat = 1e-4
+
+
+class RewardModel(Job):
+    """A classifier of steps or solutions, from judged solutions."""
+
+    job: Literal["reward_model"] = "reward_model"
+    kind: Literal["orm", "prm", "hrm"] = "prm"  # judges solutions; steps; steps and pairs of them
+    data: Sources  # of judged solutions (`rlcore/data/formats`)
+    evaluated_on: Annotated[list[SourceSpec], BeforeValidator(_listed)] = []  # judged solutions: without their problems
+    validation: Annotated[float, Field(gt=0, lt=1)] = 0.2  # of the problems
+    neutral: Literal["drop", "positive", "negative"] = "drop"  # what steps count for that are not wrong, and no progress
+    repaired: bool = False  # hrm: build the pairs of a wrong step and the right one in its place
+    judging: Judging = Judging()
+    balance: bool = False  # right and wrong examples weigh alike in sum
+    shuffle_labels: bool = False  # a control: nothing can be learned from them
+    first_stage: FirstStage | None = None
+    epochs: PositiveInt = 1
+    batch_size: PositiveInt = 64
+    max_length: PositiveInt = 4096  # tokens; longer examples are dropped, and counted
+    optimizer: SftOptimizer = SftOptimizer()
+    update: Update = Update()
+    validate_every: PositiveInt = 20  # steps
+    checkpoint: Checkpoint = Checkpoint(keep_best="validation/gain")
+
+    @model_validator(mode="after")
+    def _possible(self) -> RewardModel:
+        if self.repaired and self.kind != "hrm":
+            raise ValueError(f"repaired pairs are merged steps, which a {self.kind} does not judge: set kind to hrm")
+        if self.lora is not None:
+            raise ValueError("a reward model is trained in full: leave out lora")
+        if self.update.steps > 1:
+            raise ValueError("a batch of a reward model is one optimiser step: set batch_size and epochs instead of update's")
+        return self
+
+
+Recipe = RL | Sft | RewardModel
+JOBS: dict[str, type[Job]] = {"rl": RL, "sft": Sft, "reward_model": RewardModel}

@@ -116,6 +116,12 @@ class Run:
         return step < self.steps and not self._stopped
 
     @property
+    def best_step(self) -> int | None:
+        """At which `checkpoint.keep_best` was highest."""
+        found: int | None = self._history["best"].get(self.keep.keep_best, {}).get("step")
+        return found
+
+    @property
     def elapsed(self) -> float:
         """Seconds of wall time over all resumes."""
         return float(self._history["elapsed"]) + time.monotonic() - self._since
@@ -165,8 +171,7 @@ class Run:
         self._stopped = self._stop_reason()
         if self._stopped and step < self.steps:
             say(f"stopping after step {step}: {self._stopped}")
-        best = self._history["best"].get(self.keep.keep_best, {}).get("step")
-        if step % self.keep.every == 0 or not self.goes_on(step) or best == step or self._interrupted:
+        if step % self.keep.every == 0 or not self.goes_on(step) or self.best_step == step or self._interrupted:
             metrics = self.folder / "metrics.jsonl"
             checkpoint.flush(metrics)
             state = {
@@ -177,7 +182,7 @@ class Run:
             }
             root = self.folder / "checkpoints"
             checkpoint.save(root, step, self.learners, state)
-            checkpoint.prune(root, {*checkpoint.steps(root)[-self.keep.keep_last :], best})
+            checkpoint.prune(root, {*checkpoint.steps(root)[-self.keep.keep_last :], self.best_step})
         if self._interrupted:
             raise Interrupted(f"stopped after step {step}; go on with: rlcore train {self.folder} --resume")
 

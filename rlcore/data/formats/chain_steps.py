@@ -1,0 +1,35 @@
+"""Solutions of the toy world's chains (`rlcore.data.sources.chain`), every step judged by what is true of it: no file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rlcore.data.sources.chain import chain
+from rlcore.data.steps import LabelledSolution
+from rlcore.toy import world
+
+MIX = {"direct": 0.1, "terse": 0.1, "steps": 0.2, "verbose": 0.1, "wrong": 0.3, "corrected": 0.2}
+
+
+def chain_steps(
+    *,
+    split: str = "train",
+    count: int = 10_000,
+    difficulty: Sequence[int] = (2, 5),
+    strategies: Mapping[str, float] = MIX,
+    seed: int = 0,
+) -> list[LabelledSolution]:
+    """`meta["strategy"]` is how the solution was written."""
+    problems = chain(split=split, count=count, difficulty=difficulty, strategies=strategies, seed=seed)
+    return [
+        LabelledSolution(
+            id=problem.id,
+            problem=problem.prompt,
+            answer=problem.answer,
+            steps=tuple(step.text for step in labelled),
+            labels=tuple("correct" if step.correct else "wrong" for step in labelled),
+            meta={"strategy": problem.meta["strategy"]},
+        )
+        for problem in problems
+        for labelled in [world.label_steps(world.parse_chain(problem.prompt), str(problem.meta["solution"]))]
+    ]

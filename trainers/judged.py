@@ -1,0 +1,92 @@
+"""The texts that a reward model learns from and is measured on, from a recipe's judged solutions.
+
+Problems, not examples, are held out for validation: the steps of one solution are too alike.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from transformers import PreTrainedTokenizerBase
+
+from rewards.judged_text import STEP, WHOLE, JudgedText
+from rlcore import plugins
+from rlcore.data.overlap import decontaminate, normalise
+from rlcore.data.step_examples import Example, examples
+from rlcore.data.steps import AnnotatedSolution, LabelledSolution
+from rlcore.errors import UserError
+from rlcore.recipe.schema import RewardModel, Source
+from rlcore.run.console import say
+from rlcore.types import seed_from
+
+Text = tuple[tuple[int, ...], float]
+"""Token ids and their label."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What is learned from, and what it is measured on: texts of other problems."""
+
+    train: list[Text]
+    validation: list[Text]
+
+
+def judged_text(recipe: RewardModel) -> JudgedText:
+    return JudgedText(
+        recipe.kind, recipe.judging.template or (WHOLE if recipe.kind == "orm" else STEP), recipe.judging.separator
+    )
+
+
+def load_solutions(sources: Sequence[Source]) -> list[AnnotatedSolution | LabelledSolution]:
+    return [solution for source in sources for solution in plugins.bind("rlcore.data.formats", source.name, source.options)()]
+
+
+def material(recipe: RewardModel, tokenizer: PreTrainedTokenizerBase) -> Material:
+    """Says what was dropped and why. Raises UserError where nothing is left on a side, or all of it has one label."""
+    solutions, elsewhere = load_solutions(recipe.data), load_solutions(recipe.evaluated_on)
+    clean = decontaminate(solutions, [solution.problem for solution in elsewhere], text=lambda solution: solution.problem)
+    if elsewhere:
+        say(f"solutions to problems that are not evaluated on: {clean}")
+    made = [
+        example
+        for solution in clean.kept
+        for example in examples(recipe.kind, solution, neutral=recipe.neutral, repaired=recipe.repaired)
+    ]
+    say(f"{len(solutions)} judged solutions, {len(made)} examples: {_counted(made)}")
+    if recipe.shuffle_labels:
+        made = shuffled(made, recipe.seed)
+    written, sides = judged_text(recipe), Material([], [])
+    longer = 0
+    for example in made:
+        ids = tuple(tokenizer(written.write(example.problem, example.previous, example.current)).input_ids)
+        if len(ids) > recipe.max_length:
+            longer += 1
+        else:
+            held = is_held_out(example.problem, recipe.validation)
+            (sides.validation if held else sides.train).append((ids, example.label))
+    if longer:
+        say(f"{longer} examples dropped: longer than max_length {recipe.max_length} tokens")
+    for side, texts in (("training", sides.train), ("validation", sides.validation)):
+        if len({label for _, label in texts}) < 2:
+            raise UserError(f"the {len(texts)} {side} examples do not hold both right and wrong ones: give more data")
+    return sides
+
+
+def is_held_out(problem: str, share: float) -> bool:
+    """Whether a problem is in the validation set; by its text alone, so that one problem is never on both sides."""
+    return seed_from("validation", normalise(problem)) % 10_000 < share * 10_000
+
+
+def shuffled(made: Sequence[Example], seed: int) -> list[Example]:
+    """The labels dealt out anew: the same number of each, which say nothing of the texts."""
+    labels = [example.label for example in made]
+    random.Random(seed_from("labels", seed)).shuffle(labels)
+    return [replace(example, label=label) for example, label in zip(made, labels, strict=True)]
+
+
+def _counted(made: Sequence[Example]) -> str:
+    counts = Counter((example.made, bool(example.label > 0.5)) for example in made)
+    return ", ".join(f"{count} {kind} {'right' if right else 'wrong'}" for (kind, right), count in sorted(counts.items()))

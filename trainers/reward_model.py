@@ -1,0 +1,139 @@
+"""Trains a reward model, a classifier of texts: `job: reward_model`.
+
+An epoch is a random order that depends on the seed and the epoch alone, so a resumed run sees what the unbroken one would have.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rewards.calibration import measures, reliability, temperature
+from rewards.calibration_plot import draw
+from rlcore.batch import TrainingBatch
+from rlcore.recipe.schema import FirstStage, RewardModel
+from rlcore.run.checkpoint import latest
+from rlcore.run.folder import Run
+from rlcore.run.metrics import values
+from rlcore.types import seed_from
+from trainers.classifier import CrossEntropy, LogOdds, labelled
+from trainers.judged import Material, Text, judged_text
+from trainers.learner import Learner
+
+
+def train(
+    recipe: RewardModel, run: Run, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, material: Material
+) -> Learner:
+    """Train, stage by stage, until the recipe says stop; the learner, with the weights of the best validation. A resumed run
+    takes up where its last checkpoint stands."""
+    first, second = stage_steps(recipe, len(material.train))
+    step, resumed_at = 0, latest(run.folder / "checkpoints") or 0
+    stages = [(recipe.first_stage, first), (None, first + second)]
+    for number, (stage, until) in enumerate([each for each in stages if each[1] > resumed_at] or stages[-1:]):
+        learner = _learner(recipe, model, tokenizer, material.train, stage)
+        run.learners = {"reward_model": learner}
+        if not number:
+            step = run.restore()
+            if not step:
+                run.log(0, validated(learner, material))
+        step = _train(recipe, run, learner, material, step, until)
+    if run.best_step:
+        learner.load(run.folder / "checkpoints" / f"step-{run.best_step}" / "reward_model")
+    return learner
+
+
+def _train(recipe: RewardModel, run: Run, learner: Learner, material: Material, step: int, until: int) -> int:
+    batch = batches(recipe, material.train, step)
+    while step < until and run.goes_on(step):
+        step += 1
+        with run.timed("learn"):
+            learned = learner.update(next(batch))
+        run.log(step, values(learned))
+        if step % recipe.validate_every == 0 or step == until:
+            run.log(step, validated(learner, material))
+        run.checkpoint(step)
+    return step
+
+
+def finish(recipe: RewardModel, run: Run, learner: Learner, material: Material) -> dict[str, float]:
+    """Write the plain checkpoint to the folder's `model`, with how its texts are written and the temperature that calibrates
+    it, and `calibration.svg`. What the validation set says of the model."""
+    found, labels = log_odds(learner, material.validation), [label for _, label in material.validation]
+    divisor = temperature(found, labels)
+    calibrated = [z / divisor for z in found]
+    learner.save(run.folder)
+    (run.folder / "learner.safetensors").unlink()  # what training goes on from is in the checkpoints
+    replace(judged_text(recipe), temperature=divisor).save(run.folder / "model")
+    curves = {"as trained": reliability(found, labels), "calibrated": reliability(calibrated, labels)}
+    draw(run.folder / "calibration.svg", curves)
+    return {
+        **{f"validation_{name}": value for name, value in measures(found, labels).items()},
+        "validation_error_calibrated": measures(calibrated, labels)["error"],
+        "temperature": divisor,
+        "train_examples": len(material.train),
+        "validation_examples": len(material.validation),
+        "best_step": run.best_step or 0,
+    }
+
+
+def stage_steps(recipe: RewardModel, texts: int) -> tuple[int, int]:
+    """Steps of the first stage, in which the head learns alone, and of the second."""
+    epoch = -(-texts // recipe.batch_size)
+    return (recipe.first_stage.epochs if recipe.first_stage else 0) * epoch, recipe.epochs * epoch
+
+
+def batches(recipe: RewardModel, texts: Sequence[Text], after: int) -> Iterator[TrainingBatch]:
+    """The batches that follow step `after`, without end."""
+    epoch, skipped = divmod(after, -(-len(texts) // recipe.batch_size))
+    while True:
+        order = random.Random(seed_from("epoch", recipe.seed, epoch)).sample(range(len(texts)), len(texts))
+        for first in range(skipped * recipe.batch_size, len(texts), recipe.batch_size):
+            chosen = [texts[i] for i in order[first : first + recipe.batch_size]]
+            yield labelled([ids for ids, _ in chosen], [label for _, label in chosen])
+        epoch, skipped = epoch + 1, 0
+
+
+def validated(learner: Learner, material: Material) -> dict[str, float]:
+    found = measures(log_odds(learner, material.validation), [label for _, label in material.validation])
+    return {f"validation/{name}": value for name, value in found.items()}
+
+
+def log_odds(learner: Learner, texts: Sequence[Text]) -> list[float]:
+    batch = labelled([ids for ids, _ in texts], [label for _, label in texts]).graded
+    found: list[float] = learner.outputs(batch, range(len(texts)))[0][:, 0].tolist()
+    return found
+
+
+def objective(recipe: RewardModel, texts: Sequence[Text]) -> CrossEntropy:
+    if not recipe.balance:
+        return CrossEntropy()
+    right = sum(label for _, label in texts) / len(texts)
+    return CrossEntropy((0.5 / (1 - right), 0.5 / right))
+
+
+def _learner(
+    recipe: RewardModel,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[Text],
+    first: FirstStage | None,
+) -> Learner:
+    """Of the head alone in the first stage, of all of the model in the second."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(first is None or name.startswith("score."))
+    rate = recipe.optimizer.learning_rate if first is None else first.learning_rate
+    return Learner(
+        model,
+        tokenizer,
+        objective(recipe, texts),
+        optimizer=recipe.optimizer.model_copy(update={"learning_rate": rate}),
+        update=recipe.update,
+        aggregate="token_mean",
+        constant_length=1,
+        dtype=recipe.dtype,
+        total_steps=stage_steps(recipe, len(texts))[first is None],
+        head=LogOdds,
+    )
