@@ -9,11 +9,13 @@ from rlcore import models, plugins
 from rlcore.data.mixture import load as load_problems
 from rlcore.prompts import Prompter
 from rlcore.recipe.estimate import Shape, memory, token_budget
-from rlcore.recipe.schema import RL, Job, Recipe, Sft
+from rlcore.recipe.schema import RL, Job, Recipe, RewardModel, Sft
 from rlcore.toy import warmstart
 from rlcore.types import Problem
 from trainers.algorithm import needing
+from trainers.judged import material
 from trainers.plan import longest_prompt, plan
+from trainers.reward_model import stage_steps
 
 
 def preview(recipe: Recipe) -> Iterator[str]:
@@ -47,7 +49,21 @@ def _sft(recipe: Sft) -> Iterator[str]:
     yield from _first(Prompter(recipe.prompt, models.load_tokenizer(location, recipe.trust_remote_code)), problems)
 
 
-OF_JOB: Mapping[type[Job], Callable[[Any], Iterator[str]]] = {RL: _rl, Sft: _sft}
+def _reward_model(recipe: RewardModel) -> Iterator[str]:
+    location = warmstart.architecture(recipe.model, recipe.seed)
+    tokenizer = models.load_tokenizer(location, recipe.trust_remote_code)
+    found = material(recipe, tokenizer)
+    yield f"{len(found.train)} training examples, {len(found.validation)} of other problems for validation"
+    ids, label = found.train[0]
+    yield f"first text, {len(ids)} tokens, label {label:g}: {tokenizer.decode(ids)!r}"
+    yield f"token ids: {list(ids)}"
+    first, second = stage_steps(recipe, len(found.train))
+    yield f"steps: {first + second}" + (f", the head alone in the first {first}" if first else "")
+    lengths = [len(ids) for ids, _ in found.train]
+    yield f"tokens an epoch: {sum(lengths):,}, at most {max(lengths)} a text"
+
+
+OF_JOB: Mapping[type[Job], Callable[[Any], Iterator[str]]] = {RL: _rl, Sft: _sft, RewardModel: _reward_model}
 
 
 def _first(prompter: Prompter, problems: Sequence[Problem]) -> Iterator[str]:

@@ -50,8 +50,9 @@ def _train(recipe: RewardModel, run: Run, learner: Learner, material: Material, 
     while step < until and run.goes_on(step):
         step += 1
         with run.timed("learn"):
-            learned = learner.update(next(batch))
-        run.log(step, values(learned))
+            texts = next(batch)
+            learned = learner.update(texts)
+        run.log(step, {**values(learned), "tokens": sum(map(len, texts.graded.prompt_ids))})
         if step % recipe.validate_every == 0 or step == until:
             run.log(step, validated(learner, material))
         run.checkpoint(step)

@@ -85,10 +85,13 @@ def watched(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def readable(metrics: Mapping[str, float]) -> str:
-    """The numbers people watch, on one line: of a step (its reward components too), or of an evaluation (eval/…)."""
+    """The numbers people watch, on one line: of a step (its reward components too), or of an evaluation or validation."""
     evaluation = {name.removeprefix("eval/"): value for name, value in metrics.items() if name.startswith("eval/")}
     if evaluation:
         return "evaluation  " + "  ".join(_of_evaluation(evaluation))
+    validation = {name.removeprefix("validation/"): value for name, value in metrics.items() if name.startswith("validation/")}
+    if validation:
+        return "validation  " + "  ".join(f"{name} {_short(value)}" for name, value in validation.items())
     components = {name: name.removeprefix("reward/") for name in metrics if name.startswith("reward/")}
     if len(components) == 1:
         components = {}  # the reward itself

@@ -1,0 +1,228 @@
+"""`job: reward_model`: its loss, what it learns and does not, its stages and checkpoints, and how it is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from rewards.judged_text import load_judged_text
+from rlcore import jobs
+from rlcore.data.steps import LabelledSolution, StepLabel
+from rlcore.errors import UserError
+from rlcore.models import ModelSpec
+from rlcore.preview import preview
+from rlcore.recipe.load import load
+from rlcore.recipe.schema import RewardModel
+from rlcore.run.folder import Interrupted, Run
+from tests.trainers.test_loop import metrics
+from trainers.classifier import CrossEntropy, LabelledInputs, labelled
+from trainers.judged import is_held_out, material
+from trainers.reward_model import batches, log_odds, stage_steps
+
+
+def marked(*, count: int = 120) -> list[LabelledSolution]:
+    """Steps of which a tiny model can see whether they are right: those with a `w` are wrong."""
+    rng = random.Random(0)
+
+    def solution(i: int) -> LabelledSolution:
+        labels: list[StepLabel | None] = [rng.choice(["correct", "wrong", "correct"]) for _ in range(3)]
+        steps = [f"{rng.randrange(100)}{'w' if label == 'wrong' else 'r'}{rng.randrange(100)}" for label in labels]
+        return LabelledSolution(str(i), f"{i}+{i}=?", None, tuple(steps), tuple(labels))
+
+    return [solution(i) for i in range(count)]
+
+
+EASY = f"{{name: '{__name__}:marked'}}"
+
+
+def arguments(tiny: Path, output: Path, *overrides: str) -> list[str]:
+    small = ["batch_size=32", "epochs=2", "optimizer={learning_rate: 0.003}", "validate_every=4", "threads=1"]
+    return ["prm_chain", f"model={tiny}", f"data={EASY}", f"output={output}", *small, *overrides]
+
+
+def recipe_of(*given: str) -> RewardModel:
+    recipe = load(list(given)).recipe
+    assert isinstance(recipe, RewardModel)
+    return recipe
+
+
+def test_cross_entropy_by_hand() -> None:
+    """σ(z) = 0.8, right and wrong, and a soft label of 0.25; right ones weigh 3."""
+    z = torch.full((3, 1), math.log(4), requires_grad=True)
+    labels = torch.tensor([[1.0], [0], [0.25]])
+    loss = CrossEntropy((1.0, 3.0))(LabelledInputs(z, labels, torch.ones(3, 1)))
+    expected = [-3 * math.log(0.8), -math.log(0.2), -0.75 * math.log(0.8) - 0.75 * math.log(0.2)]
+    assert loss.per_token[:, 0].tolist() == pytest.approx(expected)
+    assert loss.metrics["accuracy"].value == pytest.approx(1 / 3)
+    loss.per_token.sum().backward()
+    assert z.grad is not None
+    assert z.grad[:, 0].tolist() == pytest.approx([-3 * 0.2, 0.8, -3 * 0.25 * 0.2 + 0.75 * 0.8])
+
+
+@pytest.fixture(scope="module")
+def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reward_model") / "run"
+    jobs.run(load(arguments(tiny, folder, "epochs=6")), resume=False)
+    return folder
+
+
+def test_it_learns_what_can_be_learned(trained: Path) -> None:
+    summary = json.loads((trained / "summary.json").read_text())
+    assert summary["validation_gain"] > 0.3
+    assert summary["validation_auc"] > 0.9
+    assert summary["validation_error_calibrated"] <= summary["validation_error"] + 0.02
+    assert (trained / "calibration.svg").stat().st_size > 1000
+
+
+def test_it_learns_nothing_from_labels_that_say_nothing(tiny: Path, tmp_path: Path) -> None:
+    jobs.run(load(arguments(tiny, tmp_path / "run", "epochs=6", "shuffle_labels=true")), resume=False)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["validation_gain"] < 0.02
+
+
+def test_scores_are_those_of_transformers_whatever_is_beside_them(trained: Path) -> None:
+    """In training code, one by one, together, and right- and left-padded in a plain call: to 1e-5."""
+    tokenizer = AutoTokenizer.from_pretrained(trained / "model")
+    model = AutoModelForSequenceClassification.from_pretrained(trained / "model").eval()
+    recipe = recipe_of(str(trained / "recipe.yaml"))
+    texts = material(recipe, tokenizer).validation[:9]
+    learner = learner_of(recipe, trained / "model")
+    together = log_odds(learner, texts)
+    alone = [log_odds(learner, [text])[0] for text in texts]
+    assert together == pytest.approx(alone, abs=1e-5)
+    for side in ("right", "left"):
+        tokenizer.padding_side = side
+        padded = tokenizer.pad({"input_ids": [list(ids) for ids, _ in texts]}, return_tensors="pt")
+        with torch.no_grad():
+            logits = model(**padded).logits
+        assert (logits[:, 1] - logits[:, 0]).tolist() == pytest.approx(together, abs=1e-5)
+
+
+def learner_of(recipe: RewardModel, folder: Path) -> Any:
+    from trainers.reward_model import _learner
+
+    model = ModelSpec(str(folder)).load_with_head(2, "text")
+    return _learner(recipe, model, AutoTokenizer.from_pretrained(folder), [((1,), 1.0), ((1,), 0.0)], None)
+
+
+def test_the_model_is_that_of_the_best_validation(trained: Path) -> None:
+    gains = {row["step"]: row["validation/gain"] for row in metrics(trained) if "validation/gain" in row}
+    summary = json.loads((trained / "summary.json").read_text())
+    assert summary["best_step"] == max(gains, key=lambda step: gains[step])
+    assert summary["validation_gain"] == pytest.approx(max(gains.values()))
+    assert load_judged_text(trained / "model").temperature == pytest.approx(summary["temperature"])
+
+
+def test_a_resumed_run_is_the_unbroken_one(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the bit, where it was broken off in the first stage and where in the second."""
+
+    def run(name: str, *, resume: bool = False, until: int | None = None) -> None:
+        stages = ["first_stage={epochs: 1, learning_rate: 0.01}", "epochs=1", "checkpoint.every=3"]
+        after = Run.checkpoint
+
+        def checkpoint(self: Run, step: int) -> None:
+            after(self, step)
+            if step == until:
+                raise Interrupted
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Run, "checkpoint", checkpoint)
+            jobs.run(load(arguments(tiny, tmp_path / name, *stages)), resume)
+
+    def rows(name: str) -> list[dict[str, float]]:
+        return metrics(tmp_path / name)
+
+    run("unbroken")
+    first, _ = stage_steps(recipe_of(*arguments(tiny, tmp_path, "first_stage={epochs: 1}")), count(tiny, tmp_path))
+    for broken in (3, first + 3 - first % 3):
+        with pytest.raises(Interrupted):
+            run(f"broken-{broken}", until=broken)
+        run(f"broken-{broken}", resume=True)
+        assert rows(f"broken-{broken}") == rows("unbroken")
+
+
+def count(tiny: Path, tmp_path: Path) -> int:
+    return len(material(recipe_of(*arguments(tiny, tmp_path)), AutoTokenizer.from_pretrained(tiny)).train)
+
+
+def test_the_first_stage_moves_the_head_alone(tiny: Path, tmp_path: Path) -> None:
+    stages = ["first_stage={epochs: 1, learning_rate: 0.01}", "checkpoint={every: 1, keep_last: 100}"]
+    jobs.run(load(arguments(tiny, tmp_path / "run", *stages)), resume=False)
+    first, _ = stage_steps(recipe_of(*arguments(tiny, tmp_path, *stages)), count(tiny, tmp_path))
+
+    def weights(step: int) -> dict[str, torch.Tensor]:
+        return load_file(tmp_path / "run" / "checkpoints" / f"step-{step}" / "reward_model" / "model" / "model.safetensors")
+
+    begun, headed, after = weights(1), weights(first), weights(first + 1)
+    assert {name for name in begun if not torch.equal(begun[name], headed[name])} == {"score.weight"}
+    assert len([name for name in begun if not torch.equal(headed[name], after[name])]) > 5
+
+
+def test_every_epoch_sees_every_text_once_in_another_order(tiny: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(*arguments(tiny, tmp_path))
+    texts = [((i, i), float(i % 2)) for i in range(70)]
+    stream = batches(recipe, texts, 0)
+    epochs = [[ids for _ in range(3) for ids in next(stream).graded.prompt_ids] for _ in range(2)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == [ids for ids, _ in texts]
+    assert epochs[0] != epochs[1]
+    later = batches(recipe, texts, 4)
+    assert [ids for _ in range(2) for ids in next(later).graded.prompt_ids] == epochs[1][32:]
+
+
+def test_no_problem_is_on_both_sides(tiny: Path, tmp_path: Path) -> None:
+    assert is_held_out("What  is 1+1?", 0.5) == is_held_out("what is 1+1", 0.5)
+    share = sum(is_held_out(str(i), 0.2) for i in range(5000)) / 5000
+    assert share == pytest.approx(0.2, abs=0.02)
+
+
+def test_problems_that_are_evaluated_on_are_taken_out(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overlapping = arguments(tiny, tmp_path, f"evaluated_on={{name: '{__name__}:marked', count: 40}}")
+    fewer = material(recipe_of(*overlapping), AutoTokenizer.from_pretrained(tiny))
+    assert "80 of 120 remain" in capsys.readouterr().err
+    assert len(fewer.train) < count(tiny, tmp_path)
+
+
+def test_balance_gives_both_kinds_the_same_weight(tiny: Path, tmp_path: Path) -> None:
+    from trainers.reward_model import objective
+
+    found = objective(recipe_of(*arguments(tiny, tmp_path, "balance=true")), [((1,), 1.0)] * 3 + [((1,), 0.0)])
+    assert found.weights == pytest.approx((2.0, 2 / 3))
+
+
+def test_the_dry_run_says_what_would_be_learned(tiny: Path, tmp_path: Path) -> None:
+    lines = list(preview(recipe_of(*arguments(tiny, tmp_path, "first_stage={epochs: 1}"))))
+    assert any("training examples" in line for line in lines)
+    assert any(line.startswith("first text") and "label" in line for line in lines)
+    assert any("the head alone in the first" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["repaired=true"], "repaired pairs are merged steps, which a prm does not judge"),
+        (["lora={rank: 4}"], "trained in full: leave out lora"),
+        (["update.epochs=2"], "a batch of a reward model is one optimiser step"),
+        (["judging.template='{problem}'"], "the template must contain {current}"),
+        (["data={name: prm800k}"], "'prm800k' needs the option 'path'"),
+        (["data={name: chain_steps, count: 30, strategies: {direct: 1}}"], "do not hold both right and wrong ones"),
+        (["max_length=3"], "do not hold both right and wrong ones"),
+    ],
+)
+def test_what_cannot_work_is_refused(overrides: list[str], message: str, tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        jobs.run(load(arguments(tiny, tmp_path / "run", *overrides)), resume=False)
+
+
+def test_a_text_is_a_completion_of_nothing() -> None:
+    batch = labelled([(1, 2, 3), (4,)], [1.0, 0.0])
+    assert batch.graded.prompt_ids == [(1, 2, 3), (4,)]
+    assert batch.returns is not None
+    assert batch.returns.tolist() == [[1.0], [0.0]]
