@@ -32,6 +32,7 @@ class Material:
 
     train: list[Text]
     validation: list[Text]
+    problems: set[str]  # of both
 
 
 def judged_text(recipe: RewardModel) -> JudgedText:
@@ -58,7 +59,7 @@ def material(recipe: RewardModel, tokenizer: PreTrainedTokenizerBase) -> Materia
     say(f"{len(solutions)} judged solutions, {len(made)} examples: {_counted(made)}")
     if recipe.shuffle_labels:
         made = shuffled(made, recipe.seed)
-    written, sides = judged_text(recipe), Material([], [])
+    written, sides = judged_text(recipe), Material([], [], {example.problem for example in made})
     longer = 0
     for example in made:
         ids = tuple(tokenizer(written.write(example.problem, example.previous, example.current)).input_ids)

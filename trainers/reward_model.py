@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rewards import trained_on
 from rewards.calibration import measures, reliability, temperature
 from rewards.calibration_plot import draw
 from rlcore.batch import TrainingBatch
@@ -68,6 +69,7 @@ def finish(recipe: RewardModel, run: Run, learner: Learner, material: Material) 
     learner.save(run.folder)
     (run.folder / "learner.safetensors").unlink()  # what training goes on from is in the checkpoints
     replace(judged_text(recipe), temperature=divisor).save(run.folder / "model")
+    trained_on.keep(run.folder / "model", material.problems)
     curves = {"as trained": reliability(found, labels), "calibrated": reliability(calibrated, labels)}
     draw(run.folder / "calibration.svg", curves)
     return {

@@ -10,10 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from rewards.verifiable.answer import Answer
 from rlcore import models, plugins
+from rlcore.cli.named import named
 from rlcore.cli.output import check_json, write_json
 from rlcore.data.mixture import load as load_problems
 from rlcore.errors import UserError
@@ -54,7 +53,7 @@ def run(options: EvalOptions, json_file: str) -> None:
     check_json(json_file)
     if options.template is not None and "{problem}" not in options.template:
         raise UserError("--template must contain {problem}, where the problem's text goes")
-    plugin = Plugin.model_validate(_named(options.engine, "--engine", "transformers"))
+    plugin = Plugin.model_validate(named(options.engine, "--engine", "transformers"))
     make = plugins.bind("rollout.engines", plugin.name, plugin.options)
     problems = load_problems([_source(options.data)])[: options.limit or None]
     location = warmstart.resolve(options.model, seed=0)
@@ -118,22 +117,10 @@ def _prompt(options: EvalOptions, trained: Recipe | None, chat: bool) -> Prompt:
 
 def _source(text: str) -> Source:
     """The test split, unless the text says otherwise."""
-    fields = _named(text, "--data", "gsm8k")
+    fields = named(text, "--data", "gsm8k")
     source = plugins.find("rlcore.data.sources", fields["name"])
     split = {"split": "test"} if "split" in inspect.signature(source).parameters else {}
     return Source.model_validate(split | fields)
-
-
-def _named(text: str, option: str, example: str) -> dict[str, Any]:
-    """A plugin by name, or as a YAML mapping with its options."""
-    try:
-        spec = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{option} {text!r} is neither a name nor a YAML mapping") from error
-    fields: Any = {"name": spec} if isinstance(spec, str) else spec
-    if not isinstance(fields, dict) or not isinstance(fields.get("name"), str):
-        raise UserError(f"{option} {text!r} names nothing; for example: {example}, or '{{name: {example}, OPTION: VALUE}}'")
-    return fields
 
 
 def _readable(result: dict[str, Any], options: EvalOptions) -> str:

@@ -124,6 +124,27 @@ def repro(
     reproduce(experiment, seeds, jobs, json)
 
 
+reward_app = typer.Typer(no_args_is_help=True, help="Measure reward models.")
+app.add_typer(reward_app, name="reward")
+
+
+@reward_app.command("eval")
+def evaluate_reward(
+    model: Annotated[str, typer.Option(help="What `job: reward_model` wrote: its run folder or the `model` in it.")],
+    data: Annotated[str, typer.Option(help="Judged solutions: '{name: prmbench, path: FILE}', processbench, prm800k.")],
+    threshold: Annotated[float, typer.Option(help="P(right) below which a step is taken for wrong.")] = 0.5,
+    keep_trained_on: Annotated[bool, typer.Option("--keep-trained-on", help="Also problems that it was trained on.")] = False,
+    plot: Annotated[str, typer.Option(metavar="FILE", help="Draw its calibration (.svg, .png).")] = "",
+    offline: Offline = False,
+    json: Json = "",
+) -> None:
+    """Measure how well a reward model finds wrong steps: PRMBench's and ProcessBench's scores, AUC, calibration."""
+    _environment(offline)
+    from rlcore.cli.reward import evaluate
+
+    evaluate(model, data, threshold, keep_trained_on, plot, json)
+
+
 @app.command()
 def doctor(json: Json = "") -> None:
     """Try out what this machine has: packages, GPUs, memory, disk, Ray, ranks that sum, a vLLM generation."""

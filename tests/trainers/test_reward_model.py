@@ -13,8 +13,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from rewards.judge import Asked, Judge
 from rewards.judged_text import load_judged_text
 from rlcore import jobs
+from rlcore.cli.reward import evaluate
 from rlcore.data.steps import LabelledSolution, StepLabel
 from rlcore.errors import UserError
 from rlcore.models import ModelSpec
@@ -226,3 +228,56 @@ def test_a_text_is_a_completion_of_nothing() -> None:
     assert batch.graded.prompt_ids == [(1, 2, 3), (4,)]
     assert batch.returns is not None
     assert batch.returns.tolist() == [[1.0], [0.0]]
+
+
+def test_a_judge_gives_the_calibrated_log_odds_of_training(trained: Path, tiny: Path) -> None:
+    """Of texts written and batched by itself; in small passes too."""
+    recipe = recipe_of(str(trained / "recipe.yaml"))
+    tokenizer = AutoTokenizer.from_pretrained(trained / "model")
+    solutions = marked(count=20)
+    asked = [Asked(s.problem, s.steps[:i], s.steps[i : i + 1]) for s in solutions for i in range(3)]
+    judge = Judge(trained / "model")
+    texts = [(tuple(tokenizer(judge.text.write(*each)).input_ids), 0.0) for each in asked]
+    expected = [z / judge.text.temperature for z in log_odds(learner_of(recipe, trained / "model"), texts)]
+    assert judge.log_odds(asked) == pytest.approx(expected, abs=1e-5, rel=1e-6)
+    assert Judge(trained / "model", tokens=40).log_odds(asked) == pytest.approx(expected, abs=1e-5, rel=1e-6)
+
+
+def test_a_text_beyond_the_models_context_is_refused(trained: Path) -> None:
+    with pytest.raises(UserError, match="is longer than the reward model's context of"):
+        Judge(trained / "model").log_odds([Asked("1" * 5000, (), ("2",))])
+
+
+def test_it_is_measured_on_problems_that_it_was_not_trained_on(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`marked` makes the same problems as for training, and 30 more."""
+    data = f"{{name: '{__name__}:marked', count: 150}}"
+    evaluate(str(trained), data, 0.5, False, str(tmp_path / "plot.svg"), str(tmp_path / "out.json"))
+    assert "30 of 150 solutions remain" in capsys.readouterr().err
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["solutions"] == 30
+    assert found["auc"] > 0.9
+    assert (tmp_path / "plot.svg").stat().st_size > 1000
+    evaluate(str(trained), data, 0.5, True, "", str(tmp_path / "out.json"))
+    assert json.loads((tmp_path / "out.json").read_text())["solutions"] == 150
+
+
+@pytest.mark.parametrize(
+    ("data", "threshold", "message"),
+    [
+        (f"{{name: '{__name__}:marked'}}", 0.5, "no solution is left to be judged"),
+        ("{name: chain_steps, count: 3}", 1.0, "--threshold 1 is a probability"),
+        ("{name: prmbench}", 0.5, "'prmbench' needs the option 'path'"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(data: str, threshold: float, message: str, trained: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        evaluate(str(trained), data, threshold, False, "", "")
+
+
+def test_real_benchmarks_are_measured_end_to_end(trained: Path, data_dir: Path, tmp_path: Path) -> None:
+    """PRMBench's file, its first rows; the toy knows none of its characters, so only that it runs."""
+    data = f"{{name: prmbench, path: '{data_dir / 'prmbench_confidence.jsonl'}', limit: 3}}"
+    evaluate(str(trained), data, 0.5, False, "", str(tmp_path / "o.json"))
+    assert 0 <= json.loads((tmp_path / "o.json").read_text())["prm_score"] <= 1

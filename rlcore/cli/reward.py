@@ -1,0 +1,61 @@
+"""`rlcore reward eval`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from rewards.calibration import reliability
+from rewards.calibration_plot import draw
+from rewards.judge import Asked, Judge
+from rewards.trained_on import digest, trained_on
+from rlcore import models, plugins
+from rlcore.cli.named import named
+from rlcore.cli.output import check_json, write_json
+from rlcore.data.steps import AnnotatedSolution, LabelledSolution
+from rlcore.errors import UserError
+from rlcore.evaluation.steps import JudgedSolution, step_measures
+from rlcore.run.console import say, watched
+
+
+def evaluate(model: str, data: str, threshold: float, keep_trained_on: bool, plot: str, json_file: str) -> None:
+    check_json(json_file)
+    if not 0 < threshold < 1:
+        raise UserError(f"--threshold {threshold:g} is a probability: it must be above 0 and below 1")
+    folder = Path(models.locate(model))
+    solutions = _solutions(data)
+    if not keep_trained_on:
+        known, before = trained_on(folder), len(solutions)
+        solutions = [solution for solution in solutions if digest(solution.problem) not in known]
+        say(f"{len(solutions)} of {before} solutions remain, the others are of problems that the model was trained on")
+    if not solutions:
+        raise UserError(f"--data {data}: no solution is left to be judged")
+    judge = Judge(folder)
+    asked = [Asked(s.problem, s.steps[:i], s.steps[i : i + 1]) for s in solutions for i in range(len(s.steps))]
+    with watched("judging steps", len(asked)) as progress:
+        found = iter(judge.log_odds(asked, progress))
+    judged = [JudgedSolution(solution, [next(found) for _ in solution.steps]) for solution in solutions]
+    result = step_measures(judged, threshold)
+    if plot:
+        labelled = [
+            (z, float(label == "correct"))
+            for each in judged
+            for z, label in zip(each.log_odds, each.solution.labels, strict=True)
+            if label in ("correct", "wrong")
+        ]
+        draw(Path(plot), {"calibrated": reliability([z for z, _ in labelled], [y for _, y in labelled])})
+    for name, value in result.items():
+        print(f"  {name:<12} {value:.4g}", file=sys.stderr)
+    write_json({"model": model, "data": data, "threshold": threshold, **result}, json_file)
+
+
+def _solutions(data: str) -> list[LabelledSolution]:
+    """With a verdict on each step; of solutions that were judged candidate by candidate, the chosen ones."""
+    spec = named(data, "--data", "prmbench")
+    read = plugins.bind("rlcore.data.formats", spec.pop("name"), spec)()
+    if any(not isinstance(each, LabelledSolution | AnnotatedSolution) for each in read):
+        raise UserError(f"--data {data}: these are no judged solutions")
+    usable = [each for each in read if "unusable" not in each.meta]
+    if len(usable) < len(read):
+        say(f"{len(read) - len(usable)} of {len(read)} solutions are unusable")
+    return [each.trajectory if isinstance(each, AnnotatedSolution) else each for each in usable]
