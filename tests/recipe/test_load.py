@@ -8,7 +8,7 @@ import pytest
 
 from rlcore.errors import UserError
 from rlcore.recipe.load import load, shipped
-from rlcore.recipe.schema import CORRECTIONS, RL, Sft
+from rlcore.recipe.schema import CORRECTIONS, JOBS, RL, Sft
 
 MINIMAL = "job: rl\nmodel: some/model\nsteps: 3\ndata: gsm8k\n"
 
@@ -31,7 +31,7 @@ def test_arguments_merge_left_to_right(recipe: Path, tmp_path: Path) -> None:
 def test_every_shipped_recipe_is_valid() -> None:
     for name in shipped():
         layers = ["grpo_gsm8k", name] if name.startswith(("cluster/", "algorithms/")) else [name]
-        assert load(layers).recipe.job in ("rl", "sft")
+        assert load(layers).recipe.job in JOBS
 
 
 def test_origins_name_file_and_line_override_or_default(recipe: Path) -> None:
