@@ -4,24 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
-from rewards.judged_text import load_judged_text
+from rewards.judged_text import Asked, Row, load_judged_text
 from rlcore.batch import pad
 from rlcore.errors import UserError
 from rlcore.models import ModelSpec, context, load_tokenizer
 
 TOKENS = 16384  # of a pass, padding included
-
-
-class Asked(NamedTuple):
-    """Is `current`, one step or several, right after `previous`?"""
-
-    problem: str
-    previous: tuple[str, ...]
-    current: tuple[str, ...]
 
 
 class Judge:
@@ -30,32 +21,34 @@ class Judge:
     def __init__(self, folder: Path, *, dtype: str = "float32", device: str = "auto", tokens: int = TOKENS) -> None:
         self.text = load_judged_text(folder)
         self.tokenizer = load_tokenizer(str(folder))
-        self.model = ModelSpec(str(folder), dtype, device).load_with_head(2, "text").eval()
+        self.model = ModelSpec(str(folder), dtype, device).load_with_head(2, self.text.head).eval()
         self.context, self.tokens = context(str(folder)), tokens
 
     @torch.no_grad()
     def log_odds(self, asked: Sequence[Asked], progress: Callable[[int], None] = lambda done: None) -> list[float]:
         """log P(right)/P(wrong) of each, calibrated. Raises UserError for a text that is longer than the model's context."""
-        ids = [self.tokenizer(self.text.write(*each)).input_ids for each in asked]
-        if (longest := max(map(len, ids), default=0)) > self.context:
+        rows = self.text.rows(asked, self.tokenizer)
+        if (longest := max((len(row.ids) for row in rows), default=0)) > self.context:
             raise UserError(f"a text of {longest} tokens is longer than the reward model's context of {self.context}")
-        result = [0.0] * len(ids)
-        for rows in _passes([len(each) for each in ids], self.tokens):
-            batch = pad([ids[i] for i in rows], torch.long).to(self.model.device)
+        result = [0.0] * len(asked)
+        for some in _passes(rows, self.tokens):
+            batch = pad([row.ids for row in some], torch.long).to(self.model.device)
             hidden = self.model.base_model(batch, use_cache=False).last_hidden_state  # causal: padding comes after what is read
-            last = hidden[torch.arange(len(rows)), [len(ids[i]) - 1 for i in rows]]
-            wrong, right = self.model.score(last).float().T / self.text.temperature
-            for i, value in zip(rows, (right - wrong).tolist(), strict=True):
-                result[i] = value
-            progress(len(rows))
+            ends = [(i, end) for i, row in enumerate(some) for end in row.ends]
+            read = hidden[[i for i, _ in ends], [end for _, end in ends]]
+            wrong, right = self.model.score(read).float().T / self.text.temperature
+            numbers = [number for row in some for number in row.asked]
+            for number, value in zip(numbers, (right - wrong).tolist(), strict=True):
+                result[number] = value
+            progress(len(numbers))
         return result
 
 
-def _passes(lengths: Sequence[int], tokens: int) -> list[list[int]]:
-    """The texts in order of length, cut so that no pass is wider × longer than so many tokens (one text at least)."""
-    cut: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if not cut or lengths[i] * (len(cut[-1]) + 1) > tokens:
+def _passes(rows: Sequence[Row], tokens: int) -> list[list[Row]]:
+    """The rows in order of length, cut so that no pass is wider × longer than so many tokens (one row at least)."""
+    cut: list[list[Row]] = []
+    for row in sorted(rows, key=lambda row: len(row.ids)):
+        if not cut or len(row.ids) * (len(cut[-1]) + 1) > tokens:
             cut.append([])
-        cut[-1].append(i)
+        cut[-1].append(row)
     return cut

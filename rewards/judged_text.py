@@ -1,7 +1,14 @@
-"""What a reward model reads: a problem, the steps before, and what is to be judged, as one text.
+"""What a reward model reads, and where in it its scores stand.
 
-A model's own way of writing it down is kept beside its weights, in `reward_model.json`, with the temperature that calibrates
-its scores: whoever scores with it writes what it was trained on.
+    head: text     a problem, the steps before, and what is to be judged, as one text: the score is at its last token
+    head: token    a problem and its steps, each with the separator after it: every step's score is at the end of its separator
+
+So with a token head one pass judges all steps of a solution, and solutions that begin alike are read once as far as one is the
+beginning of the other. Where a step ends is found in the text, not among the tokens: a separator may be part of a token that
+begins before it (".\\n\\n").
+
+A model's own way of writing is kept beside its weights, in `reward_model.json`, with the temperature that calibrates what it
+says: whoever scores with it writes what it was trained on.
 """
 
 from __future__ import annotations
@@ -11,32 +18,94 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from rlcore.data.step_examples import Kind
 from rlcore.errors import UserError
 
-_PLACE = re.compile(r"\{(problem|previous|current)\}")
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Head = Literal["text", "token"]
+_PLACE = re.compile(r"\{(problem|previous|current|steps)\}")
 FILE = "reward_model.json"
 WHOLE = "Question is as follows:\n{problem}\n\nThe answer is as follows:\n{current}\n"
 STEP = (
     "Question:\n{problem}\n\nLet's break it down step by step!\n\nPrevious reasoning:\n{previous}\n\n"
     "Now, let's focus on the current step:\n{current}"
-)  # these are the prompts that the HRM's code was trained with (arXiv 2503.13551)
+)  # these two are what the HRM's code was trained with (arXiv 2503.13551)
+RUNNING = "{problem}\n\n{steps}"
+
+
+class Asked(NamedTuple):
+    """Is `current`, one step or several, right after `previous`?"""
+
+    problem: str
+    previous: tuple[str, ...]
+    current: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A text to be read: its token ids, the tokens at which scores stand, and what each of these answers, by its number."""
+
+    ids: tuple[int, ...]
+    ends: tuple[int, ...]
+    asked: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class JudgedText:
     kind: Kind
+    head: Head
     template: str
     separator: str
     temperature: float = 1.0
 
-    def write(self, problem: str, previous: Sequence[str], current: Sequence[str]) -> str:
-        parts = {"problem": problem, "previous": self.separator.join(previous), "current": self.separator.join(current)}
-        return _PLACE.sub(lambda place: parts[place[1]], self.template)  # at once: a problem may hold {current} itself
+    def rows(self, asked: Sequence[Asked], tokenizer: PreTrainedTokenizerBase) -> list[Row]:
+        """What to read so that everything asked is answered once."""
+        if self.head == "text":
+            texts = [tuple(tokenizer(self.write(each)).input_ids) for each in asked]
+            return [Row(ids, (len(ids) - 1,), (i,)) for i, ids in enumerate(texts)]
+        return [self._running(problem, steps, ends, tokenizer) for problem, steps, ends in packed(asked)]
+
+    def write(self, asked: Asked) -> str:
+        """For a head of texts."""
+        join = self.separator.join
+        return self._filled({"problem": asked.problem, "previous": join(asked.previous), "current": join(asked.current)})
+
+    def _running(self, problem: str, steps: tuple[str, ...], ends: dict[int, int], tokenizer: PreTrainedTokenizerBase) -> Row:
+        """`ends`: what is asked, by the number of steps after which it is."""
+        places, text = {}, self._filled({"problem": problem, "steps": ""})
+        for count, step in enumerate(steps, 1):
+            text += step + self.separator
+            places[count] = len(text) - 1
+        read = tokenizer(text, return_offsets_mapping=True)
+        token_of = {char: i for i, (first, end) in enumerate(read["offset_mapping"]) for char in range(first, end)}
+        counts = sorted(ends)
+        return Row(tuple(read.input_ids), tuple(token_of[places[n]] for n in counts), tuple(ends[n] for n in counts))
+
+    def _filled(self, parts: dict[str, str]) -> str:
+        return _PLACE.sub(
+            lambda place: parts.get(place[1], place[0]), self.template
+        )  # at once: a problem may hold {current} itself
 
     def save(self, folder: Path) -> None:
         (folder / FILE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+
+def packed(asked: Sequence[Asked]) -> list[tuple[str, tuple[str, ...], dict[int, int]]]:
+    """Problem, steps, and what is asked after how many of them: the longest first, which answer what is asked of their
+    beginnings too. The same thing asked twice is read twice."""
+    waiting: dict[tuple[str, tuple[str, ...]], list[int]] = {}
+    for i, each in enumerate(asked):
+        waiting.setdefault((each.problem, each.previous + each.current), []).append(i)
+    result = []
+    for problem, steps in sorted(waiting, key=lambda key: -len(key[1])):
+        while waiting[problem, steps]:
+            beginnings = ((n, waiting.get((problem, steps[:n]))) for n in range(1, len(steps) + 1))
+            result.append((problem, steps, {n: numbers.pop() for n, numbers in beginnings if numbers}))
+    return result
 
 
 def load_judged_text(folder: Path) -> JudgedText:

@@ -114,7 +114,7 @@ def _reward_model(loaded: Loaded, recipe: RewardModel) -> dict[str, Any]:
     steps = sum(reward_model.stage_steps(recipe, len(material.train)))
     run = Run(loaded, steps=steps, keep=recipe.checkpoint, stop=Stop())
     torch.manual_seed(recipe.seed)
-    model = ModelSpec(location, "float32", recipe.device, recipe.trust_remote_code).load_with_head(2, "text")
+    model = ModelSpec(location, "float32", recipe.device, recipe.trust_remote_code).load_with_head(2, recipe.head)
     model.config.pad_token_id = tokenizer.pad_token_id
     with ExitStack() as ending:
         ending.callback(run.console.stop)

@@ -53,13 +53,16 @@ def _reward_model(recipe: RewardModel) -> Iterator[str]:
     location = warmstart.architecture(recipe.model, recipe.seed)
     tokenizer = models.load_tokenizer(location, recipe.trust_remote_code)
     found = material(recipe, tokenizer)
-    yield f"{len(found.train)} training examples, {len(found.validation)} of other problems for validation"
-    ids, label = found.train[0]
-    yield f"first text, {len(ids)} tokens, label {label:g}: {tokenizer.decode(ids)!r}"
+    counts = [sum(len(text.labels) for text in side) for side in (found.train, found.validation)]
+    yield f"{counts[0]} training examples, {counts[1]} of other problems for validation"
+    first_text = found.train[0]
+    ids, ends = first_text.row.ids, first_text.row.ends
+    yield f"first text, {len(ids)} tokens: {tokenizer.decode(ids)!r}"
     yield f"token ids: {list(ids)}"
+    yield f"labels: {', '.join(f'{y:g} at token {end}' for y, end in zip(first_text.labels, ends, strict=True))}"
     first, second = stage_steps(recipe, len(found.train))
     yield f"steps: {first + second}" + (f", the head alone in the first {first}" if first else "")
-    lengths = [len(ids) for ids, _ in found.train]
+    lengths = [len(text.row.ids) for text in found.train]
     yield f"tokens an epoch: {sum(lengths):,}, at most {max(lengths)} a text"
 
 

@@ -1,10 +1,10 @@
-"""A reward model as a classifier: the log-odds that a text is right, read at its last token.
+"""A reward model as a classifier: the log-odds that what was read is right, at each end (`rewards.judged_text`).
 
     z = logit(right) − logit(wrong)        P(right) = σ(z)
-    L = −w₁·y·log σ(z) − w₀·(1 − y)·log σ(−z)        averaged over the texts of the mini-batch
+    L = −w₁·y·log σ(z) − w₀·(1 − y)·log σ(−z)        averaged over the ends in the mini-batch
 
-y is 1, 0 or a probability in between; w are the weights of the classes. A text is a completion of no tokens but one that nobody
-sampled, which stands for its end: so the learner (`trainers.learner`) trains it as it trains every model.
+y is 1, 0 or a probability in between; w are the weights of the classes. The learner (`trainers.learner`) trains it as it trains
+every model: z is read where a language model would predict the token after the end.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from rlcore.batch import GradedBatch, TrainingBatch
+from rlcore.batch import GradedBatch, TrainingBatch, pad
 from rlcore.types import Sampling
+from trainers.judged import Labelled
 from trainers.logprobs import precision, states
 from trainers.objective import Loss, cut, mean
 
@@ -25,7 +26,7 @@ WRONG, RIGHT = 0, 1  # the labels of a reward model's head
 
 
 class LogOdds(nn.Module):
-    """z of a sequence-classification model with two labels: what `trainers.logprobs.TokenLogprobs` is to a policy."""
+    """z of a classifier of texts or tokens with two labels: what `trainers.logprobs.TokenLogprobs` is to a policy."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -40,7 +41,7 @@ class LogOdds(nn.Module):
         temperature: float,
         chunks: int,
     ) -> tuple[Tensor]:
-        """(b, T) of each text of `prompts` at what follows it."""
+        """(b, T), each from the token before."""
         with precision(self.model, dtype):
             hidden, where = states(self.model.base_model, prompts, tokens, lengths)
             logits = self.model.score(hidden).float()
@@ -50,7 +51,7 @@ class LogOdds(nn.Module):
 
 @dataclass(frozen=True)
 class LabelledInputs:
-    """A micro-batch of b texts: everything (b, 1)."""
+    """A micro-batch, right-padded: everything (b, t)."""
 
     log_odds: Tensor  # with gradient
     labels: Tensor
@@ -87,20 +88,26 @@ class CrossEntropy:
         return Loss(loss, {"accuracy": mean((z.detach() > 0) == (y > 0.5), inputs.mask)})
 
 
-def labelled(texts: Sequence[Sequence[int]], labels: Sequence[float]) -> TrainingBatch:
-    """Texts as token ids, each with a label, as the batch that a learner takes."""
-    one, none = torch.ones(len(texts), 1), torch.zeros(len(texts), 1)
+def batch_of(texts: Sequence[Labelled]) -> TrainingBatch:
+    """As the learner takes them. What comes before and at the first end is the prompt, what comes after it the completion; and
+    the label of an end stands where the token after it does, from which it is read."""
+    tails = [(*text.row.ids[text.row.ends[0] + 1 :], 0) for text in texts]
+    tokens = pad(tails, torch.long)
+    mask, labels = torch.zeros(tokens.shape), torch.zeros(tokens.shape)
+    for i, text in enumerate(texts):
+        places = [end - text.row.ends[0] for end in text.row.ends]
+        mask[i, places], labels[i, places] = 1.0, torch.tensor(text.labels)
     graded = GradedBatch(
-        prompt_ids=[tuple(text) for text in texts],
-        tokens=none.long(),
-        present=one,
-        loss_mask=one,
-        rollout_logprobs=none,
-        versions=none.long(),
+        prompt_ids=[text.row.ids[: text.row.ends[0] + 1] for text in texts],
+        tokens=tokens,
+        present=pad([(1,) * len(tail) for tail in tails], torch.float32),
+        loss_mask=mask,
+        rollout_logprobs=torch.zeros(tokens.shape),
+        versions=torch.zeros(tokens.shape, dtype=torch.long),
         truncated=torch.zeros(len(texts), dtype=torch.bool),
         sampling=Sampling(),
         group=torch.arange(len(texts)),
         rewards={},
         accuracy=None,
     )
-    return TrainingBatch(graded, none, None, torch.tensor(labels, dtype=torch.float32)[:, None])
+    return TrainingBatch(graded, torch.zeros(tokens.shape), None, labels)

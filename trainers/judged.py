@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
-from rewards.judged_text import STEP, WHOLE, JudgedText
+from rewards.judged_text import RUNNING, STEP, WHOLE, Asked, JudgedText, Row
 from rlcore import plugins
 from rlcore.data.overlap import decontaminate, normalise
 from rlcore.data.step_examples import Example, examples
@@ -22,23 +22,27 @@ from rlcore.recipe.schema import RewardModel, Source
 from rlcore.run.console import say
 from rlcore.types import seed_from
 
-Text = tuple[tuple[int, ...], float]
-"""Token ids and their label."""
+
+@dataclass(frozen=True)
+class Labelled:
+    """A text, and the label of each of its ends."""
+
+    row: Row
+    labels: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Material:
     """What is learned from, and what it is measured on: texts of other problems."""
 
-    train: list[Text]
-    validation: list[Text]
+    train: list[Labelled]
+    validation: list[Labelled]
     problems: set[str]  # of both
 
 
 def judged_text(recipe: RewardModel) -> JudgedText:
-    return JudgedText(
-        recipe.kind, recipe.judging.template or (WHOLE if recipe.kind == "orm" else STEP), recipe.judging.separator
-    )
+    usual = RUNNING if recipe.head == "token" else WHOLE if recipe.kind == "orm" else STEP
+    return JudgedText(recipe.kind, recipe.head, recipe.judging.template or usual, recipe.judging.separator)
 
 
 def load_solutions(sources: Sequence[Source]) -> list[AnnotatedSolution | LabelledSolution]:
@@ -59,21 +63,27 @@ def material(recipe: RewardModel, tokenizer: PreTrainedTokenizerBase) -> Materia
     say(f"{len(solutions)} judged solutions, {len(made)} examples: {_counted(made)}")
     if recipe.shuffle_labels:
         made = shuffled(made, recipe.seed)
-    written, sides = judged_text(recipe), Material([], [], {example.problem for example in made})
-    longer = 0
-    for example in made:
-        ids = tuple(tokenizer(written.write(example.problem, example.previous, example.current)).input_ids)
-        if len(ids) > recipe.max_length:
-            longer += 1
-        else:
-            held = is_held_out(example.problem, recipe.validation)
-            (sides.validation if held else sides.train).append((ids, example.label))
-    if longer:
-        say(f"{longer} examples dropped: longer than max_length {recipe.max_length} tokens")
-    for side, texts in (("training", sides.train), ("validation", sides.validation)):
-        if len({label for _, label in texts}) < 2:
-            raise UserError(f"the {len(texts)} {side} examples do not hold both right and wrong ones: give more data")
-    return sides
+    held = [is_held_out(example.problem, recipe.validation) for example in made]
+    found = Material(
+        labelled([example for example, out in zip(made, held, strict=True) if not out], recipe, tokenizer),
+        labelled([example for example, out in zip(made, held, strict=True) if out], recipe, tokenizer),
+        {example.problem for example in made},
+    )
+    for side, texts in (("training", found.train), ("validation", found.validation)):
+        labels = [label for each in texts for label in each.labels]
+        if len(set(labels)) < 2:
+            raise UserError(f"the {len(labels)} {side} examples do not hold both right and wrong ones: give more data")
+    return found
+
+
+def labelled(made: Sequence[Example], recipe: RewardModel, tokenizer: PreTrainedTokenizerBase) -> list[Labelled]:
+    """Without the texts that are too long, which are counted."""
+    rows = judged_text(recipe).rows([Asked(e.problem, e.previous, e.current) for e in made], tokenizer)
+    fitting = [row for row in rows if len(row.ids) <= recipe.max_length]
+    if len(fitting) < len(rows):
+        lost = len(made) - sum(len(row.asked) for row in fitting)
+        say(f"{lost} examples dropped: their texts are longer than max_length {recipe.max_length} tokens")
+    return [Labelled(row, tuple(made[i].label for i in row.asked)) for row in fitting]
 
 
 def is_held_out(problem: str, share: float) -> bool:

@@ -20,8 +20,8 @@ from rlcore.run.checkpoint import latest
 from rlcore.run.folder import Run
 from rlcore.run.metrics import values
 from rlcore.types import seed_from
-from trainers.classifier import CrossEntropy, LogOdds, labelled
-from trainers.judged import Material, Text, judged_text
+from trainers.classifier import CrossEntropy, LogOdds, batch_of
+from trainers.judged import Labelled, Material, judged_text
 from trainers.learner import Learner
 
 
@@ -53,7 +53,7 @@ def _train(recipe: RewardModel, run: Run, learner: Learner, material: Material, 
         with run.timed("learn"):
             texts = next(batch)
             learned = learner.update(texts)
-        run.log(step, {**values(learned), "tokens": sum(map(len, texts.graded.prompt_ids))})
+        run.log(step, {**values(learned), "tokens": sum(map(len, texts.graded.prompt_ids)) + int(texts.graded.lengths.sum())})
         if step % recipe.validate_every == 0 or step == until:
             run.log(step, validated(learner, material))
         run.checkpoint(step)
@@ -63,7 +63,7 @@ def _train(recipe: RewardModel, run: Run, learner: Learner, material: Material, 
 def finish(recipe: RewardModel, run: Run, learner: Learner, material: Material) -> dict[str, float]:
     """Write the plain checkpoint to the folder's `model`, with how its texts are written and the temperature that calibrates
     it, and `calibration.svg`. What the validation set says of the model."""
-    found, labels = log_odds(learner, material.validation), [label for _, label in material.validation]
+    found, labels = log_odds(learner, material.validation), labels_of(material.validation)
     divisor = temperature(found, labels)
     calibrated = [z / divisor for z in found]
     learner.save(run.folder)
@@ -76,8 +76,8 @@ def finish(recipe: RewardModel, run: Run, learner: Learner, material: Material) 
         **{f"validation_{name}": value for name, value in measures(found, labels).items()},
         "validation_error_calibrated": measures(calibrated, labels)["error"],
         "temperature": divisor,
-        "train_examples": len(material.train),
-        "validation_examples": len(material.validation),
+        "train_examples": len(labels_of(material.train)),
+        "validation_examples": len(labels),
         "best_step": run.best_step or 0,
     }
 
@@ -88,32 +88,37 @@ def stage_steps(recipe: RewardModel, texts: int) -> tuple[int, int]:
     return (recipe.first_stage.epochs if recipe.first_stage else 0) * epoch, recipe.epochs * epoch
 
 
-def batches(recipe: RewardModel, texts: Sequence[Text], after: int) -> Iterator[TrainingBatch]:
+def batches(recipe: RewardModel, texts: Sequence[Labelled], after: int) -> Iterator[TrainingBatch]:
     """The batches that follow step `after`, without end."""
     epoch, skipped = divmod(after, -(-len(texts) // recipe.batch_size))
     while True:
         order = random.Random(seed_from("epoch", recipe.seed, epoch)).sample(range(len(texts)), len(texts))
         for first in range(skipped * recipe.batch_size, len(texts), recipe.batch_size):
-            chosen = [texts[i] for i in order[first : first + recipe.batch_size]]
-            yield labelled([ids for ids, _ in chosen], [label for _, label in chosen])
+            yield batch_of([texts[i] for i in order[first : first + recipe.batch_size]])
         epoch, skipped = epoch + 1, 0
 
 
 def validated(learner: Learner, material: Material) -> dict[str, float]:
-    found = measures(log_odds(learner, material.validation), [label for _, label in material.validation])
+    found = measures(log_odds(learner, material.validation), labels_of(material.validation))
     return {f"validation/{name}": value for name, value in found.items()}
 
 
-def log_odds(learner: Learner, texts: Sequence[Text]) -> list[float]:
-    batch = labelled([ids for ids, _ in texts], [label for _, label in texts]).graded
-    found: list[float] = learner.outputs(batch, range(len(texts)))[0][:, 0].tolist()
+def log_odds(learner: Learner, texts: Sequence[Labelled]) -> list[float]:
+    """Of every end, in the order of texts and ends."""
+    batch = batch_of(texts).graded
+    found: list[float] = learner.outputs(batch, range(len(texts)))[0][batch.loss_mask.bool()].tolist()
     return found
 
 
-def objective(recipe: RewardModel, texts: Sequence[Text]) -> CrossEntropy:
+def labels_of(texts: Sequence[Labelled]) -> list[float]:
+    return [label for text in texts for label in text.labels]
+
+
+def objective(recipe: RewardModel, texts: Sequence[Labelled]) -> CrossEntropy:
     if not recipe.balance:
         return CrossEntropy()
-    right = sum(label for _, label in texts) / len(texts)
+    labels = labels_of(texts)
+    right = sum(labels) / len(labels)
     return CrossEntropy((0.5 / (1 - right), 0.5 / right))
 
 
@@ -121,7 +126,7 @@ def _learner(
     recipe: RewardModel,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[Text],
+    texts: Sequence[Labelled],
     first: FirstStage | None,
 ) -> Learner:
     """Of the head alone in the first stage, of all of the model in the second."""

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from rewards.calibration import reliability
 from rewards.calibration_plot import draw
-from rewards.judge import Asked, Judge
+from rewards.judge import Judge
+from rewards.judged_text import Asked
 from rewards.trained_on import digest, trained_on
 from rlcore import models, plugins
 from rlcore.cli.named import named

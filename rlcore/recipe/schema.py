@@ -535,15 +535,8 @@ class Sft(Job):
 class Judging(Section):
     """How what is to be judged is written down for a reward model; kept beside its weights."""
 
-    template: str = ""  # {problem}, {previous} and {current}; default: that of the HRM's authors for the kind
+    template: str = ""  # with {problem}, {previous} and {current}; or, for head: token, {problem} and, at its end, {steps}
     separator: str = "\n\n"  # between steps
-
-    @model_validator(mode="after")
-    def _complete(self) -> Judging:
-        lacking = [part for part in ("{problem}", "{current}") if self.template and part not in self.template]
-        if lacking:
-            raise ValueError(f"the template must contain {lacking[0]}")
-        return self
 
 
 class FirstStage(Section):
@@ -558,6 +551,7 @@ class RewardModel(Job):
 
     job: Literal["reward_model"] = "reward_model"
     kind: Literal["orm", "prm", "hrm"] = "prm"  # judges solutions; steps; steps and pairs of them
+    head: Literal["text", "token"] = "text"  # a text for each judgement, or one for all steps; see `rewards/judged_text.py`
     data: Sources  # of judged solutions (`rlcore/data/formats`)
     evaluated_on: Annotated[list[SourceSpec], BeforeValidator(_listed)] = []  # judged solutions: without their problems
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.2  # of the problems
@@ -577,6 +571,16 @@ class RewardModel(Job):
 
     @model_validator(mode="after")
     def _possible(self) -> RewardModel:
+        judged = "{steps}" if self.head == "token" else "{current}"
+        lacking = [part for part in ("{problem}", judged) if self.judging.template and part not in self.judging.template]
+        if lacking:
+            raise ValueError(f"judging.template must contain {lacking[0]} for head: {self.head}")
+        if self.head == "token" and self.judging.template and not self.judging.template.endswith("{steps}"):
+            raise ValueError("judging.template must end with {steps} for head: token: each is judged where it ends")
+        if self.head == "token" and self.kind == "hrm":
+            raise ValueError("an hrm judges pairs that are merged, which no running text holds: use head: text")
+        if self.head == "token" and not self.judging.separator:
+            raise ValueError("judging.separator is where a step's judgement stands for head: token: it cannot be empty")
         if self.repaired and self.kind != "hrm":
             raise ValueError(f"repaired pairs are merged steps, which a {self.kind} does not judge: set kind to hrm")
         if self.lora is not None:

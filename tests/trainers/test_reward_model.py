@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
 
-from rewards.judge import Asked, Judge
-from rewards.judged_text import load_judged_text
+from rewards.judge import Judge
+from rewards.judged_text import Asked, Row, load_judged_text
 from rlcore import jobs
 from rlcore.cli.reward import evaluate
 from rlcore.data.steps import LabelledSolution, StepLabel
@@ -25,8 +25,8 @@ from rlcore.recipe.load import load
 from rlcore.recipe.schema import RewardModel
 from rlcore.run.folder import Interrupted, Run
 from tests.trainers.test_loop import metrics
-from trainers.classifier import CrossEntropy, LabelledInputs, labelled
-from trainers.judged import is_held_out, material
+from trainers.classifier import CrossEntropy, LabelledInputs, batch_of
+from trainers.judged import Labelled, is_held_out, material
 from trainers.reward_model import batches, log_odds, stage_steps
 
 
@@ -69,10 +69,14 @@ def test_cross_entropy_by_hand() -> None:
     assert z.grad[:, 0].tolist() == pytest.approx([-3 * 0.2, 0.8, -3 * 0.25 * 0.2 + 0.75 * 0.8])
 
 
-@pytest.fixture(scope="module")
-def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+TOKEN = ["head=token", 'judging={template: "{problem}\\n{steps}", separator: "\\n"}', "batch_size=8"]
+
+
+@pytest.fixture(scope="module", params=["text", "token"])
+def trained(request: pytest.FixtureRequest, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reward_model") / "run"
-    jobs.run(load(arguments(tiny, folder, "epochs=6")), resume=False)
+    head = TOKEN if request.param == "token" else []
+    jobs.run(load(arguments(tiny, folder, "epochs=6", *head)), resume=False)
     return folder
 
 
@@ -93,26 +97,35 @@ def test_it_learns_nothing_from_labels_that_say_nothing(tiny: Path, tmp_path: Pa
 def test_scores_are_those_of_transformers_whatever_is_beside_them(trained: Path) -> None:
     """In training code, one by one, together, and right- and left-padded in a plain call: to 1e-5."""
     tokenizer = AutoTokenizer.from_pretrained(trained / "model")
-    model = AutoModelForSequenceClassification.from_pretrained(trained / "model").eval()
     recipe = recipe_of(str(trained / "recipe.yaml"))
+    kind = AutoModelForTokenClassification if recipe.head == "token" else AutoModelForSequenceClassification
+    model = kind.from_pretrained(trained / "model").eval()
     texts = material(recipe, tokenizer).validation[:9]
     learner = learner_of(recipe, trained / "model")
     together = log_odds(learner, texts)
-    alone = [log_odds(learner, [text])[0] for text in texts]
-    assert together == pytest.approx(alone, abs=1e-5)
+    alone = [z for text in texts for z in log_odds(learner, [text])]
+    assert together == pytest.approx(alone, abs=1e-5, rel=1e-6)
     for side in ("right", "left"):
         tokenizer.padding_side = side
-        padded = tokenizer.pad({"input_ids": [list(ids) for ids, _ in texts]}, return_tensors="pt")
+        padded = tokenizer.pad({"input_ids": [list(text.row.ids) for text in texts]}, return_tensors="pt")
         with torch.no_grad():
             logits = model(**padded).logits
-        assert (logits[:, 1] - logits[:, 0]).tolist() == pytest.approx(together, abs=1e-5)
+        odds = logits[..., 1] - logits[..., 0]
+        if recipe.head == "token":
+            shift = [odds.shape[1] - len(text.row.ids) if side == "left" else 0 for text in texts]
+            odds = torch.stack([odds[i, end + shift[i]] for i, text in enumerate(texts) for end in text.row.ends])
+        assert odds.tolist() == pytest.approx(together, abs=1e-5, rel=1e-6)
 
 
 def learner_of(recipe: RewardModel, folder: Path) -> Any:
     from trainers.reward_model import _learner
 
-    model = ModelSpec(str(folder)).load_with_head(2, "text")
-    return _learner(recipe, model, AutoTokenizer.from_pretrained(folder), [((1,), 1.0), ((1,), 0.0)], None)
+    model = ModelSpec(str(folder)).load_with_head(2, recipe.head)
+    return _learner(recipe, model, AutoTokenizer.from_pretrained(folder), [single(1, 1.0), single(1, 0.0)], None)
+
+
+def single(token: int, label: float) -> Labelled:
+    return Labelled(Row((token,), (0,), (0,)), (label,))
 
 
 def test_the_model_is_that_of_the_best_validation(trained: Path) -> None:
@@ -170,10 +183,10 @@ def test_the_first_stage_moves_the_head_alone(tiny: Path, tmp_path: Path) -> Non
 
 def test_every_epoch_sees_every_text_once_in_another_order(tiny: Path, tmp_path: Path) -> None:
     recipe = recipe_of(*arguments(tiny, tmp_path))
-    texts = [((i, i), float(i % 2)) for i in range(70)]
+    texts = [single(i, float(i % 2)) for i in range(70)]
     stream = batches(recipe, texts, 0)
     epochs = [[ids for _ in range(3) for ids in next(stream).graded.prompt_ids] for _ in range(2)]
-    assert sorted(epochs[0]) == sorted(epochs[1]) == [ids for ids, _ in texts]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == [each.row.ids for each in texts]
     assert epochs[0] != epochs[1]
     later = batches(recipe, texts, 4)
     assert [ids for _ in range(2) for ids in next(later).graded.prompt_ids] == epochs[1][32:]
@@ -195,14 +208,14 @@ def test_problems_that_are_evaluated_on_are_taken_out(tiny: Path, tmp_path: Path
 def test_balance_gives_both_kinds_the_same_weight(tiny: Path, tmp_path: Path) -> None:
     from trainers.reward_model import objective
 
-    found = objective(recipe_of(*arguments(tiny, tmp_path, "balance=true")), [((1,), 1.0)] * 3 + [((1,), 0.0)])
+    found = objective(recipe_of(*arguments(tiny, tmp_path, "balance=true")), [*[single(1, 1.0)] * 3, single(1, 0.0)])
     assert found.weights == pytest.approx((2.0, 2 / 3))
 
 
 def test_the_dry_run_says_what_would_be_learned(tiny: Path, tmp_path: Path) -> None:
     lines = list(preview(recipe_of(*arguments(tiny, tmp_path, "first_stage={epochs: 1}"))))
     assert any("training examples" in line for line in lines)
-    assert any(line.startswith("first text") and "label" in line for line in lines)
+    assert any(line.startswith("labels: ") and " at token " in line for line in lines)
     assert any("the head alone in the first" in line for line in lines)
 
 
@@ -212,7 +225,11 @@ def test_the_dry_run_says_what_would_be_learned(tiny: Path, tmp_path: Path) -> N
         (["repaired=true"], "repaired pairs are merged steps, which a prm does not judge"),
         (["lora={rank: 4}"], "trained in full: leave out lora"),
         (["update.epochs=2"], "a batch of a reward model is one optimiser step"),
-        (["judging.template='{problem}'"], "the template must contain {current}"),
+        (["judging.template='{problem}'"], "judging.template must contain {current} for head: text"),
+        (["head=token"], "judging.template must contain {steps} for head: token"),
+        (["head=token", "judging.template='{steps} {problem}'"], "must end with {steps}"),
+        (["head=token", "judging={template: '{problem}{steps}', separator: ''}"], "it cannot be empty"),
+        (["head=token", "judging.template='{problem}{steps}'", "kind=hrm"], "no running text holds: use head: text"),
         (["data={name: prm800k}"], "'prm800k' needs the option 'path'"),
         (["data={name: chain_steps, count: 30, strategies: {direct: 1}}"], "do not hold both right and wrong ones"),
         (["max_length=3"], "do not hold both right and wrong ones"),
@@ -223,11 +240,15 @@ def test_what_cannot_work_is_refused(overrides: list[str], message: str, tiny: P
         jobs.run(load(arguments(tiny, tmp_path / "run", *overrides)), resume=False)
 
 
-def test_a_text_is_a_completion_of_nothing() -> None:
-    batch = labelled([(1, 2, 3), (4,)], [1.0, 0.0])
-    assert batch.graded.prompt_ids == [(1, 2, 3), (4,)]
+def test_an_end_is_read_from_its_token() -> None:
+    """Where the token after it would be predicted; of the last end that is one that does not exist."""
+    batch = batch_of([Labelled(Row((5, 6, 7, 8), (1, 3), (0, 1)), (1.0, 0.0)), Labelled(Row((9,), (0,), (2,)), (0.5,))])
+    assert batch.graded.prompt_ids == [(5, 6), (9,)]
+    assert batch.graded.tokens.tolist() == [[7, 8, 0], [0, 0, 0]]
+    assert batch.graded.loss_mask.tolist() == [[1, 0, 1], [1, 0, 0]]
+    assert batch.graded.lengths.tolist() == [3, 1]
     assert batch.returns is not None
-    assert batch.returns.tolist() == [[1.0], [0.0]]
+    assert batch.returns.tolist() == [[1, 0, 0], [0.5, 0, 0]]
 
 
 def test_a_judge_gives_the_calibrated_log_odds_of_training(trained: Path, tiny: Path) -> None:
@@ -237,8 +258,11 @@ def test_a_judge_gives_the_calibrated_log_odds_of_training(trained: Path, tiny: 
     solutions = marked(count=20)
     asked = [Asked(s.problem, s.steps[:i], s.steps[i : i + 1]) for s in solutions for i in range(3)]
     judge = Judge(trained / "model")
-    texts = [(tuple(tokenizer(judge.text.write(*each)).input_ids), 0.0) for each in asked]
-    expected = [z / judge.text.temperature for z in log_odds(learner_of(recipe, trained / "model"), texts)]
+    rows = judge.text.rows(asked, tokenizer)
+    found = log_odds(learner_of(recipe, trained / "model"), [Labelled(row, (0.0,) * len(row.ends)) for row in rows])
+    numbers = [number for row in rows for number in row.asked]
+    expected = [z / judge.text.temperature for _, z in sorted(zip(numbers, found, strict=True))]
+    assert len(rows) == (20 if recipe.head == "token" else 60)
     assert judge.log_odds(asked) == pytest.approx(expected, abs=1e-5, rel=1e-6)
     assert Judge(trained / "model", tokens=40).log_odds(asked) == pytest.approx(expected, abs=1e-5, rel=1e-6)
 
