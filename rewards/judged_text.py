@@ -53,6 +53,11 @@ class Row:
     ends: tuple[int, ...]
     asked: tuple[int, ...]
 
+    def within(self, tokens: int) -> Row | None:
+        """Up to the last end that lies in the first so many tokens; None where there is none."""
+        count = sum(end < tokens for end in self.ends)
+        return Row(self.ids[: self.ends[count - 1] + 1], self.ends[:count], self.asked[:count]) if count else None
+
 
 @dataclass(frozen=True)
 class JudgedText:

@@ -77,12 +77,11 @@ def material(recipe: RewardModel, tokenizer: PreTrainedTokenizerBase) -> Materia
 
 
 def labelled(made: Sequence[Example], recipe: RewardModel, tokenizer: PreTrainedTokenizerBase) -> list[Labelled]:
-    """Without the texts that are too long, which are counted."""
+    """Without what is asked beyond `max_length`, which is counted."""
     rows = judged_text(recipe).rows([Asked(e.problem, e.previous, e.current) for e in made], tokenizer)
-    fitting = [row for row in rows if len(row.ids) <= recipe.max_length]
-    if len(fitting) < len(rows):
-        lost = len(made) - sum(len(row.asked) for row in fitting)
-        say(f"{lost} examples dropped: their texts are longer than max_length {recipe.max_length} tokens")
+    fitting = [short for row in rows if (short := row.within(recipe.max_length))]
+    if lost := len(made) - sum(len(row.asked) for row in fitting):
+        say(f"{lost} examples dropped: they end beyond max_length {recipe.max_length} tokens")
     return [Labelled(row, tuple(made[i].label for i in row.asked)) for row in fitting]
 
 

@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from rewards.judged_text import STEP, Asked, JudgedText, load_judged_text, packed
+from rewards.judged_text import STEP, Asked, JudgedText, Row, load_judged_text, packed
 from rlcore.errors import UserError
 
 
@@ -44,6 +44,13 @@ def test_everything_is_answered_once_even_what_is_asked_twice() -> None:
     asked = [Asked("q", (), ("a",)), Asked("q", (), ("a",)), Asked("q", (), ("a", "b"))]
     found = packed(asked)
     assert sorted(i for _, _, ends in found for i in ends.values()) == [0, 1, 2]
+
+
+def test_a_text_that_is_too_long_loses_only_what_is_asked_beyond() -> None:
+    row = Row((5, 6, 7, 8, 9), (1, 4), (0, 1))
+    assert row.within(5) == row
+    assert row.within(4) == Row((5, 6), (1,), (0,))
+    assert row.within(1) is None
 
 
 @pytest.mark.parametrize("separator", ["\n\n", "\n", " ки"])
