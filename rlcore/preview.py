@@ -33,6 +33,9 @@ def _rl(recipe: RL) -> Iterator[str]:
     longest = longest_prompt(recipe, asked, prompter, models.context(location, recipe.trust_remote_code))
     budget = token_budget(recipe, longest, bool(needing(recipe, "greedy")))
     yield from (f"{name}: {count:,}" for name, count in budget.items())
+    yield f"optimiser steps per step: {recipe.update.steps}" + (
+        "" if recipe.update.steps > 1 else " (every ratio to the old policy is 1, so no clip acts)"
+    )
     spec = recipe.rollout.engine
     plugins.bind("rollout.engines", spec.name, spec.options)
     engine = plugins.find("rollout.engines", spec.name)

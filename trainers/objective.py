@@ -142,12 +142,7 @@ class Objective:
         inputs = self._seen(inputs)
         mask, rollout = inputs.loss_mask, inputs.rollout_logprobs
         learner = inputs.logprobs.detach() if self.bypasses else inputs.old_logprobs
-        loss = self.policy_loss(inputs)
-        if not isinstance(loss, Loss):
-            raise UserError(f"the policy loss returned a {type(loss).__name__}: return trainers.objective.Loss")
-        if loss.per_token.shape != mask.shape:
-            found, wanted = tuple(loss.per_token.shape), tuple(mask.shape)
-            raise UserError(f"the policy loss has shape {found}: it is one number per token, {wanted}, and never a sum")
+        loss = checked(self.policy_loss(inputs), inputs)
         weights, outside = importance_weights(learner - rollout, mask, self.correction)
         weights = weights * inputs.prepared.get("uncertain", 1)
         per_token = loss.per_token * weights
@@ -161,7 +156,9 @@ class Objective:
             per_token = per_token - self.entropy.bonus * inputs.entropy
         normalised = None if loss.normalised is None else loss.normalised * weights
         if self.imitation:
-            imitation = -self.imitation * inputs.logprobs * inputs.prepared["imitated"]
+            imitated = inputs.prepared["imitated"]
+            metrics.append({"imitation": mean(-inputs.logprobs.detach(), (imitated > 0).to(mask.dtype))})
+            imitation = -self.imitation * inputs.logprobs * imitated
             normalised = imitation if normalised is None else normalised + imitation
         return Loss(per_token, union(metrics), normalised)
 
@@ -179,6 +176,25 @@ class Objective:
             rollout_logprobs=rollout,
             reference_logprobs=None if reference is None else reference.masked_fill(outside, 0),
         )
+
+
+def checked(loss: Loss, inputs: LossInputs) -> Loss:
+    """What a policy loss returned. Raises UserError where that cannot be learned from."""
+    if not isinstance(loss, Loss):
+        raise UserError(f"the policy loss returned a {type(loss).__name__}: return trainers.objective.Loss")
+    parts = [part for part in (loss.per_token, loss.normalised) if part is not None]
+    for part in parts:
+        if part.shape != inputs.loss_mask.shape:
+            found, wanted = tuple(part.shape), tuple(inputs.loss_mask.shape)
+            raise UserError(f"the policy loss has shape {found}: it is one number per token, {wanted}, and never a sum")
+        if not torch.isfinite(part).all():
+            raise UserError("the policy loss is not finite: it met log-probs or advantages that it cannot handle")
+    detached = inputs.logprobs.requires_grad and not any(part.requires_grad for part in parts)
+    if detached and any(part.any() for part in parts):
+        raise UserError("the policy loss has no gradient: something in it was detached from LossInputs.logprobs")
+    if strange := [name for name, metric in loss.metrics.items() if not isinstance(metric, Mean | Max)]:
+        raise UserError(f"the policy loss's metric {strange[0]!r} is no Mean or Max: make it with trainers.objective.mean")
+    return loss
 
 
 def mismatch(learner: Tensor, rollout: Tensor, outside: Tensor, mask: Tensor) -> Metrics:

@@ -80,4 +80,4 @@ class Prepare:
         if not torch.isfinite(advantages.policy).all():
             raise UserError("an advantage is not finite: the estimator met a batch that it cannot handle")
         metrics["groups/degenerate"] = Mean(advantages.degenerate.sum().item(), len(chosen.tokens))
-        return TrainingBatch(chosen, advantages.policy, reference, advantages.returns), metrics
+        return TrainingBatch(chosen, advantages.policy.float(), reference, advantages.returns), metrics

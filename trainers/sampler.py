@@ -93,7 +93,7 @@ class Sampler:
     def collect(self, step: int) -> Rollouts:
         """The groups of a step: `prompts_per_step`, or rounds of so many until that many have mixed raw accuracy."""
         self._taken.clear()
-        groups, verified, spent = self._round(step), None, Metrics()
+        groups, verified, spent, rounds = self._round(step), None, Metrics(), 1
         if self.budget is not None:
             groups, verified, spent = second_stage(groups, self.budget, self.spec.samples, self.engine, self.rewards)
         if self.dynamic is not None:
@@ -101,10 +101,12 @@ class Sampler:
             for _ in range(self.dynamic.max_rounds - 1):
                 if sum(mixed(groups, verified)) >= self.spec.prompts_per_step:
                     break
-                self._extra += 1
+                self._extra, rounds = self._extra + 1, rounds + 1
                 fresh = self._round(step)
                 groups += fresh
                 verified += self.rewards.verify(fresh)
+            useful = Mean(sum(mixed(groups, verified)), len(groups))
+            spent |= {"groups/mixed": useful, "groups/rounds": Mean(rounds, 1)}
         self._names = [group.problem.id for group in groups]
         metrics = self._staleness(groups, step) | self._shared(groups) | spent | self.problems.report()
         return Rollouts(groups, verified, metrics)

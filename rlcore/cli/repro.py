@@ -31,8 +31,10 @@ def run(argument: str, seeds: int | None, jobs: int, json_file: str) -> None:
         for arm in experiment.arms
     }
     result = page.document(name, experiment, results, command=_command(name, seeds), models=models, code=code())
-    print(page.write(result))
+    for line in page.told(result):
+        print(line, file=sys.stderr)
     write_json(result, json_file)
+    print(page.write(result), file=sys.stderr if json_file == "-" else sys.stdout)
 
 
 def _command(experiment: str, seeds: int | None) -> str:

@@ -167,6 +167,15 @@ def _validate(values: dict[str, Any], origins: Mapping[Path_, str]) -> Recipe:
         raise UserError(" | ".join(_explain(e, JOBS[job], origins) for e in error.errors())) from None
 
 
+def differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
+    """The dotted keys in which two resolved recipes differ; lists differ as a whole."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for key in dict.fromkeys([*before, *now]):
+            yield from differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
+    elif before != now:
+        yield path
+
+
 def _explain(error: Any, model: type[BaseModel], origins: Mapping[Path_, str]) -> str:
     path: Path_ = tuple(error["loc"])
     where = _origin(origins, path) or "recipe"

@@ -468,13 +468,15 @@ class RL(Job):
         if self.rollout.tree and self.rollout.tree.segment >= self.rollout.max_new_tokens:
             raise ValueError(
                 f"rollout.tree.segment {self.rollout.tree.segment} is not below rollout.max_new_tokens "
-                f"{self.rollout.max_new_tokens}: the completions would share nothing"
+                f"{self.rollout.max_new_tokens}: the completions would share nothing; set rollout.tree.segment to less"
             )
         if self.algorithm.dynamic_sampling and self.rollout.samples < 2:
             raise ValueError("algorithm.dynamic_sampling looks for groups of mixed accuracy: set rollout.samples >= 2")
         if self.algorithm.critic and self.algorithm.critic.warmup_steps >= self.steps:
             warmup = self.algorithm.critic.warmup_steps
-            raise ValueError(f"algorithm.critic.warmup_steps {warmup} leaves none of {self.steps} steps to the policy")
+            raise ValueError(
+                f"algorithm.critic.warmup_steps {warmup} leaves none of {self.steps} steps to the policy: set one of them"
+            )
         if self.algorithm.kl.place == "reward" and "kl" in labels:
             raise ValueError("a reward component is called 'kl', as what algorithm.kl pays is: give it another `label`")
         if self.rollout.tree and self.rollout.samples < 2:

@@ -11,7 +11,7 @@ tried           what was tuned, and on which seeds
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -21,7 +21,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from rlcore.errors import UserError, nearest
-from rlcore.recipe.load import load
+from rlcore.recipe.load import differences, load
 from rlcore.recipe.schema import RL, Section, Share
 from rlcore.repro.expression import Claim, parse
 from rlcore.repro.results import METRICS
@@ -92,20 +92,20 @@ def plan(name: str, experiment: Experiment, seeds: Sequence[int]) -> list[Planne
     """The runs, every arm of a seed before the next seed. Raises UserError where a recipe is none, cannot be measured, or
     differs from the first arm's in a key that `varies` does not name."""
     runs = [_planned(name, experiment, arm, seed) for seed in seeds for arm in experiment.arms]
-    for run in runs[: len(experiment.arms)]:
-        for key in differences(runs[0].recipe.model_dump(mode="json"), run.recipe.model_dump(mode="json")):
-            if key != "output" and not any(f"{key}.".startswith(f"{allowed}.") for allowed in experiment.varies):
-                raise UserError(f"arm {run.arm!r} differs from {runs[0].arm!r} in {key!r}, which `varies` does not name")
+    recipes = {run.arm: run.recipe.model_dump(mode="json") for run in runs[: len(experiment.arms)]}
+    for key in experiment.varies:
+        if not any(_has(recipe, key) for recipe in recipes.values()):
+            raise UserError(f"`varies` names {key!r}, a key that no arm's recipe has{nearest(key, list(recipes[runs[0].arm]))}")
+    for arm, recipe in recipes.items():
+        found = [key for key in differences(recipes[runs[0].arm], recipe) if key != "output"]
+        if more := [key for key in found if not any(f"{key}.".startswith(f"{allowed}.") for allowed in experiment.varies)]:
+            raise UserError(f"arm {arm!r} differs from {runs[0].arm!r} in {', '.join(more)}, which `varies` does not name")
     return runs
 
 
-def differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
-    """The dotted keys in which two resolved recipes differ; lists differ as a whole."""
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        for key in dict.fromkeys([*before, *now]):
-            yield from differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
-    elif before != now:
-        yield path
+def _has(recipe: Any, key: str) -> bool:
+    first, _, rest = key.partition(".")
+    return isinstance(recipe, Mapping) and first in recipe and (not rest or _has(recipe[first], rest))
 
 
 def _planned(name: str, experiment: Experiment, arm: str, seed: int) -> Planned:

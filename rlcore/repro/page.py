@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlcore import __version__
+from rlcore.errors import UserError
 from rlcore.report.headline import duration, number
 from rlcore.repro.experiment import Experiment
 from rlcore.repro.intervals import interval
@@ -33,8 +34,10 @@ PREFACE = """# Results
 Written by `rlcore repro NAME` from `docs/results/*.json`; do not edit.
 
 The unit is the seed: the arms of an experiment share seeds, problems and the model that they start from. Intervals are
-t-intervals, 95 %, over seeds. A claim holds where the interval of its left side lies wholly on the claimed side of the
-number, *no* where it lies on the other side; otherwise these seeds cannot tell. A claim that does not hold stays here.
+t-intervals, 95 %, over seeds: of few seeds they are wide, and may reach beyond what is possible; the noise of evaluating on
+some hundred problems, which the arms of a seed share, is not in them. A claim holds where the interval of its left side lies
+wholly on the claimed side of the number, *no* where it lies on the other side; otherwise these seeds cannot tell. A claim that
+does not hold stays here.
 """
 VERDICTS = {True: "yes", False: "**no**", None: "cannot tell"}
 Results = Mapping[str, Mapping[int, Result]]  # by arm and seed
@@ -67,11 +70,23 @@ def document(name: str, experiment: Experiment, results: Results, **about: Any) 
     }
 
 
+def told(result: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each claim."""
+    for name, claim in result["claims"].items():
+        verdict = VERDICTS[claim["holds"]].replace("*", "")
+        yield f"{name.replace('_', ' ')}: {verdict} ({claim['expression']}: {_interval(claim['interval'])})"
+
+
 def write(result: Mapping[str, Any]) -> Path:
-    """Write the experiment's JSON and plot, and the page of all experiments; where the page is."""
+    """Write the experiment's JSON and plot, and the page of all experiments; where the page is. Raises UserError where a result
+    of more seeds lies there."""
     folder = DOCS / "results"
     folder.mkdir(parents=True, exist_ok=True)
-    write_aside(folder / f"{result['name']}.json", json.dumps(result, indent=1) + "\n")
+    file = folder / f"{result['name']}.json"
+    before = len(json.loads(file.read_text(encoding="utf-8"))["seeds"]) if file.is_file() else 0
+    if before > len(result["seeds"]):
+        raise UserError(f"{file} has {before} seeds and is not replaced by {len(result['seeds'])}: move it away first")
+    write_aside(file, json.dumps(result, indent=1) + "\n")
     plot(result, folder / f"{result['name']}.svg")
     every = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
     page = DOCS / "results.md"

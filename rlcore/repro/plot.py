@@ -36,6 +36,7 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
             axes.axhline(result["target"], color="#0c0c01", linewidth=0.6, linestyle=":")
             axes.set(xlabel=label, xlim=(0, None))
         panels[0].set(ylabel="held-out accuracy")
+        panels[0].set_title("lines: mean over seeds; bands: lowest to highest seed", fontsize=8, loc="left")
         best_first = sorted(ends, key=lambda arm: -ends[arm].get_ydata()[-1])
         figure.legend([ends[arm] for arm in best_first], best_first, loc="outside right center", fontsize=8, frameon=False)
         figure.savefig(path, metadata={"Date": None})

@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rlcore.errors import UserError
-from rlcore.recipe.load import load
-from rlcore.repro.experiment import Planned, differences
+from rlcore.recipe.load import differences, load
+from rlcore.repro.experiment import Planned
 from rlcore.run.console import say, watched
 
 POLL_S = 0.2
@@ -49,7 +49,7 @@ def refuse_others(runs: Iterable[Planned]) -> None:
             raise UserError(f"{run.folder} holds a run of other code than this: move it away, or delete it")
         before = load([str(file)]).recipe.model_dump(mode="json")
         if changed := list(differences(before, run.recipe.model_dump(mode="json"))):
-            raise UserError(f"{run.folder} holds a run with another {', '.join(changed)}: move it away, or delete it")
+            raise UserError(f"{run.folder} holds a run that differs in {', '.join(changed)}: move it away, or delete it")
 
 
 def warm_start(runs: Iterable[Planned]) -> dict[str, str]:
@@ -109,7 +109,7 @@ def _interrupted_at_the_end(going: Mapping[subprocess.Popen, Planned]) -> Iterat
         yield
     finally:
         if going:
-            say(f"{len(going)} runs finish their step and checkpoint (Ctrl-C again to stop at once)")
+            say(f"{len(going)} of the runs are ended after a checkpoint (Ctrl-C: at once); the same command goes on with them")
         try:
             for process in going:
                 process.send_signal(signal.SIGINT)

@@ -16,6 +16,7 @@ ALWAYS = {
     "accuracy": "accuracy",
     "length/mean": "length",
     "entropy": "entropy",
+    "groups/mixed": "mixed",
     "kl/reference": "KL",
     "grad_norm": "grad",
     "loss": "loss",

@@ -22,7 +22,7 @@ from uuid import uuid4
 from filelock import FileLock, Timeout
 
 from rlcore.errors import UserError, nearest
-from rlcore.recipe.load import Loaded, load
+from rlcore.recipe.load import Loaded, differences, load
 from rlcore.recipe.schema import Checkpoint, Stop
 from rlcore.run import checkpoint
 from rlcore.run.checkpoint import Saved
@@ -241,9 +241,7 @@ def claim(loaded: Loaded, resume: bool) -> Iterator[None]:
     recipe_file = folder / "recipe.yaml"
     if checkpoint.latest(folder / "checkpoints") or (folder / "summary.json").exists():
         if not resume:
-            raise UserError(
-                f"{folder} holds a run already: add --resume to go on with it, or choose another with output=FOLDER"
-            )
+            raise UserError(f"{folder} holds a run already: add --resume to go on with it, or choose another with name=NAME")
         _refuse_changes(loaded, recipe_file)
     ours = not folder.exists()
     lock = FileLock(folder / ".lock", timeout=0)
@@ -276,7 +274,7 @@ def write_aside(path: Path, text: str) -> None:
 def _refuse_changes(loaded: Loaded, recipe_file: Path) -> None:
     """Both recipes as today's schema has them, so that a default which came later is no difference."""
     before, now = (each.recipe.model_dump(mode="json") for each in (load([str(recipe_file)]), loaded))
-    changed = [key for key in now if now[key] != before.get(key) and key not in CHANGEABLE]
+    changed = [key for key in differences(before, now) if key.partition(".")[0] not in CHANGEABLE]
     if changed:
         raise UserError(
             f"{recipe_file.parent} was started with another {', '.join(changed)}: resume with the same recipe "

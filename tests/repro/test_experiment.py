@@ -66,12 +66,12 @@ def test_a_file_that_is_no_experiment_is_refused_by_key(tmp_path: Path, changes:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"varies": []}, "arm 'critic' differs from 'grpo' in 'algorithm.advantage.name'"),
-        ({"varies": ["algorithm.advantage"]}, "in 'algorithm.critic'"),
-        ({"varies": ["algo"]}, "in 'algorithm.advantage.name'"),  # a prefix of a key is no key above it
-        ({"arms": {"grpo": [], "faster": ["optimizer.learning_rate=0.1"]}}, "in 'optimizer.learning_rate'"),
-        ({"arms": {"grpo": [], "higher": ["algorithm.loss.clip_high=0.28"]}, "varies": []}, "in 'algorithm.loss.clip_high'"),
-        ({"arms": {"grpo": [], "longer": ["eval.data.count=9"]}}, "in 'eval.data'"),
+        ({"varies": []}, "arm 'critic' differs from 'grpo' in algorithm.advantage.name"),
+        ({"varies": ["algorithm.advantage"]}, "in algorithm.critic"),
+        ({"varies": ["algo"]}, "`varies` names 'algo', a key that no arm's recipe has; did you mean 'algorithm'"),
+        ({"arms": {"grpo": [], "faster": ["optimizer.learning_rate=0.1"]}}, "in optimizer.learning_rate"),
+        ({"arms": {"grpo": [], "higher": ["algorithm.loss.clip_high=0.28"]}, "varies": []}, "in algorithm.loss.clip_high"),
+        ({"arms": {"grpo": [], "longer": ["eval.data.count=9"]}}, "in eval.data"),
         ({"base": ["toy/chain"], "arms": {"grpo": []}}, "cannot be measured"),
         ({"base": ["quickstart", "eval=null"]}, "cannot be measured"),
         (

@@ -104,7 +104,7 @@ def test_a_folder_of_another_recipe_is_refused_by_name(home: Path, tiny: Path) -
     other["base"] += ["optimizer.learning_rate=1.0e-2", "steps=3"]
     (home / "other").mkdir()
     (home / "other" / "shrunken.yaml").write_text(yaml.safe_dump(other, sort_keys=False))
-    with pytest.raises(UserError, match=r"shrunken/grpo/100 holds a run with another optimizer.learning_rate, steps"):
+    with pytest.raises(UserError, match=r"shrunken/grpo/100 holds a run that differs in optimizer.learning_rate, steps"):
         command.run("other/shrunken.yaml", seeds=1, jobs=2, json_file="")
 
 
@@ -114,6 +114,13 @@ def test_a_run_of_other_code_is_refused_by_name(home: Path, monkeypatch: pytest.
         patched.setattr(running, "PACKAGES", ("rewards",))
         with pytest.raises(UserError, match=r"shrunken/\w+/\d+ holds a run of other code than this: move it away"):
             command.run("shrunken.yaml", seeds=1, jobs=2, json_file="")
+
+
+def test_a_result_of_more_seeds_is_not_replaced(home: Path) -> None:
+    before = (home / "docs" / "results" / "shrunken.json").read_text()
+    with pytest.raises(UserError, match=r"shrunken\.json has 2 seeds and is not replaced by 1: move it away first"):
+        command.run("shrunken.yaml", seeds=1, jobs=2, json_file="")
+    assert (home / "docs" / "results" / "shrunken.json").read_text() == before
 
 
 def test_more_seeds_than_there_are(home: Path) -> None:

@@ -9,9 +9,9 @@ import pytest
 
 from rlcore import jobs
 from rlcore.errors import UserError
-from rlcore.recipe.load import load
+from rlcore.recipe.load import differences, load
 from rlcore.recipe.schema import RL
-from rlcore.repro.experiment import differences, read
+from rlcore.repro.experiment import read
 from tests.conftest import REPOSITORY
 from tests.trainers.test_loop import metrics
 from trainers.algorithm import needs

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -94,6 +95,22 @@ def test_names_that_the_objective_has_itself_are_refused() -> None:
 
     with pytest.raises(UserError, match="prepares 'uncertain', which the objective does"):
         Objective(Prepared()).prepare(lambda: inputs, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (lambda i: i.logprobs, "returned a Tensor: return trainers.objective.Loss"),
+        (lambda i: Loss(i.logprobs.sum(), {}), "it is one number per token"),
+        (lambda i: Loss(i.logprobs * torch.nan, {}), "the policy loss is not finite"),
+        (lambda i: Loss(-i.advantages, {}), "has no gradient: something in it was detached"),
+        (lambda i: Loss(-i.logprobs, {"mine": 0.5}), "metric 'mine' is no Mean or Max: make it with trainers.objective.mean"),
+    ],
+)
+def test_a_policy_loss_that_cannot_be_learned_from_is_refused(loss: Any, message: str) -> None:
+    inputs = inputs_of(torch.tensor([[-1.0]], requires_grad=True), torch.tensor([[2.0]]))
+    with pytest.raises(UserError, match=message):
+        Objective(loss)(inputs)
 
 
 def test_objective_adds_the_kl_penalty_to_the_policy_loss() -> None:
