@@ -305,3 +305,11 @@ def test_real_benchmarks_are_measured_end_to_end(trained: Path, data_dir: Path, 
     data = f"{{name: prmbench, path: '{data_dir / 'prmbench_confidence.jsonl'}', limit: 3}}"
     evaluate(str(trained), data, 0.5, False, "", str(tmp_path / "o.json"))
     assert 0 <= json.loads((tmp_path / "o.json").read_text())["prm_score"] <= 1
+
+
+def test_the_recipe_for_prm800k_runs(tiny: Path, data_dir: Path, tmp_path: Path) -> None:
+    data = f"{{name: prm800k, path: '{data_dir / 'prm800k_phase1_test.jsonl'}', limit: 12}}"
+    small = [f"model={tiny}", f"data={data}", "max_length=400", "epochs=1", "threads=1", f"output={tmp_path / 'run'}"]
+    summary = jobs.run(load(["prm_prm800k", *small]), resume=False)
+    assert summary["train_examples"] > 50
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
