@@ -308,7 +308,7 @@ def test_real_benchmarks_are_measured_end_to_end(trained: Path, data_dir: Path, 
 
 
 def test_the_recipe_for_prm800k_runs(tiny: Path, data_dir: Path, tmp_path: Path) -> None:
-    data = f"{{name: prm800k, path: '{data_dir / 'prm800k_phase1_test.jsonl'}', limit: 12}}"
+    data = f"{{name: prm800k, path: '{data_dir / 'prm800k_phase1_test.jsonl'}', limit: 20}}"
     small = [f"model={tiny}", f"data={data}", "max_length=400", "epochs=1", "threads=1", f"output={tmp_path / 'run'}"]
     summary = jobs.run(load(["prm_prm800k", *small]), resume=False)
     assert summary["train_examples"] > 50
