@@ -91,9 +91,8 @@ class JudgedText:
         return Row(tuple(read.input_ids), tuple(token_of[places[n]] for n in counts), tuple(ends[n] for n in counts))
 
     def _filled(self, parts: dict[str, str]) -> str:
-        return _PLACE.sub(
-            lambda place: parts.get(place[1], place[0]), self.template
-        )  # at once: a problem may hold {current} itself
+        # At once: a problem may hold {current} itself.
+        return _PLACE.sub(lambda place: parts.get(place[1], place[0]), self.template)
 
     def save(self, folder: Path) -> None:
         (folder / FILE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")

@@ -9,7 +9,7 @@ every model: z is read where a language model would predict the token after the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +20,7 @@ from rlcore.batch import GradedBatch, TrainingBatch, pad
 from rlcore.types import Sampling
 from trainers.judged import Labelled
 from trainers.logprobs import precision, states
-from trainers.objective import Loss, cut, mean
+from trainers.objective import Loss, Part, mean
 
 WRONG, RIGHT = 0, 1  # the labels of a reward model's head
 
@@ -66,17 +66,10 @@ class CrossEntropy:
 
     bypasses = True
 
-    def inputs(
-        self,
-        batch: TrainingBatch,
-        old: Tensor | None,
-        prepared: Mapping[str, Tensor],
-        index: Sequence[int],
-        outputs: tuple[Tensor, ...],
-    ) -> LabelledInputs:
+    def inputs(self, part: Part, outputs: tuple[Tensor, ...]) -> LabelledInputs:
         (log_odds,) = outputs
-        assert batch.returns is not None  # the labels
-        return LabelledInputs(log_odds, cut(batch.returns, index, log_odds), cut(batch.graded.loss_mask, index, log_odds))
+        assert part.batch.returns is not None  # the labels
+        return LabelledInputs(log_odds, part.cut(part.batch.returns, log_odds), part.cut(part.batch.graded.loss_mask, log_odds))
 
     def prepare(self, look: Callable[[], LabelledInputs], batch: GradedBatch) -> dict[str, Tensor]:
         return {}

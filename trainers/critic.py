@@ -11,7 +11,7 @@ implementations (Engstrom et al. 2020, arXiv 2005.12729). The critic learns as e
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from rlcore.protocols import WeightUpdate
 from rlcore.run.metrics import Metrics
 from trainers.learner import Learner
 from trainers.logprobs import precision, states
-from trainers.objective import Loss, cut, mean
+from trainers.objective import Loss, Part, mean
 
 
 class TokenValues(nn.Module):
@@ -69,20 +69,12 @@ class ValueObjective:
 
     bypasses = True  # the values before the step are in the batch
 
-    def inputs(
-        self,
-        batch: TrainingBatch,
-        old: Tensor | None,
-        prepared: Mapping[str, Tensor],
-        index: Sequence[int],
-        outputs: tuple[Tensor, ...],
-    ) -> ValueInputs:
+    def inputs(self, part: Part, outputs: tuple[Tensor, ...]) -> ValueInputs:
         """The first of the outputs are the values."""
-        values = outputs[0]
-        assert batch.graded.values is not None  # they are what the returns were made of
-        assert batch.returns is not None
-        targets = (batch.graded.values, batch.returns, batch.graded.loss_mask)
-        return ValueInputs(values, *(cut(each, index, values) for each in targets))
+        values, graded, returns = outputs[0], part.batch.graded, part.batch.returns
+        assert graded.values is not None  # they are what the returns were made of
+        assert returns is not None
+        return ValueInputs(values, *(part.cut(each, values) for each in (graded.values, returns, graded.loss_mask)))
 
     def prepare(self, look: Callable[[], ValueInputs], batch: GradedBatch) -> dict[str, Tensor]:
         return {}

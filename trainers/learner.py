@@ -28,7 +28,7 @@ from rollout.sync import BUCKET_BYTES, weight_update
 from trainers.backends.backend import MOMENTS, Backend, is_spread, shape
 from trainers.backends.torch import Torch
 from trainers.logprobs import TokenLogprobs
-from trainers.objective import Aggregation, LearnerObjective, token_weights
+from trainers.objective import Aggregation, LearnerObjective, Part, token_weights
 from trainers.scorer import Scorer, passes, rank, world
 
 
@@ -89,7 +89,9 @@ class Learner(Scorer):
         parts, total = [], 0.0
         cut = passes(batch.graded, index, self.cut)
         for number, each in enumerate(cut, 1):
-            loss = self.objective(self.objective.inputs(batch, old, prepared, each.rows, self.forward(batch.graded, each)))
+            loss = self.objective(
+                self.objective.inputs(Part(batch, each.rows, old, prepared), self.forward(batch.graded, each))
+            )
             width = loss.per_token.shape[1]
             value = (loss.per_token * weights[each.rows][:, :width].to(loss.per_token.device)).sum()
             if loss.normalised is not None:
@@ -109,7 +111,7 @@ class Learner(Scorer):
 
         def look() -> Any:
             outputs = self.outputs(batch.graded, index)
-            return self.objective.inputs(batch, old, {}, index, tuple(output[index] for output in outputs))
+            return self.objective.inputs(Part(batch, index, old), tuple(output[index] for output in outputs))
 
         facts = self.objective.prepare(look, rows(batch.graded, index))
         size, where = batch.advantages.shape, torch.tensor(index)

@@ -27,6 +27,20 @@ from trainers.correction import importance_weights
 Aggregation = Literal["token_mean", "sequence_mean", "sequence_sum", "constant"]
 
 
+@dataclass(frozen=True)
+class Part:
+    """Some completions of a batch, as they are about to be learned from."""
+
+    batch: TrainingBatch
+    index: Sequence[int]
+    old: Tensor | None  # (B, T) log-probs before the step's first update; None where this is it
+    prepared: Mapping[str, Tensor] = field(default_factory=dict)  # (B, T) each
+
+    def cut(self, values: Tensor, like: Tensor) -> Tensor:
+        """Of values (B, T) those of these completions, as wide and where `like` (b, t) is."""
+        return values[self.index][:, : like.shape[1]].to(like.device)
+
+
 Inputs = TypeVar("Inputs")
 
 
@@ -37,16 +51,8 @@ class LearnerObjective(Protocol[Inputs]):
     def bypasses(self) -> bool:
         """Whether nobody asks for the log-probs before the step's first update."""
 
-    def inputs(
-        self,
-        batch: TrainingBatch,
-        old: Tensor | None,
-        prepared: Mapping[str, Tensor],
-        index: Sequence[int],
-        outputs: tuple[Tensor, ...],
-    ) -> Inputs:
-        """Of the completions `index`, for which the module gave `outputs`, (b, t) each. `old`: the log-probs (B, T) before the
-        step's first update, None where this is it; `prepared`: (B, T) each."""
+    def inputs(self, part: Part, outputs: tuple[Tensor, ...]) -> Inputs:
+        """Of a part for which the module gave `outputs`, (b, t) each."""
 
     def prepare(self, look: Callable[[], Inputs], batch: GradedBatch) -> Mapping[str, Tensor]:
         """Facts about a mini-batch of n completions by name, (n, T) each. `look` makes its inputs, by a forward pass."""
@@ -104,24 +110,17 @@ class Objective:
         """Whether the policy loss takes its ratio to the sampler, so that nobody asks for `old_logprobs`."""
         return self.correction is not None and self.correction.form == "bypass"
 
-    def inputs(
-        self,
-        batch: TrainingBatch,
-        old: Tensor | None,
-        prepared: Mapping[str, Tensor],
-        index: Sequence[int],
-        outputs: tuple[Tensor, ...],
-    ) -> LossInputs:
-        graded, (logprobs, entropy) = batch.graded, outputs
+    def inputs(self, part: Part, outputs: tuple[Tensor, ...]) -> LossInputs:
+        (logprobs, entropy), batch, reference = outputs, part.batch, part.batch.reference_logprobs
         return LossInputs(
             logprobs=logprobs,
             entropy=entropy,
-            old_logprobs=logprobs.detach() if old is None else cut(old, index, logprobs),
-            rollout_logprobs=cut(graded.rollout_logprobs, index, logprobs),
-            reference_logprobs=None if batch.reference_logprobs is None else cut(batch.reference_logprobs, index, logprobs),
-            advantages=cut(batch.advantages, index, logprobs),
-            loss_mask=cut(graded.loss_mask, index, logprobs),
-            prepared={name: cut(fact, index, logprobs) for name, fact in prepared.items()},
+            old_logprobs=logprobs.detach() if part.old is None else part.cut(part.old, logprobs),
+            rollout_logprobs=part.cut(batch.graded.rollout_logprobs, logprobs),
+            reference_logprobs=None if reference is None else part.cut(reference, logprobs),
+            advantages=part.cut(batch.advantages, logprobs),
+            loss_mask=part.cut(batch.graded.loss_mask, logprobs),
+            prepared={name: part.cut(fact, logprobs) for name, fact in part.prepared.items()},
         )
 
     def prepare(self, look: Look, batch: GradedBatch) -> dict[str, Tensor]:
@@ -187,8 +186,6 @@ def checked(loss: Loss, inputs: LossInputs) -> Loss:
         if part.shape != inputs.loss_mask.shape:
             found, wanted = tuple(part.shape), tuple(inputs.loss_mask.shape)
             raise UserError(f"the policy loss has shape {found}: it is one number per token, {wanted}, and never a sum")
-        if not torch.isfinite(part).all():
-            raise UserError("the policy loss is not finite: it met log-probs or advantages that it cannot handle")
     detached = inputs.logprobs.requires_grad and not any(part.requires_grad for part in parts)
     if detached and any(part.any() for part in parts):
         raise UserError("the policy loss has no gradient: something in it was detached from LossInputs.logprobs")
@@ -213,11 +210,6 @@ def mismatch(learner: Tensor, rollout: Tensor, outside: Tensor, mask: Tensor) ->
         "importance/capped": mean(outside, mask),
         "importance/capped_completions": mean((outside * mask).amax(1), mask.amax(1)),
     }
-
-
-def cut(values: Tensor, index: Sequence[int], like: Tensor) -> Tensor:
-    """Of values (B, T) those of the completions `index`, as wide and where `like` (b, t) is."""
-    return values[index][:, : like.shape[1]].to(like.device)
 
 
 def mean(values: Tensor, mask: Tensor) -> Mean:

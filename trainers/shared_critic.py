@@ -9,18 +9,18 @@ cannot learn alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from rlcore.batch import GradedBatch, TrainingBatch
+from rlcore.batch import GradedBatch
 from rlcore.run.metrics import union
 from trainers.critic import ValueInputs, ValueObjective
 from trainers.learner import Learner
 from trainers.logprobs import TokenLogprobs, precision, states, token_logprobs_after
-from trainers.objective import Loss, LossInputs, Objective
+from trainers.objective import Loss, LossInputs, Objective, Part
 
 
 class TokenLogprobsAndValues(TokenLogprobs):
@@ -68,19 +68,9 @@ class SharedObjective:
     def bypasses(self) -> bool:
         return self.policy.bypasses
 
-    def inputs(
-        self,
-        batch: TrainingBatch,
-        old: Tensor | None,
-        prepared: Mapping[str, Tensor],
-        index: Sequence[int],
-        outputs: tuple[Tensor, ...],
-    ) -> SharedInputs:
+    def inputs(self, part: Part, outputs: tuple[Tensor, ...]) -> SharedInputs:
         logprobs, entropy, values = outputs
-        return SharedInputs(
-            self.policy.inputs(batch, old, prepared, index, (logprobs, entropy)),
-            self.value.inputs(batch, None, {}, index, (values,)),
-        )
+        return SharedInputs(self.policy.inputs(part, (logprobs, entropy)), self.value.inputs(part, (values,)))
 
     def prepare(self, look: Callable[[], SharedInputs], batch: GradedBatch) -> dict[str, Tensor]:
         return self.policy.prepare(lambda: look().policy, batch)

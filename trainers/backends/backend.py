@@ -44,7 +44,10 @@ def at_home(parameter: nn.Parameter, moments: Moments) -> Moments:
 
 def refuse_infinite(norm: float) -> None:
     if not math.isfinite(norm):
-        raise UserError(f"the gradient's norm is {norm}: lower optimizer.learning_rate, or use dtype float32")
+        raise UserError(
+            f"the gradient's norm is {norm}: look at a policy loss of your own; else lower optimizer.learning_rate, or use "
+            "dtype float32"
+        )
 
 
 def is_spread(parameter: nn.Parameter) -> bool:
