@@ -15,7 +15,7 @@ from rlcore.cli.named import named
 from rlcore.cli.output import check_json, write_json
 from rlcore.data.steps import AnnotatedSolution, LabelledSolution
 from rlcore.errors import UserError
-from rlcore.evaluation.steps import JudgedSolution, step_measures
+from rlcore.evaluation.steps import JudgedSolution, labelled_steps, step_measures
 from rlcore.run.console import say, watched
 
 
@@ -38,13 +38,7 @@ def evaluate(model: str, data: str, threshold: float, keep_trained_on: bool, plo
     judged = [JudgedSolution(solution, [next(found) for _ in solution.steps]) for solution in solutions]
     result = step_measures(judged, threshold)
     if plot:
-        labelled = [
-            (z, float(label == "correct"))
-            for each in judged
-            for z, label in zip(each.log_odds, each.solution.labels, strict=True)
-            if label in ("correct", "wrong")
-        ]
-        draw(Path(plot), {"calibrated": reliability([z for z, _ in labelled], [y for _, y in labelled])})
+        draw(Path(plot), {"calibrated": reliability(*labelled_steps(judged))})
     for name, value in result.items():
         print(f"  {name:<12} {value:.4g}", file=sys.stderr)
     write_json({"model": model, "data": data, "threshold": threshold, **result}, json_file)

@@ -27,27 +27,33 @@ def step_measures(judged: Sequence[JudgedSolution], threshold: float) -> dict[st
     first_error      of the solutions with a wrong step, the share in which the first one found is the first one
     all_right        of those without, the share in which none is found
     """
+    log_odds, labels = labelled_steps(judged)
+    bound = math.log(threshold / (1 - threshold))
+    taken, right = [z >= bound for z in log_odds], [label == 1 for label in labels]
+    found = [(each.solution.first_error, _first_below(each.log_odds, bound)) for each in judged]
+    flawed = [first == at for first, at in found if first is not None]
+    sound = [at is None for first, at in found if first is None]
+    first_error, all_right = _share(flawed), _share(sound)
+    return {
+        "steps": len(labels),
+        "solutions": len(judged),
+        **measures(log_odds, labels),
+        "prm_score": 0.5 * _f1(taken, right) + 0.5 * _f1([not t for t in taken], [not r for r in right]),
+        "process_f1": 2 * first_error * all_right / (first_error + all_right) if first_error + all_right else 0.0,
+        "first_error": first_error,
+        "all_right": all_right,
+    }
+
+
+def labelled_steps(judged: Sequence[JudgedSolution]) -> tuple[list[float], list[float]]:
+    """Log-odds and labels, 1 for right and 0 for wrong, of the steps that have one, neutral ones left out."""
     pairs = [
         (z, float(label == "correct"))
         for each in judged
         for z, label in zip(each.log_odds, each.solution.labels, strict=True)
         if label in ("correct", "wrong")
     ]
-    bound = math.log(threshold / (1 - threshold))
-    taken, right = [z >= bound for z, _ in pairs], [label == 1 for _, label in pairs]
-    found = [(each.solution.first_error, _first_below(each.log_odds, bound)) for each in judged]
-    flawed = [first == at for first, at in found if first is not None]
-    sound = [at is None for first, at in found if first is None]
-    first_error, all_right = _share(flawed), _share(sound)
-    return {
-        "steps": len(pairs),
-        "solutions": len(judged),
-        **measures([z for z, _ in pairs], [label for _, label in pairs]),
-        "prm_score": 0.5 * _f1(taken, right) + 0.5 * _f1([not t for t in taken], [not r for r in right]),
-        "process_f1": 2 * first_error * all_right / (first_error + all_right) if first_error + all_right else 0.0,
-        "first_error": first_error,
-        "all_right": all_right,
-    }
+    return [z for z, _ in pairs], [label for _, label in pairs]
 
 
 def _first_below(values: Sequence[float], bound: float) -> int | None:
