@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from rewards.judged_text import Asked, Row, load_judged_text
-from rlcore.batch import pad
+from rewards.judged_text import Asked, load_judged_text
+from rlcore.batch import cut_by_length, pad
 from rlcore.errors import UserError
 from rlcore.models import ModelSpec, context, load_tokenizer
 
@@ -31,7 +31,8 @@ class Judge:
         if (longest := max((len(row.ids) for row in rows), default=0)) > self.context:
             raise UserError(f"a text of {longest} tokens is longer than the reward model's context of {self.context}")
         result = [0.0] * len(asked)
-        for some in _passes(rows, self.tokens):
+        for part in cut_by_length({i: len(row.ids) for i, row in enumerate(rows)}, self.tokens):
+            some = [rows[i] for i in part]
             batch = pad([row.ids for row in some], torch.long).to(self.model.device)
             hidden = self.model.base_model(batch, use_cache=False).last_hidden_state  # causal: padding comes after what is read
             ends = [(i, end) for i, row in enumerate(some) for end in row.ends]
@@ -42,13 +43,3 @@ class Judge:
                 result[number] = value
             progress(len(numbers))
         return result
-
-
-def _passes(rows: Sequence[Row], tokens: int) -> list[list[Row]]:
-    """The rows in order of length, cut so that no pass is wider × longer than so many tokens (one row at least)."""
-    cut: list[list[Row]] = []
-    for row in sorted(rows, key=lambda row: len(row.ids)):
-        if not cut or len(row.ids) * (len(cut[-1]) + 1) > tokens:
-            cut.append([])
-        cut[-1].append(row)
-    return cut

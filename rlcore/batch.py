@@ -6,7 +6,7 @@ that position t means the same thing in every field.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -102,6 +102,18 @@ def rows(batch: GradedBatch, index: Sequence[int]) -> GradedBatch:
         else:
             raise TypeError(f"rows() does not know how to cut GradedBatch.{field.name}")
     return GradedBatch(**picked)  # type: ignore[arg-type]
+
+
+def cut_by_length(lengths: Mapping[int, int], budget: int) -> Iterator[list[int]]:
+    """The keys in order of length, cut so that no part is wider × longer than `budget` (one key at least)."""
+    part: list[int] = []
+    for i in sorted(lengths, key=lambda i: (lengths[i], i)):
+        if part and lengths[i] * (len(part) + 1) > budget:
+            yield part
+            part = []
+        part.append(i)
+    if part:
+        yield part
 
 
 def pad(rows_: Sequence[Sequence[float]], dtype: torch.dtype, filling: float = 0) -> Tensor:

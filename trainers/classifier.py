@@ -13,40 +13,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import softplus
 
 from rlcore.batch import GradedBatch, TrainingBatch, pad
 from rlcore.types import Sampling
 from trainers.judged import Labelled
-from trainers.logprobs import precision, states
+from trainers.logprobs import HeadScores
 from trainers.objective import Loss, Part, mean
 
 WRONG, RIGHT = 0, 1  # the labels of a reward model's head
 
 
-class LogOdds(nn.Module):
+class LogOdds(HeadScores):
     """z of a classifier of texts or tokens with two labels: what `trainers.logprobs.TokenLogprobs` is to a policy."""
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(
-        self,
-        dtype: torch.dtype,
-        prompts: Sequence[tuple[int, ...]],
-        tokens: Tensor,
-        lengths: Sequence[int],
-        temperature: float,
-        chunks: int,
-    ) -> tuple[Tensor]:
-        """(b, T), each from the token before."""
-        with precision(self.model, dtype):
-            hidden, where = states(self.model.base_model, prompts, tokens, lengths)
-            logits = self.model.score(hidden).float()
-        nothing = torch.zeros(tuple(tokens.shape), device=logits.device)
-        return (nothing.index_put(where, logits[:, RIGHT] - logits[:, WRONG]),)
+    def read(self, logits: Tensor) -> Tensor:
+        return logits[:, RIGHT] - logits[:, WRONG]
 
 
 @dataclass(frozen=True)

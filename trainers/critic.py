@@ -11,44 +11,27 @@ implementations (Engstrom et al. 2020, arXiv 2005.12729). The critic learns as e
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlcore import protocols
 from rlcore.batch import GradedBatch, TrainingBatch
 from rlcore.protocols import WeightUpdate
 from rlcore.run.metrics import Metrics
 from trainers.learner import Learner
-from trainers.logprobs import precision, states
+from trainers.logprobs import HeadScores
 from trainers.objective import Loss, Part, mean
 
 
-class TokenValues(nn.Module):
+class TokenValues(HeadScores):
     """The values of a token-classification model with one label: what `trainers.logprobs.TokenLogprobs` is to a policy."""
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(
-        self,
-        dtype: torch.dtype,
-        prompts: Sequence[tuple[int, ...]],
-        tokens: Tensor,
-        lengths: Sequence[int],
-        temperature: float,
-        chunks: int,
-    ) -> tuple[Tensor, Tensor]:
-        """(b, T) values, 0 where padded; and nothing."""
-        with precision(self.model, dtype):
-            hidden, where = states(self.model.base_model, prompts, tokens, lengths)
-            flat = self.model.score(hidden)[:, 0].float()
-        nothing = torch.zeros(tuple(tokens.shape), device=flat.device)
-        return nothing.index_put(where, flat), nothing
+    def read(self, logits: Tensor) -> Tensor:
+        return logits[:, 0]
 
 
 @dataclass(frozen=True)

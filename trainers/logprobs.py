@@ -43,6 +43,33 @@ class TokenLogprobs(nn.Module):
         return found
 
 
+class HeadScores(nn.Module):
+    """One number a token of a model with a head `score`, as a module's forward pass: from the state before the token."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        dtype: torch.dtype,
+        prompts: Sequence[tuple[int, ...]],
+        tokens: Tensor,
+        lengths: Sequence[int],
+        temperature: float,
+        chunks: int,
+    ) -> tuple[Tensor]:
+        """(b, T), 0 where padded."""
+        with precision(self.model, dtype):
+            hidden, where = states(self.model.base_model, prompts, tokens, lengths)
+            flat = self.read(self.model.score(hidden).float())
+        return (torch.zeros(tuple(tokens.shape), device=flat.device).index_put(where, flat),)
+
+    def read(self, logits: Tensor) -> Tensor:
+        """(n,) what is said by the head's (n, labels)."""
+        raise NotImplementedError
+
+
 def precision(model: nn.Module, dtype: torch.dtype) -> AbstractContextManager[Any]:
     """Within it the model computes in `dtype`; its parameters stay as they are."""
     device = next(model.parameters()).device.type

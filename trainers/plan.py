@@ -31,6 +31,7 @@ def plan(recipe: RL) -> Plan:
     """Raises UserError for anything in the recipe that cannot work. The caller closes the rewards."""
     advantage, objective = algorithm.advantage(recipe), algorithm.objective(recipe)
     rewards = Rewards(recipe.rewards, recipe.algorithm.max_invalid_fraction)
+    reader = algorithm.needing(recipe, "accuracy")
     reads = {
         "eval": recipe.eval,
         "algorithm.dynamic_sampling": recipe.algorithm.dynamic_sampling,
@@ -38,7 +39,7 @@ def plan(recipe: RL) -> Plan:
         "algorithm.replay": recipe.algorithm.replay,
         "algorithm.budget": recipe.algorithm.budget,
         "algorithm.imitation": recipe.algorithm.imitation,
-        algorithm.needing(recipe, "accuracy"): algorithm.needing(recipe, "accuracy"),
+        reader: reader,
     }
     if rewards.verifiable is None and (reading := [name for name, does in reads.items() if does]):
         raise UserError(f"{reading[0]} reads accuracy, and no reward component is verifiable: add `answer`")

@@ -6,8 +6,10 @@ An epoch is a random order that depends on the seed and the epoch alone, so a re
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -41,8 +43,7 @@ def train(
             if not step:
                 run.log(0, validated(learner, material))
         step = _train(recipe, run, learner, material, step, until)
-    if run.best_step:
-        learner.load(run.folder / "checkpoints" / f"step-{run.best_step}" / "reward_model")
+    learner.load(best(run))
     return learner
 
 
@@ -60,14 +61,19 @@ def _train(recipe: RewardModel, run: Run, learner: Learner, material: Material, 
     return step
 
 
+def best(run: Run) -> Path:
+    """The checkpoint of the best validation; where that was before the first step, the last one."""
+    root = run.folder / "checkpoints"
+    return root / f"step-{run.best_step or latest(root)}" / "reward_model"
+
+
 def finish(recipe: RewardModel, run: Run, learner: Learner, material: Material) -> dict[str, float]:
     """Write the plain checkpoint to the folder's `model`, with how its texts are written and the temperature that calibrates
     it, and `calibration.svg`. What the validation set says of the model."""
     found, labels = log_odds(learner, material.validation), labels_of(material.validation)
     divisor = temperature(found, labels)
     calibrated = [z / divisor for z in found]
-    learner.save(run.folder)
-    (run.folder / "learner.safetensors").unlink()  # what training goes on from is in the checkpoints
+    shutil.copytree(best(run) / "model", run.folder / "model", dirs_exist_ok=True)
     replace(judged_text(recipe), temperature=divisor).save(run.folder / "model")
     trained_on.keep(run.folder / "model", material.problems)
     curves = {"as trained": reliability(found, labels), "calibrated": reliability(calibrated, labels)}

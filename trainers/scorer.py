@@ -16,7 +16,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlcore.batch import GradedBatch
+from rlcore.batch import GradedBatch, cut_by_length
 from rlcore.recipe.schema import Update
 from trainers.logprobs import TokenLogprobs
 
@@ -111,15 +111,7 @@ def passes(batch: GradedBatch, index: Sequence[int], cut: Update) -> list[Pass]:
 
 def microbatches(batch: GradedBatch, index: Sequence[int], budget: int) -> Iterator[list[int]]:
     """Rows in order of length, cut so that no micro-batch is wider × longer than `budget` padded tokens (one row at least)."""
-    length = _lengths(batch, index)
-    rows: list[int] = []
-    for i in sorted(index, key=lambda i: (length[i], i)):
-        if rows and length[i] * (len(rows) + 1) > budget:
-            yield rows
-            rows = []
-        rows.append(i)
-    if rows:
-        yield rows
+    return cut_by_length(_lengths(batch, index), budget)
 
 
 def _lengths(batch: GradedBatch, index: Sequence[int]) -> dict[int, int]:

@@ -192,7 +192,7 @@ class Vllm(Engine):
         self._llm.llm_engine.engine_core.shutdown()
 
     @staticmethod
-    def cache_bytes(sequences: int, sequence_bytes: int, *, kv_cache_gb: PositiveFloat = DEFAULT_CACHE_GB, **_: Any) -> int:
+    def cache_bytes(sequences: int, sequence_bytes: int, *, kv_cache_gb: float = DEFAULT_CACHE_GB, **_: Any) -> int:
         return int(kv_cache_gb * 2**30)
 
     # -- asking --------------------------------------------------------------------------------------------------------
