@@ -136,6 +136,26 @@ def test_the_model_is_that_of_the_best_validation(trained: Path) -> None:
     assert load_judged_text(trained / "model").temperature == pytest.approx(summary["temperature"])
 
 
+def test_the_weights_that_are_written_are_those_of_the_best_step(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where that is not the last: validation is made to fall after its second time."""
+    gains = iter([-1.0, 0.5, 0.25, 0.125, *[0.0] * 99])
+    monkeypatch.setattr("trainers.reward_model.validated", lambda *_: {"validation/gain": next(gains)})
+    jobs.run(load(arguments(tiny, tmp_path / "run")), resume=False)
+    steps = sorted(int(path.name.removeprefix("step-")) for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert steps[0] == json.loads((tmp_path / "run" / "summary.json").read_text())["best_step"] == 4
+    written, best, last = (
+        load_file(folder / "model.safetensors")["score.weight"]
+        for folder in (
+            tmp_path / "run" / "model",
+            *(tmp_path / "run" / "checkpoints" / f"step-{step}" / "reward_model" / "model" for step in (4, steps[-1])),
+        )
+    )
+    assert torch.equal(written, best)
+    assert not torch.equal(best, last)
+
+
 def test_a_resumed_run_is_the_unbroken_one(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the bit, where it was broken off in the first stage and where in the second."""
 
