@@ -1,45 +1,32 @@
-"""A trained reward model at work: how likely steps and solutions are right. Loaded from what `job: reward_model` wrote."""
+"""What a reward model is to those who ask it: how likely is it that a step is right, after the steps before it?
+
+Reward models of different makes are plugins in `rewards/judges`, one file each.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import torch
-
-from rewards.judged_text import Asked, load_judged_text
-from rlcore.batch import cut_by_length, pad
+from rewards.judged_text import Asked
+from rlcore import plugins
 from rlcore.errors import UserError
-from rlcore.models import ModelSpec, context, load_tokenizer
-
-TOKENS = 16384  # of a pass, padding included
+from rlcore.protocols import Progress, no_progress
 
 
-class Judge:
-    """Every text is judged by itself: neither what it is batched with nor padding changes a score."""
+class Judge(ABC):
+    @abstractmethod
+    def log_odds(self, asked: Sequence[Asked], progress: Progress = no_progress) -> list[float]:
+        """log P(right)/P(wrong) of each. What it is asked together with changes no answer. `progress` hears how many are done.
+        Raises UserError for what is longer than the model can read."""
 
-    def __init__(self, folder: Path, *, dtype: str = "float32", device: str = "auto", tokens: int = TOKENS) -> None:
-        self.text = load_judged_text(folder)
-        self.tokenizer = load_tokenizer(str(folder))
-        self.model = ModelSpec(str(folder), dtype, device).load_with_head(2, self.text.head).eval()
-        self.context, self.tokens = context(str(folder)), tokens
 
-    @torch.no_grad()
-    def log_odds(self, asked: Sequence[Asked], progress: Callable[[int], None] = lambda done: None) -> list[float]:
-        """log P(right)/P(wrong) of each, calibrated. Raises UserError for a text that is longer than the model's context."""
-        rows = self.text.rows(asked, self.tokenizer)
-        if (longest := max((len(row.ids) for row in rows), default=0)) > self.context:
-            raise UserError(f"a text of {longest} tokens is longer than the reward model's context of {self.context}")
-        result = [0.0] * len(asked)
-        for part in cut_by_length({i: len(row.ids) for i, row in enumerate(rows)}, self.tokens):
-            some = [rows[i] for i in part]
-            batch = pad([row.ids for row in some], torch.long).to(self.model.device)
-            hidden = self.model.base_model(batch, use_cache=False).last_hidden_state  # causal: padding comes after what is read
-            ends = [(i, end) for i, row in enumerate(some) for end in row.ends]
-            read = hidden[[i for i, _ in ends], [end for _, end in ends]]
-            wrong, right = self.model.score(read).float().T / self.text.temperature
-            numbers = [number for row in some for number in row.asked]
-            for number, value in zip(numbers, (right - wrong).tolist(), strict=True):
-                result[number] = value
-            progress(len(numbers))
-        return result
+def load_judge(spec: str | Mapping[str, Any]) -> Judge:
+    """A folder that `job: reward_model` wrote, or a plugin in `rewards/judges` with its options:
+    `{name: qwen_math_prm, model: FOLDER}`."""
+    fields = {"name": "trained", "model": spec} if isinstance(spec, str) else dict(spec)
+    if not isinstance(fields.get("name"), str):
+        raise UserError(f"judge {spec!r} has no `name`: give one of {', '.join(plugins.names('rewards.judges'))}")
+    judge: Judge = plugins.bind("rewards.judges", fields.pop("name"), fields)()
+    return judge

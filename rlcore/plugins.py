@@ -23,9 +23,12 @@ def names(package: str) -> dict[str, str]:
     """Plugin name → module path. Imports none of the modules.
 
     Where the folder has sub-folders (`rewards`), its plugins are the modules in those, and what stands beside them are their
-    helpers; otherwise they are the modules in the folder. Raises ValueError for two files of one name.
+    helpers; otherwise they are the modules in the folder. Sub-folders that the package calls its REGISTRIES hold plugins of
+    another kind, and are registries of their own. Raises ValueError for two files of one name.
     """
-    found = list(pkgutil.walk_packages(importlib.import_module(package).__path__, package + "."))
+    root = importlib.import_module(package)
+    apart = tuple(f"{package}.{folder}." for folder in getattr(root, "REGISTRIES", ()))
+    found = [info for info in pkgutil.walk_packages(root.__path__, f"{package}.") if not f"{info.name}.".startswith(apart)]
     nested = any(info.ispkg for info in found)
     plugins: dict[str, str] = {}
     for module in (info.name for info in found if not info.ispkg):

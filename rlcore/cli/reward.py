@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rewards.calibration import reliability
 from rewards.calibration_plot import draw
-from rewards.judge import Judge
+from rewards.judge import load_judge
 from rewards.judged_text import Asked
 from rewards.trained_on import digest, trained_on
 from rlcore import models, plugins
@@ -31,7 +31,7 @@ def evaluate(model: str, data: str, threshold: float, keep_trained_on: bool, plo
         say(f"{len(solutions)} of {before} solutions remain, the others are of problems that the model was trained on")
     if not solutions:
         raise UserError(f"--data {data}: no solution is left to be judged")
-    judge = Judge(folder)
+    judge = load_judge(str(folder))
     asked = [Asked(s.problem, s.steps[:i], s.steps[i : i + 1]) for s in solutions for i in range(len(s.steps))]
     with watched("judging steps", len(asked)) as progress:
         found = iter(judge.log_odds(asked, progress))

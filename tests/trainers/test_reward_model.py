@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
 
-from rewards.judge import Judge
 from rewards.judged_text import Asked, Row, load_judged_text
+from rewards.judges.trained import Trained
 from rlcore import jobs
 from rlcore.cli.reward import evaluate
 from rlcore.data.steps import LabelledSolution, StepLabel
@@ -277,19 +277,19 @@ def test_a_judge_gives_the_calibrated_log_odds_of_training(trained: Path, tiny: 
     tokenizer = AutoTokenizer.from_pretrained(trained / "model")
     solutions = marked(count=20)
     asked = [Asked(s.problem, s.steps[:i], s.steps[i : i + 1]) for s in solutions for i in range(3)]
-    judge = Judge(trained / "model")
+    judge = Trained(model=str(trained / "model"))
     rows = judge.text.rows(asked, tokenizer)
     found = log_odds(learner_of(recipe, trained / "model"), [Labelled(row, (0.0,) * len(row.ends)) for row in rows])
     numbers = [number for row in rows for number in row.asked]
     expected = [z / judge.text.temperature for _, z in sorted(zip(numbers, found, strict=True))]
     assert len(rows) == (20 if recipe.head == "token" else 60)
     assert judge.log_odds(asked) == pytest.approx(expected, abs=1e-5, rel=1e-6)
-    assert Judge(trained / "model", tokens=40).log_odds(asked) == pytest.approx(expected, abs=1e-5, rel=1e-6)
+    assert Trained(model=str(trained / "model"), tokens=40).log_odds(asked) == pytest.approx(expected, abs=1e-5, rel=1e-6)
 
 
 def test_a_text_beyond_the_models_context_is_refused(trained: Path) -> None:
     with pytest.raises(UserError, match="is longer than the reward model's context of"):
-        Judge(trained / "model").log_odds([Asked("1" * 5000, (), ("2",))])
+        Trained(model=str(trained / "model")).log_odds([Asked("1" * 5000, (), ("2",))])
 
 
 def test_it_is_measured_on_problems_that_it_was_not_trained_on(
