@@ -54,6 +54,8 @@ def as_trl(
     if verifiable is not None and not verifiable.verifiable:
         raise UserError(f"as_trl: {_name(verifiable)!r} is not verifiable: its values are no accuracy")
     verifies = reward.verifiable or verifiable is not None
+    if tokenizer is not None:
+        reward.begin(tokenizer)
 
     def function(
         *, prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Sequence[Sequence[int]], **columns: Any

@@ -11,7 +11,7 @@ import traceback
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -23,6 +23,9 @@ from rlcore.protocols import Reward, StatefulReward
 from rlcore.recipe.schema import Component
 from rlcore.run.metrics import Mean, Metrics
 from rlcore.types import Completion, Group, Invalid, Problem, Sampling, Score, Scored
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,11 @@ class Rewards:
             raise UserError(f"rewards: {named} are all verifiable, and accuracy is the value of one: leave one of them")
         self.verifiable = verifiable[0] if verifiable else None
         self.max_invalid_fraction = max_invalid_fraction
+
+    def begin(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Tell the components the policy's tokenizer."""
+        for component in self.components.values():
+            component.begin(tokenizer)
 
     def verify(self, groups: Sequence[Group]) -> list[Score]:
         """The raw verifiable component alone, for filters that act while sampling goes on."""
@@ -233,6 +241,10 @@ def scored(label: str, component: Reward, groups: Sequence[Group], state: Any) -
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{place.filename}:{place.lineno}"
         raise UserError(f"reward {label!r} raised {type(error).__name__}: {error} ({where})") from error
+    if not isinstance(scores, Sequence):
+        raise UserError(
+            f"reward {label!r} returned {type(scores).__name__}: it must return a list with a score for each completion"
+        )
     if stranger := next((s for s in scores if not isinstance(s, Scored | Invalid)), None):
         raise UserError(f"reward {label!r} returned {stranger!r}: a score is Scored(value) or Invalid(reason)")
     if len(scores) != wanted:

@@ -16,6 +16,8 @@ from rlcore.protocols import Progress, no_progress
 
 
 class Judge(ABC):
+    of_solutions = False  # True: it was made to judge whole solutions, and what it says of their steps means nothing
+
     @abstractmethod
     def log_odds(self, asked: Sequence[Asked], progress: Progress = no_progress) -> list[float]:
         """log P(right)/P(wrong) of each. What it is asked together with changes no answer. `progress` hears how many are done.

@@ -100,12 +100,16 @@ class ModelSpec:
         from transformers import AutoModelForCausalLM
 
         model, _ = self._load(AutoModelForCausalLM)
-        for transform in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-            if getattr(model.config, transform, None) not in (None, 1.0):
-                raise UserError(
-                    f"model {self.location!r} transforms its logits ({transform}), which the learner does not do yet"
-                )
+        self._refuse_transforms(model)
         return model.to(pick_device(self.device))
+
+    def load_as(self, kind: Any) -> tuple[PreTrainedModel, list[str]]:
+        """The model as a class of transformers or of ours; and the names of the parameters that the checkpoint does not have,
+        or not in that shape, and that are therefore random."""
+        model, lacking = self._load(kind, ignore_mismatched_sizes=True)
+        if model.get_output_embeddings() is not None:
+            self._refuse_transforms(model)
+        return model.to(pick_device(self.device)), lacking
 
     def load_with_head(self, labels: int, of: Literal["token", "text"] = "token") -> PreTrainedModel:
         """The model with a head of so many numbers, for a token each or for a text, in the place of its language head. A head
@@ -121,8 +125,15 @@ class ModelSpec:
             raise UserError(f"model {self.location!r}: its kind has no head of the name `score` in transformers")
         return model.to(pick_device(self.device))
 
+    def _refuse_transforms(self, model: PreTrainedModel) -> None:
+        for transform in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+            if getattr(model.config, transform, None) not in (None, 1.0):
+                raise UserError(
+                    f"model {self.location!r} transforms its logits ({transform}), which the learner does not do yet"
+                )
+
     def _load(self, kind: Any, **settings: Any) -> tuple[PreTrainedModel, list[str]]:
-        """On the CPU; and the names of the parameters that the checkpoint did not have."""
+        """On the CPU; and the names of the parameters that the checkpoint did not have, or not in that shape."""
         import torch
         from transformers.utils.logging import disable_progress_bar
 
@@ -138,7 +149,7 @@ class ModelSpec:
             )
         except (OSError, ValueError, json.JSONDecodeError) as error:
             raise _not_loaded("model", self.location, error) from error
-        return model, sorted(info["missing_keys"])
+        return model, sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])})
 
 
 def without_weights(location: str, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -187,6 +198,8 @@ def pick_device(device: str) -> str:
 
 
 def _not_loaded(what: str, location: str, error: Exception) -> UserError:
+    if "safetensors" in str(error):
+        return UserError(f"the {what} {location!r} has no safetensors weights: convert them, other formats can hold code")
     if Path(location).is_dir():
         return UserError(f"the {what} in {location!r} cannot be loaded: {str(error).splitlines()[0]}")
     offline = " (offline: only what is in the local cache can be used)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""

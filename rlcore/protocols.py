@@ -15,6 +15,7 @@ from rlcore.types import Completion, Group, Request, Score
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
     from rlcore.batch import GradedBatch, TrainingBatch
     from rlcore.run.metrics import Metrics
@@ -155,6 +156,9 @@ class Reward(ABC):
     def score(self, groups: Sequence[Group], state: Any) -> list[Score]:
         """One score per completion, group after group. Sees the whole global batch before any filter; pure. The verifiable
         component is scored first, and the others find its values in `Group.accuracy`."""
+
+    def begin(self, tokenizer: PreTrainedTokenizerBase) -> None:  # noqa: B027 (most rewards read text alone)
+        """Told the policy's tokenizer, before the first batch."""
 
     def close(self) -> None:  # noqa: B027 (most rewards hold nothing)
         """Release what the component holds (worker processes, models)."""

@@ -24,6 +24,7 @@ def build_parts(recipe: RL, asked: Plan, location: str, ending: ExitStack) -> Pa
     """Everything the loop needs, with the models loaded, here or on the cluster that this process is connected to; `ending`
     releases it. Raises UserError, before that, for prompts that do not fit."""
     tokenizer = models.load_tokenizer(location, recipe.trust_remote_code)
+    asked.rewards.begin(tokenizer)
     prompter = Prompter(recipe.prompt, tokenizer)
     longest_prompt(recipe, asked, prompter, models.context(location, recipe.trust_remote_code))
     engine: Engine

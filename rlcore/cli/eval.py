@@ -6,6 +6,8 @@ import hashlib
 import inspect
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +18,14 @@ from rlcore.cli.named import named
 from rlcore.cli.output import check_json, write_json
 from rlcore.data.mixture import load as load_problems
 from rlcore.errors import UserError
-from rlcore.evaluation.evaluate import evaluate
+from rlcore.evaluation.evaluate import Evaluation, Verify, evaluate
 from rlcore.grading.pool import GRADER_VERSION
 from rlcore.prompts import Prompter, stop_ids
 from rlcore.protocols import Engine
 from rlcore.recipe.load import load
 from rlcore.recipe.schema import RL, Plugin, Prompt, Recipe, Sft, Source
 from rlcore.toy import warmstart
-from rlcore.types import Sampling
+from rlcore.types import Problem, Sampling
 
 MAX_NEW_TOKENS = 512
 CHAT_TEMPLATE = "{problem}\n\nReason step by step, and put your final answer within \\boxed{}."
@@ -47,10 +49,36 @@ class EvalOptions:
     max_invalid_fraction: float
 
 
-def run(options: EvalOptions, json_file: str) -> None:
+@dataclass(frozen=True)
+class Asking:
+    """Who is asked what, and how: all that sampling and grading take."""
+
+    problems: list[Problem]
+    prompter: Prompter
+    engine: Engine
+    sampling: Sampling
+    verify: Verify
+    stated: dict[str, Any]  # what was used, for the result
+
+    def evaluate(self, options: EvalOptions) -> Evaluation:
+        return evaluate(
+            self.engine,
+            self.prompter,
+            self.problems,
+            self.verify,
+            options.samples,
+            self.sampling,
+            options.seed,
+            options.max_invalid_fraction,
+        )
+
+
+@contextmanager
+def asking(options: EvalOptions) -> Iterator[Asking]:
+    """The model is loaded; afterwards everything is released. Raises UserError for options that cannot be met, most of them
+    before that."""
     if options.dtype not in ("float32", "bfloat16"):
         raise UserError(f"--dtype {options.dtype!r} is neither float32 nor bfloat16")
-    check_json(json_file)
     if options.template is not None and "{problem}" not in options.template:
         raise UserError("--template must contain {problem}, where the problem's text goes")
     plugin = Plugin.model_validate(named(options.engine, "--engine", "transformers"))
@@ -65,21 +93,27 @@ def run(options: EvalOptions, json_file: str) -> None:
     spec = models.ModelSpec(location, options.dtype, options.device)
     engine: Engine = make(spec, tokenizer, stop_ids(spec, prompter))
     sampling = Sampling(temperature=options.temperature, max_new_tokens=max_new_tokens)
+    stated = {
+        **asdict(options),
+        "max_new_tokens": max_new_tokens,
+        "template": prompt.template,
+        "system": prompt.system,
+        "engine": plugin.model_dump(),
+        "grader": GRADER_VERSION,
+        "prompt_hash": hashlib.sha256(json.dumps(prompt.model_dump()).encode()).hexdigest()[:12],
+    }
     grader = Answer()
     try:
-        done = evaluate(
-            engine,
-            prompter,
-            problems,
-            lambda groups: grader.score(groups, None),
-            options.samples,
-            sampling,
-            options.seed,
-            options.max_invalid_fraction,
-        )
+        yield Asking(problems, prompter, engine, sampling, lambda groups: grader.score(groups, None), stated)
     finally:
         engine.close()
         grader.close()
+
+
+def run(options: EvalOptions, json_file: str) -> None:
+    check_json(json_file)
+    with asking(options) as asked:
+        done = asked.evaluate(options)
     summary = done.summary()
     completions = summary.pop("samples")
     result: dict[str, Any] = {
@@ -88,13 +122,7 @@ def run(options: EvalOptions, json_file: str) -> None:
         "high": summary.pop("accuracy_high"),
         **summary,
         "completions": completions,
-        **asdict(options),
-        "max_new_tokens": max_new_tokens,
-        "template": prompt.template,
-        "system": prompt.system,
-        "engine": plugin.model_dump(),
-        "grader": GRADER_VERSION,
-        "prompt_hash": hashlib.sha256(json.dumps(prompt.model_dump()).encode()).hexdigest()[:12],
+        **asked.stated,
     }
     print(_readable(result, options), file=sys.stderr)
     write_json(result, json_file)

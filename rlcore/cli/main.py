@@ -22,6 +22,22 @@ app = typer.Typer(
 Json = Annotated[str, typer.Option("--json", metavar="FILE", help="Write the result as JSON ('-': standard output).")]
 Offline = Annotated[bool, typer.Option("--offline", help="Never touch the network: local files and caches only.")]
 FROM_RUN = "Default: that of the run whose checkpoint this is."
+# How a model is asked, the same for every verb that samples
+Data = Annotated[str, typer.Option(help="A data source, e.g. gsm8k, math500, '{name: chain, count: 200}'.")]
+Limit = Annotated[int, typer.Option(min=0, help="Only the first problems (0: all).")]
+Seed = Annotated[int, typer.Option(help="Decides every random number.")]
+MaxNewTokens = Annotated[int | None, typer.Option(min=1, help=f"Longer completions are cut off. {FROM_RUN}")]
+Template = Annotated[str | None, typer.Option(help=f"What the user says; {{problem}} is the problem's text. {FROM_RUN}")]
+System = Annotated[str | None, typer.Option(help=f"System message. {FROM_RUN}")]
+Engine = Annotated[str, typer.Option(help="As a recipe's rollout.engine: vllm, '{name: vllm, kv_cache_gb: 4}'.")]
+Dtype = Annotated[str, typer.Option(help="float32 or bfloat16.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+MaxInvalid = Annotated[float, typer.Option(min=0, max=1, help="More ungradable than this is an error.")]
+# How reward models are measured on what it samples
+Policy = Annotated[str, typer.Option(help="What samples: a folder, run checkpoint, hub id, smollm2-135m or toy:NAME.")]
+Warmth = Annotated[float, typer.Option("--temperature", min=0.01, help="Of the policy.")]
+Aggregate = Annotated[str, typer.Option(help="A solution's score, of those of its steps: min, last, product, soft_min.")]
+Separator = Annotated[str, typer.Option(help="What stands between steps.")]
 
 
 def _version(asked: bool) -> None:
@@ -60,22 +76,18 @@ def train(
 @app.command("eval")
 def evaluate(
     model: Annotated[str, typer.Option(help="A folder, run checkpoint, hub id, smollm2-135m or toy:NAME.")],
-    data: Annotated[str, typer.Option(help="A data source, e.g. gsm8k, math500, '{name: chain, count: 200}'.")],
+    data: Data,
     samples: Annotated[int, typer.Option(min=1, help="Completions per problem (pass@k, maj@k).")] = 1,
-    limit: Annotated[int, typer.Option(min=0, help="Only the first problems (0: all).")] = 0,
-    seed: Annotated[int, typer.Option(help="Decides every random number.")] = 0,
+    limit: Limit = 0,
+    seed: Seed = 0,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 1.0,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help=f"Longer completions are cut off. {FROM_RUN}")] = None,
-    template: Annotated[
-        str | None, typer.Option(help=f"What the user says; {{problem}} is the problem's text. {FROM_RUN}")
-    ] = None,
-    system: Annotated[str | None, typer.Option(help=f"System message. {FROM_RUN}")] = None,
-    engine: Annotated[
-        str, typer.Option(help="As a recipe's rollout.engine: vllm, '{name: vllm, kv_cache_gb: 4}'.")
-    ] = "transformers",
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    max_invalid_fraction: Annotated[float, typer.Option(min=0, max=1, help="More ungradable than this is an error.")] = 0.2,
+    max_new_tokens: MaxNewTokens = None,
+    template: Template = None,
+    system: System = None,
+    engine: Engine = "transformers",
+    dtype: Dtype = "float32",
+    device: Device = "auto",
+    max_invalid_fraction: MaxInvalid = 0.2,
     offline: Offline = False,
     json: Json = "",
 ) -> None:
@@ -124,14 +136,17 @@ def repro(
     reproduce(experiment, seeds, jobs, json)
 
 
-reward_app = typer.Typer(no_args_is_help=True, help="Measure reward models.")
+reward_app = typer.Typer(no_args_is_help=True, help="Check rewards, and measure reward models.")
 app.add_typer(reward_app, name="reward")
 
 
 @reward_app.command("eval")
 def evaluate_reward(
-    model: Annotated[str, typer.Option(help="What `job: reward_model` wrote: its run folder or the `model` in it.")],
+    model: Annotated[str, typer.Option(help="A run folder of `job: reward_model`; with --judge, a folder or hub id.")],
     data: Annotated[str, typer.Option(help="Judged solutions: '{name: prmbench, path: FILE}', processbench, prm800k.")],
+    judge: Annotated[
+        str, typer.Option(help="What make it is: trained, qwen_math_prm, '{name: eurus_prm, reference: FOLDER}'.")
+    ] = "trained",
     threshold: Annotated[float, typer.Option(help="P(right) below which a step is taken for wrong.")] = 0.5,
     keep_trained_on: Annotated[bool, typer.Option("--keep-trained-on", help="Also problems that it was trained on.")] = False,
     plot: Annotated[str, typer.Option(metavar="FILE", help="Draw its calibration (.svg, .png).")] = "",
@@ -142,7 +157,138 @@ def evaluate_reward(
     _environment(offline)
     from rlcore.cli.reward import evaluate
 
-    evaluate(model, data, threshold, keep_trained_on, plot, json)
+    evaluate(model, data, threshold, keep_trained_on, plot, json, judge)
+
+
+@reward_app.command("lint")
+def lint_rewards(
+    recipe: Annotated[list[str], typer.Argument(metavar="RECIPE... [KEY=VALUE...]", help="Of `job: rl`, as for train.")],
+    offline: Offline = False,
+    json: Json = "",
+) -> None:
+    """Probe a recipe's rewards before a run: contract, determinism, order, speed, and what they pay for cheap hacks."""
+    _environment(offline)
+    from rlcore.cli.lint import run as lint
+
+    lint(recipe, json)
+
+
+@reward_app.command("best-of-n")
+def best_of_n(
+    policy: Policy,
+    judge: Annotated[
+        list[str],
+        typer.Option(metavar="NAME=SPEC", help="Any name, and the reward model: prm=runs/prm, t='{name: chain_truth}'."),
+    ],
+    data: Data,
+    n: Annotated[str, typer.Option(help="Solutions, or candidates for a step, to choose from.")] = "1,2,4,8,16,24",
+    method: Annotated[str, typer.Option(help="whole, stepwise, or both.")] = "whole,stepwise",
+    aggregate: Aggregate = "min",
+    separator: Separator = "\\n\\n",
+    height: Annotated[int, typer.Option(min=1, help="Most steps of a solution that is chosen step by step.")] = 100,
+    limit: Limit = 0,
+    seed: Seed = 0,
+    temperature: Warmth = 1.0,
+    max_new_tokens: MaxNewTokens = None,
+    template: Template = None,
+    system: System = None,
+    engine: Engine = "transformers",
+    dtype: Dtype = "float32",
+    device: Device = "auto",
+    max_invalid_fraction: MaxInvalid = 0.2,
+    plot: Annotated[str, typer.Option(metavar="FILE", help="Draw accuracy by N (.svg, .png).")] = "",
+    offline: Offline = False,
+    json: Json = "",
+) -> None:
+    """Measure what reward models make of N samples: whole solutions, and greedily step by step, beside pass@N and majority."""
+    _environment(offline)
+    from rlcore.cli.best_of_n import measure_best_of_n
+    from rlcore.cli.eval import EvalOptions
+
+    options = EvalOptions(
+        model=policy,
+        data=data,
+        samples=1,
+        limit=limit,
+        seed=seed,
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        template=template,
+        system=system,
+        engine=engine,
+        dtype=dtype,
+        device=device,
+        max_invalid_fraction=max_invalid_fraction,
+    )
+    measure_best_of_n(
+        options,
+        judges=judge,
+        counts=n,
+        methods=method,
+        aggregate=aggregate,
+        separator=separator,
+        height=height,
+        plot=plot,
+        json_file=json,
+    )
+
+
+@reward_app.command("early-rejection")
+def early_rejection(
+    policy: Policy,
+    judge: Annotated[str, typer.Option(help="A reward model: runs/prm, or '{name: qwen_math_prm, model: FOLDER}'.")],
+    data: Data,
+    samples: Annotated[int, typer.Option(min=2, help="Solutions that are begun of a problem.")] = 16,
+    after: Annotated[str, typer.Option(help="So much of each is judged before most are rejected.")] = "1,2,3",
+    unit: Annotated[str, typer.Option(help="steps or tokens.")] = "steps",
+    keep: Annotated[str, typer.Option(help="The share that is finished.")] = "0.125,0.25,0.5",
+    aggregate: Aggregate = "min",
+    separator: Separator = "\\n\\n",
+    limit: Limit = 0,
+    seed: Seed = 0,
+    temperature: Warmth = 1.0,
+    max_new_tokens: MaxNewTokens = None,
+    template: Template = None,
+    system: System = None,
+    engine: Engine = "transformers",
+    dtype: Dtype = "float32",
+    device: Device = "auto",
+    max_invalid_fraction: MaxInvalid = 0.2,
+    plot: Annotated[str, typer.Option(metavar="FILE", help="Draw accuracy by tokens saved (.svg, .png).")] = "",
+    offline: Offline = False,
+    json: Json = "",
+) -> None:
+    """Measure what is saved and lost where solutions that a reward model dislikes early are not finished."""
+    _environment(offline)
+    from rlcore.cli.best_of_n import measure_early_rejection
+    from rlcore.cli.eval import EvalOptions
+
+    options = EvalOptions(
+        model=policy,
+        data=data,
+        samples=samples,
+        limit=limit,
+        seed=seed,
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        template=template,
+        system=system,
+        engine=engine,
+        dtype=dtype,
+        device=device,
+        max_invalid_fraction=max_invalid_fraction,
+    )
+    measure_early_rejection(
+        options,
+        judge=judge,
+        after=after,
+        unit=unit,  # type: ignore[arg-type]  # it is checked there
+        keep=keep,
+        aggregate=aggregate,
+        separator=separator,
+        plot=plot,
+        json_file=json,
+    )
 
 
 @app.command()

@@ -19,29 +19,35 @@ from rlcore.evaluation.steps import JudgedSolution, labelled_steps, step_measure
 from rlcore.run.console import say, watched
 
 
-def evaluate(model: str, data: str, threshold: float, keep_trained_on: bool, plot: str, json_file: str) -> None:
+def evaluate(
+    model: str, data: str, threshold: float, keep_trained_on: bool, plot: str, json_file: str, judge: str = "trained"
+) -> None:
     check_json(json_file)
     if not 0 < threshold < 1:
         raise UserError(f"--threshold {threshold:g} is a probability: it must be above 0 and below 1")
-    folder = Path(models.locate(model))
+    kind = named(judge, "--judge", "qwen_math_prm")
+    if "model" in kind:
+        raise UserError(f"--judge {judge}: say which model with --model")
+    location = models.locate(model)
     solutions = _solutions(data)
-    if not keep_trained_on:
-        known, before = trained_on(folder), len(solutions)
+    known = set() if keep_trained_on else trained_on(Path(location))
+    if known:
+        before = len(solutions)
         solutions = [solution for solution in solutions if digest(solution.problem) not in known]
         say(f"{len(solutions)} of {before} solutions remain, the others are of problems that the model was trained on")
     if not solutions:
         raise UserError(f"--data {data}: no solution is left to be judged")
-    judge = load_judge(str(folder))
+    reward_model = load_judge({**kind, "model": location})
     asked = [Asked(s.problem, s.steps[:i], s.steps[i : i + 1]) for s in solutions for i in range(len(s.steps))]
     with watched("judging steps", len(asked)) as progress:
-        found = iter(judge.log_odds(asked, progress))
+        found = iter(reward_model.log_odds(asked, progress))
     judged = [JudgedSolution(solution, [next(found) for _ in solution.steps]) for solution in solutions]
     result = step_measures(judged, threshold)
     if plot:
-        draw(Path(plot), {"calibrated": reliability(*labelled_steps(judged))})
+        draw(Path(plot), {"calibrated" if kind["name"] == "trained" else kind["name"]: reliability(*labelled_steps(judged))})
     for name, value in result.items():
         print(f"  {name:<12} {value:.4g}", file=sys.stderr)
-    write_json({"model": model, "data": data, "threshold": threshold, **result}, json_file)
+    write_json({"model": model, "judge": judge, "data": data, "threshold": threshold, **result}, json_file)
 
 
 def _solutions(data: str) -> list[LabelledSolution]:

@@ -18,12 +18,17 @@ class Estimate:
 
 
 def accuracy(correct: Sequence[Sequence[float]]) -> Estimate:
-    """Mean over problems of the share of right samples, with Wilson's interval (Wilson 1927) at the effective sample size
+    """Mean over problems of the share of right samples."""
+    return over_problems([sum(row) / len(row) for row in correct], sum(map(len, correct)))
+
+
+def over_problems(means: Sequence[float], samples: float) -> Estimate:
+    """The mean of what each problem has on average of so many independent samples of all problems, each 0 or 1, with Wilson's
+    interval (Wilson 1927) at the effective sample size
 
     n_eff = p(1 − p) / Var(mean over problems),   between the number of problems and of samples.
     """
-    means = [sum(row) / len(row) for row in correct]
-    problems, samples = len(means), sum(map(len, correct))
+    problems = len(means)
     p = sum(means) / problems
     variance = sum((m - p) ** 2 for m in means) / max(1, problems - 1) / problems
     if p in (0.0, 1.0):

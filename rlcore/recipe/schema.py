@@ -349,6 +349,12 @@ class Checkpoint(Section):
     keep_best: str | None = None  # a metric of which higher is better, e.g. eval/accuracy
 
 
+class BestCheckpoint(Checkpoint):
+    """The same, with the best validation kept."""
+
+    keep_best: str | None = "validation/gain"
+
+
 class Stop(Section):
     """End before `steps`: when a metric has not risen for `patience` evaluations, or a budget is spent."""
 
@@ -569,7 +575,7 @@ class RewardModel(Job):
     optimizer: SftOptimizer = SftOptimizer()
     update: Update = Update()
     validate_every: PositiveInt = 20  # steps
-    checkpoint: Checkpoint = Checkpoint(keep_best="validation/gain")
+    checkpoint: BestCheckpoint = BestCheckpoint()
 
     @model_validator(mode="after")
     def _possible(self) -> RewardModel:

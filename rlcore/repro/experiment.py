@@ -2,6 +2,8 @@
 
 title, about    what is compared, and why
 base, arms      recipe layers, as `rlcore train` takes them: a run is BASE ARM seed=N threads=1
+models          what all arms and seeds share and none of them makes, such as a reward model: recipe layers by name, run once
+                before the arms. `{NAME}` in the layers of an arm, or of a model further down, is that model's run folder
 varies          the keys, each with all below it, in which the resolved recipes of the arms may differ
 seeds           shared by the arms; 0 to 9 are for tuning, those of an experiment begin at 100
 target          the accuracy that `samples_to_target` and `wall_to_target` ask for
@@ -11,7 +13,8 @@ tried           what was tuned, and on which seeds
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -22,18 +25,19 @@ from pydantic import Field, ValidationError, model_validator
 
 from rlcore.errors import UserError, nearest
 from rlcore.recipe.load import differences, load
-from rlcore.recipe.schema import RL, Section, Share
+from rlcore.recipe.schema import RL, Recipe, Section, Share
 from rlcore.repro.expression import Claim, parse
 from rlcore.repro.results import METRICS
 
-ARM = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z_0-9]*$")]  # as it stands in a claim's brackets
+NAME = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z_0-9]*$")]  # as it stands in a claim's brackets
 
 
 class Experiment(Section):
     title: str
     about: str
     base: Annotated[list[str], Field(min_length=1)]
-    arms: Annotated[dict[ARM, list[str]], Field(min_length=1)]
+    arms: Annotated[dict[NAME, list[str]], Field(min_length=1)]
+    models: dict[NAME, Annotated[list[str], Field(min_length=1)]] = {}
     varies: tuple[str, ...] = ()
     seeds: Annotated[list[int], Field(min_length=1)]
     target: Share = 0.7
@@ -60,13 +64,14 @@ class Experiment(Section):
 
 @dataclass(frozen=True)
 class Planned:
-    """A run that the experiment asks for."""
+    """A run that the experiment asks for: of an arm with a seed, or of a model that all of these share."""
 
-    arm: str
+    title: str  # what people are told that it is
+    name: str
     seed: int
     folder: Path
     arguments: Sequence[str]  # of `rlcore train`
-    recipe: RL
+    recipe: Recipe
 
 
 def read(argument: str) -> tuple[str, Experiment]:
@@ -88,18 +93,35 @@ def shipped() -> dict[str, Path]:
     return {path.stem: path for path in sorted(Path(str(resources.files("recipes")), "repro").glob("*.yaml"))}
 
 
+def plan_models(name: str, experiment: Experiment) -> list[Planned]:
+    """The runs that make the shared models, in the order in which they may build on each other. Raises UserError where a recipe
+    is none, or makes no such model, and where no layer asks for a model."""
+    runs: list[Planned] = []
+    asking = [*experiment.base, *itertools.chain(*experiment.arms.values(), *experiment.models.values())]
+    for model, layers in experiment.models.items():
+        if not any(f"{{{model}}}" in layer for layer in asking):
+            raise UserError(f"model {model!r} is in no layer: write {{{model}}} where its folder goes")
+        folder = _model_folder(name, model)
+        arguments = [*_filled(name, layers, [run.name for run in runs]), "threads=1", f"output={folder}"]
+        recipe = load(arguments).recipe
+        if isinstance(recipe, RL):
+            raise UserError(f"model {model!r} is a `job: rl`: what an experiment shares is supervised, or a reward model")
+        runs.append(Planned(f"model {model}", model, recipe.seed, folder, arguments, recipe))
+    return runs
+
+
 def plan(name: str, experiment: Experiment, seeds: Sequence[int]) -> list[Planned]:
     """The runs, every arm of a seed before the next seed. Raises UserError where a recipe is none, cannot be measured, or
     differs from the first arm's in a key that `varies` does not name."""
     runs = [_planned(name, experiment, arm, seed) for seed in seeds for arm in experiment.arms]
-    recipes = {run.arm: run.recipe.model_dump(mode="json") for run in runs[: len(experiment.arms)]}
+    recipes = {run.name: run.recipe.model_dump(mode="json") for run in runs[: len(experiment.arms)]}
     for key in experiment.varies:
         if not any(_has(recipe, key) for recipe in recipes.values()):
-            raise UserError(f"`varies` names {key!r}, a key that no arm's recipe has{nearest(key, list(recipes[runs[0].arm]))}")
+            raise UserError(f"`varies` names {key!r}, a key that no arm's recipe has{nearest(key, list(recipes[runs[0].name]))}")
     for arm, recipe in recipes.items():
-        found = [key for key in differences(recipes[runs[0].arm], recipe) if key != "output"]
+        found = [key for key in differences(recipes[runs[0].name], recipe) if key != "output"]
         if more := [key for key in found if not any(f"{key}.".startswith(f"{allowed}.") for allowed in experiment.varies)]:
-            raise UserError(f"arm {arm!r} differs from {runs[0].arm!r} in {', '.join(more)}, which `varies` does not name")
+            raise UserError(f"arm {arm!r} differs from {runs[0].name!r} in {', '.join(more)}, which `varies` does not name")
     return runs
 
 
@@ -110,14 +132,26 @@ def _has(recipe: Any, key: str) -> bool:
 
 def _planned(name: str, experiment: Experiment, arm: str, seed: int) -> Planned:
     folder = Path("runs", "repro", name, arm, str(seed))
-    arguments = [*experiment.base, *experiment.arms[arm], f"seed={seed}", "threads=1", f"output={folder}"]
+    layers = _filled(name, [*experiment.base, *experiment.arms[arm]], experiment.models)
+    arguments = [*layers, f"seed={seed}", "threads=1", f"output={folder}"]
     recipe = load(arguments).recipe
     if not isinstance(recipe, RL) or recipe.eval is None:
         raise UserError(f"arm {arm!r} cannot be measured: an experiment's recipes are `job: rl` with an `eval` section")
     greedy = [text for text in experiment.claims.values() if "greedy_accuracy" in text]
     if greedy and 0 not in recipe.eval.temperatures:
         raise UserError(f"{greedy[0]!r} needs greedy evaluations: add 0 to eval.temperatures")
-    return Planned(arm, seed, folder, arguments, recipe)
+    return Planned(f"{arm}, seed {seed}", arm, seed, folder, arguments, recipe)
+
+
+def _filled(name: str, layers: Sequence[str], models: Iterable[str]) -> list[str]:
+    """The layers with the folders of the models in their places."""
+    for model in models:
+        layers = [layer.replace(f"{{{model}}}", str(_model_folder(name, model))) for layer in layers]
+    return list(layers)
+
+
+def _model_folder(name: str, model: str) -> Path:
+    return Path("runs", "repro", name, "models", model)
 
 
 def _explain(error: Any) -> str:

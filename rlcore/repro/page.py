@@ -115,7 +115,7 @@ def _experiment(result: Mapping[str, Any]) -> Iterator[str]:
     models = ", ".join(f"{name} ({digest[:12]})" for name, digest in result["models"].items())
     seeds = ", ".join(map(str, result["seeds"]))
     yield f"`{result['command']}`: seeds {seeds}; {duration(result['wall_s'])} of runs, added up;"
-    yield f"{versions}{f'; started from {models}' if models else ''}."
+    yield f"{versions}{f'; models: {models}' if models else ''}."
 
 
 def _table(head: Sequence[str], rows: Any) -> Iterator[str]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from rlcore.recipe.schema import RL
+from rlcore.recipe.schema import RL, Recipe
 from rlcore.report.read import read_run
 from rlcore.repro.expression import Claim
 from rlcore.repro.intervals import interval
@@ -56,7 +56,8 @@ class Result:
     elapsed_s: float  # of the whole run, start-up and evaluations included
 
 
-def collect(folder: Path, recipe: RL, target: float) -> Result:
+def collect(folder: Path, recipe: Recipe, target: float) -> Result:
+    assert isinstance(recipe, RL)  # `rlcore.repro.experiment` plans no others
     run = read_run(folder)
     times, tokens, shared = (_by_step(run.metrics.get(name)) for name in ("time/step", "tokens", "tree/shared"))
     samples = {step: _completions(folder, step) * _greedy_too(recipe) for step in times}

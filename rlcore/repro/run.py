@@ -1,8 +1,8 @@
-"""Trains an experiment's runs, several at a time, each in a process of its own. A run that is done is not done again, and one
-that was interrupted goes on from its checkpoint.
+"""Trains an experiment's models and runs, each in a process of its own: the models one after the other, then the runs, several
+at a time. A run that is done is not done again, and one that was interrupted goes on from its checkpoint.
 
-A run's console goes to `runs/repro/NAME/ARM/SEED.log`, beside its folder, the digest of the code that made it to `SEED.code`:
-runs of other recipes, or of other code, are refused and never mixed.
+A run's console goes to `runs/repro/NAME/ARM/SEED.log`, beside its folder (that of a model is `runs/repro/NAME/models/MODEL`), the
+digest of the code that made it to `SEED.code`: runs of other recipes, or of other code, are refused and never mixed.
 """
 
 from __future__ import annotations
@@ -61,17 +61,22 @@ def warm_start(runs: Iterable[Planned]) -> dict[str, str]:
     for model, seed in dict.fromkeys((run.recipe.model, run.recipe.seed) for run in runs):
         places.setdefault(model, set()).add(resolve(model, seed))
     files = {Path(name).name: [Path(place, "model.safetensors") for place in found] for name, found in places.items()}
-    return {
-        name: hashlib.sha256(found[0].read_bytes()).hexdigest()
-        for name, found in files.items()
-        if len(found) == 1 and found[0].is_file()
-    }
+    return {name: _digest(found[0]) for name, found in files.items() if len(found) == 1 and found[0].is_file()}
+
+
+def make_models(models: Sequence[Planned]) -> dict[str, str]:
+    """Make those that are not made, one after the other, as one may build on another; SHA-256 of their weights by name."""
+    for model in models:
+        if not _is_done(model):
+            say(f"making {model.title}")
+            train([model], jobs=1)
+    return {model.name: _digest(model.folder / "model" / "model.safetensors") for model in models}
 
 
 def train(runs: Sequence[Planned], jobs: int) -> None:
     """Do the runs that are not done, so many at a time. Raises UserError, with its log and last line, where one fails; the
     others are interrupted then, as they are by Ctrl-C, and checkpoint the step that they are at."""
-    waiting = [run for run in runs if not (run.folder / "summary.json").is_file()]
+    waiting = [run for run in runs if not _is_done(run)]
     if len(waiting) < len(runs):
         say(f"{len(runs) - len(waiting)} of {len(runs)} runs are done already")
     going: dict[subprocess.Popen, Planned] = {}
@@ -85,9 +90,13 @@ def train(runs: Sequence[Planned], jobs: int) -> None:
             for process in [process for process in going if process.poll() is not None]:
                 run = going.pop(process)
                 if process.returncode:
-                    raise UserError(f"{run.arm}, seed {run.seed} failed: {_last_line(run)} (all of it: {_log(run)})")
+                    raise UserError(f"{run.title} failed: {_last_line(run)} (all of it: {_log(run)})")
                 progress(1)
-                say(f"{run.arm}, seed {run.seed}: {_told(run)}")
+                say(f"{run.title}: {_told(run)}")
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _start(run: Planned) -> subprocess.Popen:
@@ -122,6 +131,10 @@ def _interrupted_at_the_end(going: Mapping[subprocess.Popen, Planned]) -> Iterat
                 signal.signal(each, handler)
 
 
+def _is_done(run: Planned) -> bool:
+    return (run.folder / "summary.json").is_file()
+
+
 def _log(run: Planned) -> Path:
     return run.folder.with_name(f"{run.folder.name}.log")
 
@@ -137,4 +150,5 @@ def _last_line(run: Planned) -> str:
 
 def _told(run: Planned) -> str:
     summary = json.loads((run.folder / "summary.json").read_text())
-    return f"accuracy {summary['accuracy_before']:.1%} → {summary['accuracy_after']:.1%} in {summary['wall_s']:.0f} s"
+    accuracy = [f"{summary[name]:.1%}" for name in ("accuracy_before", "accuracy_after") if name in summary]
+    return f"accuracy {' → '.join(accuracy)} in {summary['wall_s']:.0f} s" if accuracy else f"took {summary['wall_s']:.0f} s"

@@ -8,7 +8,7 @@ import pytest
 
 from rlcore.errors import UserError
 from rlcore.recipe.load import load, shipped
-from rlcore.recipe.schema import CORRECTIONS, JOBS, RL, Sft
+from rlcore.recipe.schema import CORRECTIONS, JOBS, RL, RewardModel, Sft
 
 MINIMAL = "job: rl\nmodel: some/model\nsteps: 3\ndata: gsm8k\n"
 
@@ -194,3 +194,9 @@ def test_a_mapping_that_names_another_plugin_replaces_the_old_one(recipe: Path) 
 def test_an_override_may_be_longer_than_a_file_name(recipe: Path) -> None:
     template = "solve " * 100 + "{problem}"
     assert load([str(recipe), f"prompt.template={template}"]).recipe.prompt.template == template
+
+
+def test_a_reward_model_keeps_its_best_also_where_other_checkpoints_are_set() -> None:
+    recipe = load(["prm_chain", "checkpoint.keep_last=1"]).recipe
+    assert isinstance(recipe, RewardModel)
+    assert recipe.checkpoint.keep_best == "validation/gain"

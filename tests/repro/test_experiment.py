@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from rlcore.errors import UserError
-from rlcore.repro.experiment import plan, read, shipped
+from rlcore.recipe.schema import RL
+from rlcore.repro.experiment import plan, plan_models, read, shipped
 
 ARMS = {"grpo": ["algorithm.advantage=grpo"], "critic": ["algorithm={advantage: gae, critic: {clip: 0.1}}"]}
 VALID = dict(
@@ -34,12 +35,41 @@ def written(folder: Path, **changes: Any) -> str:
 def test_a_run_is_an_arm_with_a_seed_behind_the_base(tmp_path: Path) -> None:
     name, experiment = read(written(tmp_path))
     runs = plan(name, experiment, [101])
-    assert [(run.arm, run.seed, str(run.folder)) for run in runs] == [
+    assert [(run.name, run.seed, str(run.folder)) for run in runs] == [
         ("grpo", 101, "runs/repro/two/grpo/101"),
         ("critic", 101, "runs/repro/two/critic/101"),
     ]
     assert list(runs[0].arguments) == [*VALID["base"], *ARMS["grpo"], "seed=101", "threads=1", "output=runs/repro/two/grpo/101"]
     assert (runs[1].recipe.seed, runs[1].recipe.threads, runs[1].recipe.algorithm.advantage.name) == (101, 1, "gae")
+
+
+def test_models_are_planned_once_and_layers_name_their_folders(tmp_path: Path) -> None:
+    judge = ["prm_chain", "model={policy}", "seed=3"]
+    base = ["quickstart", "model={policy}", "rewards=[answer, {name: 'mine:Mine', judge: {prm}}]"]
+    name, experiment = read(written(tmp_path, base=base, models={"policy": ["toy/chain"], "prm": judge}))
+    folders = "runs/repro/two/models/policy", "runs/repro/two/models/prm"
+    policy, prm = plan_models(name, experiment)
+    assert list(policy.arguments) == ["toy/chain", "threads=1", f"output={folders[0]}"]
+    assert list(prm.arguments) == ["prm_chain", f"model={folders[0]}", "seed=3", "threads=1", f"output={folders[1]}"]
+    run = plan(name, experiment, [100])[0].recipe
+    assert isinstance(run, RL)
+    assert (run.model, run.rewards[1].options) == (folders[0], {"judge": folders[1]})
+
+
+@pytest.mark.parametrize(
+    ("models", "named"),
+    [
+        ({"prm": ["prm_chain"]}, "model 'prm' is in no layer: write {prm} where its folder goes"),
+        ({"policy": ["quickstart"]}, "model 'policy' is a `job: rl`"),
+        ({"policy": []}, "'models.policy'"),
+        ({"my-policy": ["toy/chain"]}, "my-policy"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_models_that_no_arm_can_use_are_refused(tmp_path: Path, models: dict, named: str) -> None:
+    with pytest.raises(UserError) as refused:
+        plan_models(*read(written(tmp_path, base=["quickstart", "model={policy}"], models=models)))
+    assert named in str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ STEPS, PROMPTS, SAMPLES = 2, 2, 2
 def shrunken(tiny: Path, **changes: object) -> dict:
     base = [
         "quickstart",
-        f"model={tiny}",
+        "model={schooled}",
         f"steps={STEPS}",
         "data.count=40",
         f"rollout={{prompts_per_step: {PROMPTS}, samples: {SAMPLES}, max_new_tokens: 8}}",
@@ -35,11 +35,10 @@ def shrunken(tiny: Path, **changes: object) -> dict:
         "checkpoint.every=1",
     ]
     arms = {"grpo": ["algorithm.advantage=grpo"], "dr_grpo": ["algorithm.advantage=dr_grpo"]}
+    models = {"schooled": ["toy/chain-steps", f"model={tiny}", "data.count=64"]}
     claims = {"uses_as_much": "samples[grpo] / samples[dr_grpo] > 0.5"}
-    values = dict(
-        title="Shrunken", about="Mechanics.", base=base, arms=arms, varies=["algorithm.advantage"], seeds=[100, 101, 102]
-    )
-    return values | {"claims": claims, "target": 0.9, "tried": "nothing"} | changes
+    values = dict(title="Shrunken", about="Mechanics.", base=base, arms=arms, models=models, varies=["algorithm.advantage"])
+    return values | {"seeds": [100, 101, 102], "claims": claims, "target": 0.9, "tried": "nothing"} | changes
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +66,10 @@ def test_every_arm_ran_with_every_seed(home: Path, tiny: Path) -> None:
             mean=None, low=None, high=None, seeds=0, per_seed={"100": None, "101": None}
         )
         assert result["curves"][arm]["100"]["samples"] == [0, 4, 8]
-    assert result["models"] == {"tiny": hashlib.sha256((tiny / "model.safetensors").read_bytes()).hexdigest()}
+    folders = {"tiny": tiny, "schooled": home / "runs/repro/shrunken/models/schooled/model"}
+    assert result["models"] == {
+        name: hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() for name, folder in folders.items()
+    }
 
 
 def test_no_path_of_this_machine_reaches_the_docs(home: Path, tiny: Path) -> None:
@@ -108,11 +110,20 @@ def test_a_folder_of_another_recipe_is_refused_by_name(home: Path, tiny: Path) -
         command.run("other/shrunken.yaml", seeds=1, jobs=2, json_file="")
 
 
+def test_a_model_of_another_recipe_is_refused_by_name(home: Path, tiny: Path) -> None:
+    other = shrunken(tiny)
+    other["models"]["schooled"] += ["data.seed=3"]
+    (home / "others").mkdir()
+    (home / "others" / "shrunken.yaml").write_text(yaml.safe_dump(other, sort_keys=False))
+    with pytest.raises(UserError, match=r"models/schooled holds a run that differs in data: move it away"):
+        command.run("others/shrunken.yaml", seeds=1, jobs=2, json_file="")
+
+
 def test_a_run_of_other_code_is_refused_by_name(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its numbers would be compared with those of the arms that are still to come."""
     with monkeypatch.context() as patched:
         patched.setattr(running, "PACKAGES", ("rewards",))
-        with pytest.raises(UserError, match=r"shrunken/\w+/\d+ holds a run of other code than this: move it away"):
+        with pytest.raises(UserError, match=r"shrunken/\w+/\w+ holds a run of other code than this: move it away"):
             command.run("shrunken.yaml", seeds=1, jobs=2, json_file="")
 
 
@@ -161,7 +172,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, program: str) -> list[subprocess.P
         log = running._log(run)
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a") as file:
-            started.append(subprocess.Popen([sys.executable, "-c", program, run.arm], stdout=file, stderr=file))
+            started.append(subprocess.Popen([sys.executable, "-c", program, run.name], stdout=file, stderr=file))
         return started[-1]
 
     monkeypatch.setattr(running, "_start", start)
