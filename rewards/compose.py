@@ -197,6 +197,7 @@ class Rewards:
             sampling=_common([completion.sampling for _, _, completion in flat]),
             group=torch.tensor([flat[i][0] for i in kept], dtype=torch.long),
             rewards={label: pad(per_token(label), torch.float32) for label in self.components},
+            process=tuple(label for label, component in self.components.items() if component.pays_steps),
             accuracy=None if accuracy is None else torch.tensor(accuracy, dtype=torch.float32),
             path=pad([c.path for c in completions], torch.long, -1) if any(c.path for c in completions) else None,
         )

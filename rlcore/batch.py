@@ -32,6 +32,7 @@ class GradedBatch:
     group: Tensor  # (B,) long; equal for the completions of one problem
     rewards: dict[str, Tensor]  # component → (B, T), weighted and gated
     accuracy: Tensor | None  # (B,) the raw verifiable component, 0 or 1; None where nothing is verified
+    process: tuple[str, ...] = ()  # those of `rewards` that pay steps; the others pay completions
     # what some advantages ask for (`trainers.algorithm.needs`)
     greedy: Tensor | None = None  # (B,) what the greedy completion of the same problem is worth in all
     path: Tensor | None = None  # (B, D) long; the node of its tree that a completion passes at each depth; -1 after its end
@@ -91,7 +92,7 @@ def rows(batch: GradedBatch, index: Sequence[int]) -> GradedBatch:
     picked: dict[str, object] = {}
     for field in fields(batch):
         value = getattr(batch, field.name)
-        if field.name == "sampling" or value is None:
+        if field.name in ("sampling", "process") or value is None:
             picked[field.name] = value
         elif isinstance(value, Tensor):
             picked[field.name] = value[which]

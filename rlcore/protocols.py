@@ -151,6 +151,7 @@ class Reward(ABC):
     """One component of what a completion is worth. Takes its settings as keyword arguments, as the recipe names them."""
 
     verifiable: bool = False  # True: the raw value is accuracy (1 correct, 0 wrong), read by filters and statistics
+    pays_steps: bool = False  # True: what it spreads over the tokens are rewards of steps, each where its step ends
 
     @abstractmethod
     def score(self, groups: Sequence[Group], state: Any) -> list[Score]:

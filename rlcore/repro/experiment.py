@@ -37,7 +37,7 @@ class Experiment(Section):
     about: str
     base: Annotated[list[str], Field(min_length=1)]
     arms: Annotated[dict[NAME, list[str]], Field(min_length=1)]
-    models: dict[NAME, Annotated[list[str], Field(min_length=1)]] = {}
+    models: dict[NAME, Annotated[list[str], Field(min_length=1)]] = Field(default_factory=dict)
     varies: tuple[str, ...] = ()
     seeds: Annotated[list[int], Field(min_length=1)]
     target: Share = 0.7
@@ -117,7 +117,8 @@ def plan(name: str, experiment: Experiment, seeds: Sequence[int]) -> list[Planne
     recipes = {run.name: run.recipe.model_dump(mode="json") for run in runs[: len(experiment.arms)]}
     for key in experiment.varies:
         if not any(_has(recipe, key) for recipe in recipes.values()):
-            raise UserError(f"`varies` names {key!r}, a key that no arm's recipe has{nearest(key, list(recipes[runs[0].name]))}")
+            known = nearest(key, list(recipes[runs[0].name]))
+            raise UserError(f"`varies` names {key!r}, a key that no arm's recipe has{known}")
     for arm, recipe in recipes.items():
         found = [key for key in differences(recipes[runs[0].name], recipe) if key != "output"]
         if more := [key for key in found if not any(f"{key}.".startswith(f"{allowed}.") for allowed in experiment.varies)]:

@@ -1,8 +1,8 @@
 """Trains an experiment's models and runs, each in a process of its own: the models one after the other, then the runs, several
 at a time. A run that is done is not done again, and one that was interrupted goes on from its checkpoint.
 
-A run's console goes to `runs/repro/NAME/ARM/SEED.log`, beside its folder (that of a model is `runs/repro/NAME/models/MODEL`), the
-digest of the code that made it to `SEED.code`: runs of other recipes, or of other code, are refused and never mixed.
+A run's console goes to `runs/repro/NAME/ARM/SEED.log`, beside its folder (that of a model is `runs/repro/NAME/models/MODEL`),
+the digest of the code that made it to `SEED.code`: runs of other recipes, or of other code, are refused and never mixed.
 """
 
 from __future__ import annotations

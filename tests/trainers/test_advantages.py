@@ -34,7 +34,7 @@ from trainers.whiten import whitened
 NAMES = sorted(plugins.names("trainers.advantages"))
 OVER_THE_BATCH = {"gpg", "reinforce_pp", "reinforce_pp_baseline"}  # other problems change what a completion gets
 BY_ITSELF = {name: {"whiten": False} for name in ("gae", "length_adaptive_gae", "treepo")}  # options under which they do not
-NOT_OF_ONE = {"grpo", "rloo"}  # their formula is 0/0 in a group of one; recipes and the sampler let none through
+NOT_OF_ONE = {"grpo", "pure", "rloo"}  # their formula is 0/0 in a group of one; recipes and the sampler let none through
 
 
 # -- by hand -------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,133 @@
+"""Steps in text and tokens, what they are paid, and the component that puts both together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rewards.as_trl import as_trl
+from rewards.credit import Credit, paid
+from rewards.judges.chain_truth import SURE
+from rewards.process.process import Process
+from rewards.steps import last_tokens, split
+from rlcore.errors import UserError
+from rlcore.toy.model import build_tokenizer
+from rlcore.types import Completion, Group, Problem, Sampling, Scored
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a\n\nb", [("a", 3), ("b", 4)]),
+        ("a.\n\n\n\n b\n\n", [("a.", 6), ("b", 10)]),  # the blank before b is b's
+        ("a\n\n \n\nb", [("a", 6), ("b", 7)]),
+        ("one step\nof two lines", [("one step\nof two lines", 21)]),
+        ("", []),
+        (" \n\n ", []),
+        ("<think>\n\na\n\n</think>\n\nb", [("a", 22), ("b", 23)]),
+        ("<think>a</think> so b", [("a so b", 21)]),
+    ],
+)
+def test_steps_of_a_text(text: str, expected: list[tuple[str, int]]) -> None:
+    assert [(step.text, step.end) for step in split(text, "\n\n")] == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("<think>a\n\nb</think>\n\nc\n\nd", ["c", "d"]), ("<think>a\n\nb", []), ("a\n\nb", ["a", "b"])],
+)
+def test_steps_of_the_answer(text: str, expected: list[str]) -> None:
+    assert [step.text for step in split(text, "\n\n", "answer")] == expected
+
+
+class Pieces:
+    """A tokenizer whose tokens are bytes given one by one: what a byte-level vocabulary does to separators and characters."""
+
+    def __init__(self, *pieces: bytes) -> None:
+        self.pieces = pieces
+
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        return b"".join(self.pieces[i] for i in ids).decode(errors="replace")
+
+
+@pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [
+        ((b"a", b".\n\n", b"b", b""), [1, 3]),  # fused with what comes before; the end token is the last step's
+        ((b"a", b"\n", b"\n", b"b"), [2, 3]),
+        ((b"a", b"\n\nb", b"c"), [1, 2]),  # fused with the next step
+        ((b"\xc3", b"\xa9", b"\n\n", b"\xe2\x82", b"\xac"), [2, 4]),  # characters of two and of three bytes
+        ((b"a\n\nb\n\nc",), [0, 0, 0]),
+    ],
+)
+def test_the_tokens_in_which_steps_end(pieces: tuple[bytes, ...], expected: list[int]) -> None:
+    text = b"".join(pieces).decode()
+    assert last_tokens(split(text, "\n\n"), text, range(len(pieces)), Pieces(*pieces)) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("credit", "rewards", "expected"),
+    [
+        ("sum", [0.9, -0.2, 0.5], [0.9, -0.2, 0.5]),
+        ("mean", [0.9, -0.2, 0.5], [0.3, -0.066667, 0.166667]),
+        ("last", [0.9, -0.2, 0.5], [0, 0, 0.5]),
+        ("product", [0.8, 0.6], [0, 0.72]),  # 0.9 · 0.8
+        ("min", [0.9, -0.2, 0.5], [1.5018e-5, -0.199814, 4.5552e-4]),
+        ("min", [0.8, 0.6], [0.095362, 0.528478]),
+        ("strict_min", [0.9, -0.2, 0.5], [0, -0.2, 0]),
+        ("delta", [0.9, 0.95, 0.6, 0.85, 0.99], [-0.05, 0.35, -0.25, 0.85, 0]),
+        ("clip", [0.9, 0.95, 0.6, 0.85, 0.99], [0, 0, -0.2, 0, 0]),
+        ("clip_delta", [0.9, 0.95, 0.6, 0.85, 0.99], [0, 0.2, -0.2, 0, 0]),
+        ("delta", [0.9], [0]),
+        ("min", [], []),
+    ],
+)
+def test_what_steps_are_paid(credit: Credit, rewards: list[float], expected: list[float]) -> None:
+    probabilities = [(r + 1) / 2 for r in rewards]
+    assert paid(credit, probabilities, temperature=0.1, threshold=0.8) == pytest.approx(expected, abs=1e-6, rel=1e-4)
+
+
+def completed(text: str) -> Completion:
+    ids = tuple(build_tokenizer()(text).input_ids)
+    return Completion("p", 0, 0, (), ids, (1,) * len(ids), (0.0,) * len(ids), (0,) * len(ids), Sampling(), "stop", text)
+
+
+CHAIN = Problem("p", "3+5-9=?", "9")
+
+
+def test_the_component_pays_a_step_where_it_ends() -> None:
+    """The second of three lines is wrong: its reward stands at its line break, and so does that of the first."""
+    reward = Process(judge={"name": "chain_truth"}, credit="sum", separator="\n")
+    reward.begin(build_tokenizer())
+    right, empty = completed("3+5=8\n8-9=8\n#### 9"), completed("")
+    [scored, nothing] = reward.score([Group(CHAIN, [right, empty])], None)
+    assert isinstance(scored, Scored)
+    assert scored.per_token is not None
+    assert (scored.value, scored.judged) == (pytest.approx(1), "8-9=8")
+    assert "3 steps" in scored.reason
+    assert {i: round(r, 6) for i, r in enumerate(scored.per_token) if r} == {5: 1, 11: -1, 13: 1}
+    assert nothing == Scored(0.0, "no steps")
+
+
+def test_in_trl_it_is_the_sum() -> None:
+    function = as_trl(Process(judge={"name": "chain_truth"}, credit="strict_min", separator="\n"))
+    texts = ["3+5=8\n#### 9", "3+5=7\n#### 9", ""]
+    found = function(prompts=[CHAIN.prompt] * 3, completions=texts, completion_ids=[[1]] * 3)
+    assert found == pytest.approx([1, -1, 0], abs=10 * 2.8**-SURE)
+
+
+def test_refusals() -> None:
+    with pytest.raises(UserError, match="separator"):
+        Process(judge={"name": "chain_truth"}, separator="")
+    with pytest.raises(UserError, match="no 'chain_truht'"):
+        Process(judge={"name": "chain_truht"})
+
+
+def test_a_run_is_paid_for_its_steps(launch: Callable[..., Path], steps: Callable[[Path], list[dict[str, float]]]) -> None:
+    judged = 'rewards=[answer, {name: process, judge: {name: chain_truth}, separator: "\\n"}]'
+    folder = launch("process", judged, "algorithm.advantage=pure", "steps=1")
+    [row] = steps(folder)
+    assert -1 <= row["reward/process"] < 0  # a tiny model's lines are wrong
+    assert row["groups/trained"] == 4
