@@ -38,6 +38,7 @@ class Candidates:
         self.engine, self.prompter, self.sampling = engine, prompter, sampling
         self.separator, self.seed = separator, seed
         self._known: dict[tuple[str, tuple[int, ...]], list[Begun]] = {}
+        self._prompts: dict[str, tuple[int, ...]] = {}
 
     def after(self, asked: Sequence[tuple[Begun, int]], progress: Progress = no_progress) -> list[list[Begun]]:
         """For each solution and number so many ways to go on from it."""
@@ -53,18 +54,22 @@ class Candidates:
 
     def completion(self, begun: Begun, sample: int) -> Completion:
         """The solution in the form in which graders take it; one that was not brought to its end as cut off."""
-        prompt_ids, tokenizer = self.prompter.render(begun.problem), self.prompter.tokenizer
-        text = tokenizer.decode(begun.token_ids, skip_special_tokens=True)
-        request = Request(begun.problem.id, sample, self.seed, prompt_ids, self.sampling)
+        text = self.prompter.tokenizer.decode(begun.token_ids, skip_special_tokens=True)
+        request = Request(begun.problem.id, sample, self.seed, self._prompt(begun.problem), self.sampling)
         return request.completed(begun.token_ids, begun.logprobs, self.engine.version, begun.ended or "length", text)
 
     def _request(self, begun: Begun, number: int) -> Request:
         # What stands already is part of the prompt: as a forced prefix, its separators would stop the completion.
-        prompt_ids = (*self.prompter.render(begun.problem), *begun.token_ids)
+        prompt_ids = self._prompt(begun.problem) + begun.token_ids
         left = self.sampling.max_new_tokens - len(begun.token_ids)
         seed = seed_from("stepwise", self.seed, begun.problem.id, begun.token_ids, number)
         sampling = replace(self.sampling, max_new_tokens=left, stop=(self.separator,))
         return Request(begun.problem.id, number, seed, prompt_ids, sampling)
+
+    def _prompt(self, problem: Problem) -> tuple[int, ...]:
+        if problem.id not in self._prompts:
+            self._prompts[problem.id] = self.prompter.render(problem)
+        return self._prompts[problem.id]
 
     def _longer(self, begun: Begun, step: Completion) -> Begun:
         token_ids = begun.token_ids + step.token_ids
