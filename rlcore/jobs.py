@@ -15,15 +15,18 @@ from rlcore.cluster.connect import connected
 from rlcore.data.mixture import load as load_problems
 from rlcore.errors import UserError
 from rlcore.evaluation.during import PeriodicEvaluation, compare
+from rlcore.grading.pool import Grader
 from rlcore.models import ModelSpec
-from rlcore.prompts import Prompter
+from rlcore.prompts import Prompter, stop_ids
 from rlcore.recipe.load import Loaded
-from rlcore.recipe.schema import RL, Checkpoint, Job, RewardModel, Sft, Stop
+from rlcore.recipe.schema import RL, Annotate, Checkpoint, Job, RewardModel, Sft, Stop
 from rlcore.report.page import write_report
 from rlcore.run.checkpoint import latest
 from rlcore.run.console import say, warn
 from rlcore.run.folder import Run, claim
 from rlcore.toy import warmstart
+from rollout import annotate
+from rollout.growing import Grower
 from trainers import judged, reward_model, sft
 from trainers.build import build_policy
 from trainers.loop import train
@@ -123,7 +126,31 @@ def _reward_model(loaded: Loaded, recipe: RewardModel) -> dict[str, Any]:
         return _finish(run, reward_model.finish(recipe, run, learner, material))
 
 
-WORK: Mapping[type[Job], Callable[[Loaded, Any], dict[str, Any]]] = {RL: _rl, Sft: _sft, RewardModel: _reward_model}
+def _annotate(loaded: Loaded, recipe: Annotate) -> dict[str, Any]:
+    asked = annotate.plan(recipe)
+    for line in asked.describe():
+        say(line)
+    run = Run(loaded, steps=len(asked.problems), keep=Checkpoint(every=1, keep_last=1), stop=Stop())
+    location = warmstart.resolve(recipe.model, recipe.seed)
+    prompter = Prompter(recipe.prompt, models.load_tokenizer(location, recipe.trust_remote_code))
+    annotate.longest_prompt(asked, prompter, models.context(location, recipe.trust_remote_code))
+    spec = ModelSpec(location, recipe.dtype, recipe.device, recipe.trust_remote_code)
+    with ExitStack() as ending:
+        ending.callback(run.console.stop)
+        engine = asked.engine(spec, prompter.tokenizer, stop_ids(spec, prompter))
+        ending.callback(engine.close)
+        grader = ending.enter_context(Grader())
+        grower = Grower(engine, prompter, grader.grade, recipe.rollout.sampling, recipe.separator, recipe.seed)
+        with run.interruptible():
+            return _finish(run, annotate.annotate(recipe, run, asked, grower))
+
+
+WORK: Mapping[type[Job], Callable[[Loaded, Any], dict[str, Any]]] = {
+    RL: _rl,
+    Sft: _sft,
+    RewardModel: _reward_model,
+    Annotate: _annotate,
+}
 
 
 def _finish(run: Run, results: dict[str, Any]) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from rlcore import models, plugins
 from rlcore.data.mixture import load as load_problems
 from rlcore.prompts import Prompter
 from rlcore.recipe.estimate import Shape, memory, token_budget
-from rlcore.recipe.schema import RL, Job, Recipe, RewardModel, Sft
+from rlcore.recipe.schema import RL, Annotate, Job, Recipe, RewardModel, Sft
 from rlcore.toy import warmstart
 from rlcore.types import Problem
+from rollout import annotate
 from trainers.algorithm import needing
 from trainers.judged import material
 from trainers.plan import longest_prompt, plan
@@ -69,7 +70,22 @@ def _reward_model(recipe: RewardModel) -> Iterator[str]:
     yield f"tokens an epoch: {sum(lengths):,}, at most {max(lengths)} a text"
 
 
-OF_JOB: Mapping[type[Job], Callable[[Any], Iterator[str]]] = {RL: _rl, Sft: _sft, RewardModel: _reward_model}
+def _annotate(recipe: Annotate) -> Iterator[str]:
+    asked = annotate.plan(recipe)
+    yield from asked.describe()
+    location = warmstart.architecture(recipe.model, recipe.seed)
+    prompter = Prompter(recipe.prompt, models.load_tokenizer(location, recipe.trust_remote_code))
+    yield from _first(prompter, asked.problems)
+    longest = annotate.longest_prompt(asked, prompter, models.context(location, recipe.trust_remote_code))
+    yield f"longest sequence: {longest + asked.max_new_tokens}"
+
+
+OF_JOB: Mapping[type[Job], Callable[[Any], Iterator[str]]] = {
+    RL: _rl,
+    Sft: _sft,
+    RewardModel: _reward_model,
+    Annotate: _annotate,
+}
 
 
 def _first(prompter: Prompter, problems: Sequence[Problem]) -> Iterator[str]:

@@ -15,8 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from rewards.judged_text import RUNNING, STEP, WHOLE, Asked, JudgedText, Row
 from rlcore import plugins
 from rlcore.data.overlap import decontaminate, normalise
-from rlcore.data.step_examples import Example, examples
-from rlcore.data.steps import AnnotatedSolution, LabelledSolution
+from rlcore.data.step_examples import Example, Judged, examples
 from rlcore.errors import UserError
 from rlcore.recipe.schema import RewardModel, Source
 from rlcore.run.console import say
@@ -45,7 +44,7 @@ def judged_text(recipe: RewardModel) -> JudgedText:
     return JudgedText(recipe.kind, recipe.head, recipe.judging.template or usual, recipe.judging.separator)
 
 
-def load_solutions(sources: Sequence[Source]) -> list[AnnotatedSolution | LabelledSolution]:
+def load_solutions(sources: Sequence[Source]) -> list[Judged]:
     return [solution for source in sources for solution in plugins.bind("rlcore.data.formats", source.name, source.options)()]
 
 

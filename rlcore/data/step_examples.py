@@ -9,6 +9,8 @@ pairs teach that a step may repair the one before it. In PRM800K none does, as o
 of a wrong candidate and the chosen one of the same step, the wrong step and then the right one in its place, is built where
 asked (`repaired`), and counted.
 
+What they learn from trees, whose steps are labelled by what came of them, is in `rlcore.data.tree_examples`.
+
 Neutral steps (not wrong, and no progress) are dropped, or counted as right or wrong. Steps that nobody judged are no examples,
 nor are an annotator's own, which had to be right and are gone on from.
 """
@@ -21,16 +23,19 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rlcore.data.steps import AnnotatedSolution, AnnotatedStep, Candidate, LabelledSolution, StepLabel
+from rlcore.data.trees import AnnotatedTree
 
 Kind = Literal["orm", "prm", "hrm"]
 Neutral = Literal["drop", "positive", "negative"]
 Made = Literal["solution", "step", "merged", "repaired"]
+Judged = AnnotatedSolution | LabelledSolution | AnnotatedTree
 MOST_WRONG = 4  # wrong solutions of the ORM for each right one
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """`current` is one step, two that are merged, or all of a solution; `label` is 1 for right and 0 for wrong."""
+    """`current` is one step, several that are merged, or all of a solution. `label` is 1 for right and 0 for wrong; of trees a
+    probability."""
 
     problem: str
     previous: tuple[str, ...]
@@ -39,10 +44,12 @@ class Example:
     made: Made
 
 
-def examples(
-    kind: Kind, solution: AnnotatedSolution | LabelledSolution, *, neutral: Neutral = "drop", repaired: bool = False
-) -> list[Example]:
+def examples(kind: Kind, solution: Judged, *, neutral: Neutral = "drop", repaired: bool = False) -> list[Example]:
     """Each once, in the order of the steps. Nothing of a solution with `meta["unusable"]`, or that its annotator gave up."""
+    if isinstance(solution, AnnotatedTree):
+        from rlcore.data.tree_examples import tree_examples  # which makes examples too
+
+        return tree_examples(kind, solution)
     if "unusable" in solution.meta or solution.meta.get("finish_reason") in ("bad_problem", "give_up"):
         return []
     if isinstance(solution, LabelledSolution):

@@ -89,21 +89,26 @@ class Tree(Section):
     branches: PositiveInt = 2  # at every other node, as long as there are leaves left for them
 
 
-class Rollout(Section):
+class Decoding(Section):
+    """Who samples completions, and from which distribution."""
+
     engine: Annotated[Plugin, _unless_named("transformers")] = Plugin(name="transformers")
-    prompts_per_step: PositiveInt = 32
-    samples: PositiveInt = 8  # completions per prompt
     temperature: NonNegativeFloat = 1.0
     top_p: PositiveShare = 1.0
     top_k: NonNegativeInt = 0
     min_p: Share = 0.0
     max_new_tokens: PositiveInt = 512
     stop: list[str] = []
-    tree: Tree | None = None  # None: completions are sampled independently
 
     @property
     def sampling(self) -> Sampling:
         return Sampling(self.temperature, self.top_p, self.top_k, self.min_p, self.max_new_tokens, tuple(self.stop))
+
+
+class Rollout(Decoding):
+    prompts_per_step: PositiveInt = 32
+    samples: PositiveInt = 8  # completions per prompt
+    tree: Tree | None = None  # None: completions are sampled independently
 
 
 class Gate(Section):
@@ -598,5 +603,28 @@ class RewardModel(Job):
         return self
 
 
-Recipe = RL | Sft | RewardModel
-JOBS: dict[str, type[Job]] = {"rl": RL, "sft": Sft, "reward_model": RewardModel}
+class Annotate(Job):
+    """Trees of solutions, grown step by step and graded: what came of each step is what a reward model can learn of it."""
+
+    job: Literal["annotate"] = "annotate"
+    data: Sources
+    prompt: Prompt = Prompt()
+    rollout: Decoding = Decoding()  # `max_new_tokens` and `stop` are a whole solution's
+    separator: str = "\n\n"  # ends a step
+    search: Annotated[Plugin, _unless_named("full_tree")] = Plugin(name="full_tree")  # `rollout/searches`
+    at_once: PositiveInt = 16  # problems whose trees grow together, and are then written
+    max_invalid_fraction: Share = 0.2  # more solutions than this without a verdict end the run
+
+    @model_validator(mode="after")
+    def _possible(self) -> Annotate:
+        if not self.separator:
+            raise ValueError("separator is where a step ends: it cannot be empty")
+        if self.rollout.temperature == 0:
+            raise ValueError("rollout.temperature 0 samples every step of a node alike: a tree would have one branch")
+        if self.lora is not None or self.optimizer != Optimizer():
+            raise ValueError("nothing is trained: leave out lora and optimizer")
+        return self
+
+
+Recipe = RL | Sft | RewardModel | Annotate
+JOBS: dict[str, type[Job]] = {"rl": RL, "sft": Sft, "reward_model": RewardModel, "annotate": Annotate}

@@ -29,8 +29,9 @@ def save(root: Path, step: int, learners: Mapping[str, Saved], state: Mapping[st
     aside, target = root / f".step-{step}", root / f"step-{step}"
     try:
         shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
         for name, learner in learners.items():
-            (aside / name).mkdir(parents=True)
+            (aside / name).mkdir()
             learner.save(aside / name)
         (aside / "state.json").write_text(json.dumps(state))
         for path in aside.rglob("*"):

@@ -21,6 +21,7 @@ ALWAYS = {
     "grad_norm": "grad",
     "loss": "loss",
     "staleness/mean": "staleness",
+    "nodes_per_second": "nodes/s",
     "tokens_per_second": "tok/s",
 }
 UNLESS_ZERO = {  # troubles: shown when there are any
