@@ -22,7 +22,7 @@ from rlcore.errors import UserError
 from rlcore.protocols import Reward, StatefulReward
 from rlcore.recipe.schema import Component
 from rlcore.run.metrics import Mean, Metrics
-from rlcore.types import Completion, Group, Invalid, Problem, Sampling, Score, Scored
+from rlcore.types import Completion, Group, Invalid, Problem, Sampling, Score, Scored, seed_from
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -67,9 +67,10 @@ class Rewards:
         """
         groups, scores = self._scores(groups, verified)
         greedy_scores = self._greedy(groups)
-        greedy = None if greedy_scores is None else self._worth(greedy_scores)
+        greedy = None if greedy_scores is None else self._worth(groups, greedy_scores)
         flat = [(g, group.problem, c) for g, group in enumerate(groups) for c in group.completions]
-        weighted = [self._weighted(i, scores) for i in range(len(flat))]
+        factors = self._factors([problem for _, problem, _ in flat], scores)
+        weighted = _weighted(scores, factors)
         ledger = [
             self._ledger_row(problem, completion, label, scores[label][i], (weighted[i] or {}).get(label))
             for i, (_, problem, completion) in enumerate(flat)
@@ -84,7 +85,7 @@ class Rewards:
         )
         dropped = len({g for g, _, _ in flat} - {flat[i][0] for i in kept})
         metrics = self._metrics(scores, weighted, flat, [group.greedy for group in groups if group.greedy], dropped)
-        batch = self._batch(flat, kept, scores)
+        batch = self._batch(flat, kept, scores, factors)
         if greedy is not None:
             batch = replace(batch, greedy=torch.tensor([greedy[flat[i][0]] for i in kept], dtype=torch.float32))
             judged = [value for value in greedy if value is not None]
@@ -131,28 +132,21 @@ class Rewards:
             return None
         return self._scores(asked)[1]
 
-    def _worth(self, scores: dict[str, list[Score]]) -> list[float | None]:
-        """What each completion is worth in all, None for one that could not be judged."""
-        weighted = [self._weighted(i, scores) for i in range(len(next(iter(scores.values()))))]
-        return [None if w is None else sum(w.values()) for w in weighted]
+    def _worth(self, groups: Sequence[Group], scores: dict[str, list[Score]]) -> list[float | None]:
+        """What the groups' greedy completions are worth in all, None for one that could not be judged."""
+        factors = self._factors([group.problem for group in groups], scores)
+        return [None if w is None else sum(w.values()) for w in _weighted(scores, factors)]
 
     def _score(self, label: str, groups: Sequence[Group]) -> list[Score]:
         return scored(label, self.components[label], groups, self.states.get(label))
 
-    def _weighted(self, i: int, scores: dict[str, list[Score]]) -> dict[str, float] | None:
-        """Each component's weighted, gated value for completion i; None where a component could not judge."""
-        values = {label: row[i].value for label, row in scores.items() if isinstance(row[i], Scored)}  # type: ignore[union-attr]
-        if len(values) < len(scores):
-            return None
-        return {label: value * self._factor(label, i, scores) for label, value in values.items()}
-
-    def _factor(self, label: str, i: int, scores: dict[str, list[Score]]) -> float:
-        """What a component's raw value counts for completion i: its weight, or nothing behind a closed gate."""
-        spec = self.specs[label]
-        if spec.gate is None:
-            return spec.weight
-        condition = scores[spec.gate.component][i]
-        return spec.weight if isinstance(condition, Scored) and condition.value >= spec.gate.at_least else 0.0
+    def _factors(self, problems: Sequence[Problem], scores: dict[str, list[Score]]) -> dict[str, list[float]]:
+        """What each component's raw value counts for each completion, whose problems these are: its weight, or nothing where
+        its gate is closed or it does not pay for the problem."""
+        return {
+            label: [spec.weight * (pays_for(spec, problem) and _is_open(spec, i, scores)) for i, problem in enumerate(problems)]
+            for label, spec in self.specs.items()
+        }
 
     def _ledger_row(
         self, problem: Problem, completion: Completion, label: str, score: Score, weighted: float | None
@@ -179,11 +173,12 @@ class Rewards:
         flat: Sequence[tuple[int, Problem, Completion]],
         kept: Sequence[int],
         scores: dict[str, list[Score]],
+        factors: dict[str, list[float]],
     ) -> GradedBatch:
         completions = [flat[i][2] for i in kept]
 
         def per_token(label: str) -> list[tuple[float, ...]]:
-            return [_spread(scores[label][i], self._factor(label, i, scores), len(flat[i][2].token_ids)) for i in kept]
+            return [_spread(scores[label][i], factors[label][i], len(flat[i][2].token_ids)) for i in kept]
 
         accuracy = None if self.verifiable is None else [scores[self.verifiable][i].value for i in kept]  # type: ignore[union-attr]
         return GradedBatch(
@@ -279,6 +274,26 @@ def _component(spec: Component) -> Reward:
         component: Reward = plugins.bind("rewards", spec.name, spec.options)()
         return component
     return from_trl(spec.name, target, spec.options)
+
+
+def _weighted(scores: dict[str, list[Score]], factors: dict[str, list[float]]) -> list[dict[str, float] | None]:
+    """Each completion's values by component, as they count; None where a component could not judge it."""
+    count = len(next(iter(scores.values())))
+    raw = [{label: row[i].value for label, row in scores.items() if isinstance(row[i], Scored)} for i in range(count)]  # type: ignore[union-attr]
+    return [
+        {label: value * factors[label][i] for label, value in values.items()} if len(values) == len(scores) else None
+        for i, values in enumerate(raw)
+    ]
+
+
+def pays_for(spec: Component, problem: Problem) -> bool:
+    """Whether a problem is of the component's share: the same ones in every run."""
+    return seed_from("share", problem.id) < spec.share * 2**63
+
+
+def _is_open(spec: Component, i: int, scores: dict[str, list[Score]]) -> bool:
+    condition = scores[spec.gate.component][i] if spec.gate else None
+    return spec.gate is None or (isinstance(condition, Scored) and condition.value >= spec.gate.at_least)
 
 
 def _spread(score: Score, factor: float, length: int) -> tuple[float, ...]:

@@ -119,9 +119,11 @@ class Gate(Section):
 
 
 class Component(Plugin):
-    """A reward component (`rewards/`), its weight and gate. `label` tells two components of one name apart."""
+    """A reward component (`rewards/`), its weight and gate. `label` tells two components of one name apart. Below 1, `share` is
+    that of the problems for which it pays, which their ids decide: where only some have an answer that can be checked, say."""
 
     weight: float = 1.0
+    share: PositiveShare = 1.0
     gate: Gate | None = None
     label: str = ""
 

@@ -143,6 +143,20 @@ def test_a_closed_gate_pays_nothing(compose: Callable) -> None:
     assert raw == [0.5, 0.5]  # the ledger keeps the raw value
 
 
+def test_a_component_pays_for_its_share_of_the_problems_alone(compose: Callable) -> None:
+    """Whole groups are paid or not, the same ones whatever is scored beside them; accuracy is that of all."""
+    many = groups(*[["1", "1"]] * 400)
+    rewards = compose({"name": "Told", "share": 0.1}, {"name": "Half"})
+    graded = rewards.grade(many)
+    paid = graded.batch.rewards["Told"].sum(1).view(-1, 2)
+    assert (paid[:, 0] == paid[:, 1]).all()
+    assert 20 < paid[:, 0].sum() < 60
+    assert graded.batch.rewards["Half"].sum() == 400
+    assert graded.batch.accuracy.mean() == 1
+    again = rewards.grade(many[:7] + many[200:])
+    assert torch.equal(again.batch.rewards["Told"].sum(1), torch.cat([paid[:7], paid[200:]]).flatten())
+
+
 def test_invalid_completions_leave_the_batch_and_are_counted(compose: Callable) -> None:
     """One of the first group leaves; the second group has one valid member left and is dropped; the third stays."""
     graded = compose({"name": "Told"}).grade(groups(["1", "0", "invalid"], ["1", "invalid"], ["0", "0"]))
