@@ -182,6 +182,26 @@ def grading(result: dict[str, Any]) -> Iterator[str]:
     yield from table(("what", "measured"), [(name.replace("_", " "), str(value)) for name, value in result.items()])
 
 
+def process_scoring(result: dict[str, Any]) -> Iterator[str]:
+    yield "`benchmarks/process_scoring.py`. A step of the quickstart with `answer` alone, and with `process` beside it, whose"
+    yield "reward model is one of `prm_chain`, as large as the policy. `quickstart` begins with a toy that blurts out its"
+    yield "answers, `steps` with one that writes out its steps. Steps are those of a completion; scoring is what grading takes"
+    yield "longer with `process` than without, and its share is that of the step without."
+    yield ""
+    rows = [
+        (
+            name,
+            f"{row['tokens']:,.0f}",
+            f"{row['steps']:.1f}",
+            *(seconds(values["step"]) for values in row["sides"].values()),
+            seconds(row["share"] * row["sides"]["without"]["step"]),
+            f"**{row['share']:.1%}**",
+        )
+        for name, row in result.items()
+    ]
+    yield from table(("policy/head", "tokens", "steps", "step without", "step with", "scoring", "share"), rows)
+
+
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[str]:
     yield "| " + " | ".join(head) + " |"
     yield "|" + "---|" * len(head)
@@ -200,6 +220,7 @@ RENDERED = {
     "modes": ("Synchronous and asynchronous", modes),
     "trees": ("Trees against independent completions", trees),
     "grading": ("Grading", grading),
+    "process_scoring": ("Process scoring in the loop", process_scoring),
 }
 
 

@@ -383,6 +383,7 @@ class _Run:
         self.engine, self.rewards, self.steps = engine, rewards, steps
         self.marks: list[tuple[float, float, float]] = []  # by step: time, worker seconds with a row, row seconds
         self.ages: list[tuple[float, float]] = []  # by step: mean and highest staleness
+        self.rolled_back = 0
 
     def restore(self) -> int:
         return 0
@@ -406,6 +407,9 @@ class _Run:
 
     def ledger(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         assert not rows
+
+    def heed(self, step: int, alarms: Sequence[Any]) -> None:
+        """Nothing is sampled in which there could be anything to see."""
 
     def checkpoint(self, step: int) -> None:
         """A run on paper is not resumed."""

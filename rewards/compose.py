@@ -6,6 +6,7 @@ filters come later and read the raw verifiable component, never the weighted sum
 
 from __future__ import annotations
 
+import json
 import math
 import traceback
 from collections import Counter
@@ -17,11 +18,11 @@ import torch
 
 from rewards.from_trl import from_trl
 from rlcore import plugins
-from rlcore.batch import GradedBatch, pad
+from rlcore.batch import GradedBatch, batch_from, pad
 from rlcore.errors import UserError
-from rlcore.protocols import Reward, StatefulReward
+from rlcore.protocols import LearnedReward, Learner, LearnerLost, Reward, StatefulReward
 from rlcore.recipe.schema import Component
-from rlcore.run.metrics import Mean, Metrics
+from rlcore.run.metrics import Mean, Metrics, merge
 from rlcore.types import Completion, Group, Invalid, Problem, Sampling, Score, Scored, seed_from
 
 if TYPE_CHECKING:
@@ -101,6 +102,12 @@ class Rewards:
                 metrics |= {f"{label}/{name}": metric for name, metric in reported.items()}
         return metrics
 
+    @property
+    def learners(self) -> dict[str, Learner]:
+        """What components learn with, by the name of its folder in a checkpoint."""
+        found = {k: c.learner for k, c in self.components.items() if isinstance(c, LearnedReward)}
+        return {f"reward-{label}": learner for label, learner in found.items() if learner is not None}
+
     def state(self) -> dict[str, Any]:
         return self.states
 
@@ -161,6 +168,7 @@ class Rewards:
             "valid": isinstance(score, Scored),
             "reason": score.reason,
             "judged": score.judged if isinstance(score, Scored) else "",
+            "measured": json.dumps(dict(score.measured)) if isinstance(score, Scored) else "",  # one type in every step's file
             "prompt": problem.prompt,
             "completion": completion.text,
             "answer": problem.answer,
@@ -181,20 +189,13 @@ class Rewards:
             return [_spread(scores[label][i], factors[label][i], len(flat[i][2].token_ids)) for i in kept]
 
         accuracy = None if self.verifiable is None else [scores[self.verifiable][i].value for i in kept]  # type: ignore[union-attr]
-        return GradedBatch(
-            prompt_ids=[c.prompt_ids for c in completions],
-            tokens=pad([c.token_ids for c in completions], torch.long),
-            present=pad([(1,) * len(c.token_ids) for c in completions], torch.float32),
-            loss_mask=pad([c.loss_mask for c in completions], torch.float32),
-            rollout_logprobs=pad([c.logprobs for c in completions], torch.float32),
-            versions=pad([c.versions for c in completions], torch.long),
-            truncated=torch.tensor([c.truncated for c in completions], dtype=torch.bool),
-            sampling=_common([completion.sampling for _, _, completion in flat]),
-            group=torch.tensor([flat[i][0] for i in kept], dtype=torch.long),
+        return batch_from(
+            completions,
+            _common([completion.sampling for _, _, completion in flat]),
+            group=[flat[i][0] for i in kept],
             rewards={label: pad(per_token(label), torch.float32) for label in self.components},
             process=tuple(label for label, component in self.components.items() if component.pays_steps),
             accuracy=None if accuracy is None else torch.tensor(accuracy, dtype=torch.float32),
-            path=pad([c.path for c in completions], torch.long, -1) if any(c.path for c in completions) else None,
         )
 
     def _metrics(
@@ -218,6 +219,7 @@ class Rewards:
         for label, values in scores.items():
             judged = [s.value for s in values if isinstance(s, Scored)]
             metrics[f"reward/{label}"] = Mean(sum(judged), len(judged))
+            metrics |= _measured(label, values)
         if self.verifiable is not None:
             metrics["accuracy"] = metrics[f"reward/{self.verifiable}"]
             missing = sum(isinstance(s, Scored) and s.unanswered for s in scores[self.verifiable])
@@ -231,7 +233,7 @@ def scored(label: str, component: Reward, groups: Sequence[Group], state: Any) -
     wanted = sum(len(group.completions) for group in groups)
     try:
         scores = component.score(groups, state)
-    except UserError:
+    except (UserError, LearnerLost):
         raise
     except Exception as error:  # a user's reward may raise anything; the run stops and says where
         place = traceback.extract_tb(error.__traceback__)[-1]
@@ -276,6 +278,12 @@ def _component(spec: Component) -> Reward:
     return from_trl(spec.name, target, spec.options)
 
 
+def _measured(label: str, scores: Sequence[Score]) -> Metrics:
+    """The means of what a component measured, each over the completions that it was measured of."""
+    told = [score.measured for score in scores if isinstance(score, Scored)]
+    return merge({f"{label}/{name}": Mean(value, 1) for name, value in measured.items()} for measured in told)
+
+
 def _weighted(scores: dict[str, list[Score]], factors: dict[str, list[float]]) -> list[dict[str, float] | None]:
     """Each completion's values by component, as they count; None where a component could not judge it."""
     count = len(next(iter(scores.values())))
@@ -314,6 +322,8 @@ def _checked(label: str, score: Score, length: int) -> Score:
         return Invalid(f"{label}: value is {score.value}")
     if not all(map(math.isfinite, spread)):
         return Invalid(f"{label}: the value of a token is not finite")
+    if strange := [name for name, value in score.measured.items() if not math.isfinite(value)]:
+        return Invalid(f"{label}: {strange[0]} is {score.measured[strange[0]]}")
     if score.per_token is not None and abs(sum(spread) - score.value) > 1e-4 * (1 + abs(score.value)):
         raise UserError(f"reward {label!r}: the tokens' values sum to {sum(spread):g}, and the value is {score.value:g}")
     return score

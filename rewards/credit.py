@@ -11,11 +11,16 @@ p_1 … p_n are the steps' probabilities of being right, r_i = 2·p_i − 1 = P(
     clip         min(r_i − η, 0)                       (Gao et al. 2024, arXiv 2410.15115)
     delta        r_i − r_{i+1};  r_{n−1};  0 at n      what is earned from step i on telescopes to r_i
     clip_delta   clip, then delta
+    renorm       p_i + a − 1,  a = 1 for a right answer, 0 for a wrong one (PPR's ReNorm: Xu et al. 2025, arXiv 2509.25598)
 
 The sum pays for every further step that looks right, and is known to be hacked: it is here as a control. clip and delta are
-their paper's answers to that. delta leaves the last step to the reward for success. Worked: r = 0.9, −0.2, 0.5 with T = 0.1 has
-min 1.5e-5, −0.1998, 4.6e-4; r = 0.9, 0.95, 0.6, 0.85, 0.99 has delta −0.05, 0.35, −0.25, 0.85, 0, with η = 0.8 clip
-0, 0, −0.2, 0, 0 and clip_delta 0, 0.2, −0.2, 0, 0.
+their paper's answers to that. delta leaves the last step to the reward for success. renorm, whose formula is known here from
+reviews of the paper, has the outcome's sign at every step: within [−1, 0] where the answer is wrong, else within [0, 1], and
+there it pays for further steps as the sum does.
+
+Worked: r = 0.9, −0.2, 0.5 with T = 0.1 has min 1.5e-5, −0.1998, 4.6e-4; r = 0.9, 0.95, 0.6, 0.85, 0.99 has delta −0.05, 0.35,
+−0.25, 0.85, 0, with η = 0.8 clip 0, 0, −0.2, 0, 0 and clip_delta 0, 0.2, −0.2, 0, 0; p = 0.9, 0.4 has renorm 0.9, 0.4 where the
+answer is right, else −0.1, −0.6.
 """
 
 from __future__ import annotations
@@ -24,11 +29,14 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-Credit = Literal["sum", "mean", "last", "product", "min", "strict_min", "clip", "delta", "clip_delta"]
+Credit = Literal["sum", "mean", "last", "product", "min", "strict_min", "clip", "delta", "clip_delta", "renorm"]
 
 
-def paid(credit: Credit, probabilities: Sequence[float], *, temperature: float, threshold: float) -> list[float]:
-    """What each step is paid; nothing for no steps. `temperature` is T, of min; `threshold` is η, of clip."""
+def paid(
+    credit: Credit, probabilities: Sequence[float], *, temperature: float, threshold: float, accuracy: float | None = None
+) -> list[float]:
+    """What each step is paid; nothing for no steps. `temperature` is T, of min; `threshold` is η, of clip; `accuracy` is a,
+    which renorm cannot do without."""
     if not probabilities:
         return []
     rewards, last = [2 * p - 1 for p in probabilities], len(probabilities) - 1
@@ -52,6 +60,9 @@ def paid(credit: Credit, probabilities: Sequence[float], *, temperature: float, 
             return _delta(rewards)
         case "clip_delta":
             return _delta(_clip(rewards, threshold))
+        case "renorm":
+            assert accuracy is not None
+            return [p + accuracy - 1 for p in probabilities]
 
 
 def _soft_min(rewards: Sequence[float], temperature: float) -> list[float]:

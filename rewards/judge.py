@@ -5,14 +5,24 @@ Reward models of different makes are plugins in `rewards/judges`, one file each.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from rewards.judged_text import Asked
 from rlcore import plugins
 from rlcore.errors import UserError
 from rlcore.protocols import Progress, no_progress
+
+
+class Judgement(NamedTuple):
+    log_odds: list[float]  # of each that was asked
+    measured: Mapping[str, list[float]] = {}  # what else the judge found of each, by name: told, and nobody is paid for it
+
+    def of(self, which: slice) -> Judgement:
+        """On some of what was asked."""
+        return Judgement(self.log_odds[which], {name: values[which] for name, values in self.measured.items()})
 
 
 class Judge(ABC):
@@ -23,12 +33,25 @@ class Judge(ABC):
         """log P(right)/P(wrong) of each. What it is asked together with changes no answer. `progress` hears how many are done.
         Raises UserError for what is longer than the model can read."""
 
+    def judge(self, asked: Sequence[Asked], progress: Progress = no_progress) -> Judgement:
+        """`log_odds`, with what else there is to tell."""
+        return Judgement(self.log_odds(asked, progress))
+
+
+def probability(log_odds: float) -> float:
+    """1 / (1 + e^−z), which no z overflows."""
+    return 0.5 * (1 + math.tanh(log_odds / 2))
+
 
 def load_judge(spec: str | Mapping[str, Any]) -> Judge:
     """A folder that `job: reward_model` wrote, or a plugin in `rewards/judges` with its options:
     `{name: qwen_math_prm, model: FOLDER}`."""
+    return named_judge(spec)()
+
+
+def named_judge(spec: str | Mapping[str, Any]) -> Callable[[], Judge]:
+    """What loads it, here or in another process. Raises UserError at once for a name or an option that there is not."""
     fields = {"name": "trained", "model": spec} if isinstance(spec, str) else dict(spec)
     if not isinstance(fields.get("name"), str):
         raise UserError(f"judge {spec!r} has no `name`: give one of {', '.join(plugins.names('rewards.judges'))}")
-    judge: Judge = plugins.bind("rewards.judges", fields.pop("name"), fields)()
-    return judge
+    return plugins.bind("rewards.judges", fields.pop("name"), fields)

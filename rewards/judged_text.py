@@ -69,26 +69,33 @@ class JudgedText:
 
     def rows(self, asked: Sequence[Asked], tokenizer: PreTrainedTokenizerBase) -> list[Row]:
         """What to read so that everything asked is answered once."""
+        if not asked:
+            return []
         if self.head == "text":
-            texts = [tuple(tokenizer(self.write(each)).input_ids) for each in asked]
-            return [Row(ids, (len(ids) - 1,), (i,)) for i, ids in enumerate(texts)]
-        return [self._running(problem, steps, ends, tokenizer) for problem, steps, ends in packed(asked)]
+            texts: list[list[int]] = tokenizer([self.write(each) for each in asked]).input_ids
+            return [Row(tuple(ids), (len(ids) - 1,), (i,)) for i, ids in enumerate(texts)]
+        solutions = packed(asked)
+        written = [self._running(problem, steps) for problem, steps, _ in solutions]
+        read = tokenizer([text for text, _ in written], return_offsets_mapping=True)
+        return [
+            _row(ids, spans, {places[n]: number for n, number in ends.items()})
+            for ids, spans, (_, places), (_, _, ends) in zip(
+                read.input_ids, read["offset_mapping"], written, solutions, strict=True
+            )
+        ]
 
     def write(self, asked: Asked) -> str:
         """For a head of texts."""
         join = self.separator.join
         return self._filled({"problem": asked.problem, "previous": join(asked.previous), "current": join(asked.current)})
 
-    def _running(self, problem: str, steps: tuple[str, ...], ends: dict[int, int], tokenizer: PreTrainedTokenizerBase) -> Row:
-        """`ends`: what is asked, by the number of steps after which it is."""
+    def _running(self, problem: str, steps: tuple[str, ...]) -> tuple[str, dict[int, int]]:
+        """The text of all steps, and the character at which it ends after so many of them."""
         places, text = {}, self._filled({"problem": problem, "steps": ""})
         for count, step in enumerate(steps, 1):
             text += step + self.separator
             places[count] = len(text) - 1
-        read = tokenizer(text, return_offsets_mapping=True)
-        token_of = {char: i for i, (first, end) in enumerate(read["offset_mapping"]) for char in range(first, end)}
-        counts = sorted(ends)
-        return Row(tuple(read.input_ids), tuple(token_of[places[n]] for n in counts), tuple(ends[n] for n in counts))
+        return text, places
 
     def _filled(self, parts: dict[str, str]) -> str:
         # At once: a problem may hold {current} itself.
@@ -96,6 +103,13 @@ class JudgedText:
 
     def save(self, folder: Path) -> None:
         (folder / FILE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+
+def _row(ids: Sequence[int], spans: Sequence[tuple[int, int]], asked: dict[int, int]) -> Row:
+    """`spans`: of each token, the characters from which and up to which it stands; `asked`: numbers by characters."""
+    token_of = {char: i for i, (first, end) in enumerate(spans) for char in range(first, end)}
+    places = sorted(asked)
+    return Row(tuple(ids), tuple(token_of[place] for place in places), tuple(asked[place] for place in places))
 
 
 def packed(asked: Sequence[Asked]) -> list[tuple[str, tuple[str, ...], dict[int, int]]]:

@@ -2,14 +2,15 @@
 
 Texts go through the model in passes of a bounded number of tokens, like lengths together, and are padded on the right: the
 models are causal, or are told what is padding, so a score does not depend on what it is read beside. A running solution is read
-once for all of its steps, and for all solutions that are a beginning of it.
+once for all of its steps, and for all solutions that are a beginning of it. What is asked twice is read once.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,13 +21,14 @@ from rewards.judge import Judge
 from rewards.judged_text import Asked, Row, packed
 from rlcore.batch import cut_by_length, pad
 from rlcore.errors import UserError
-from rlcore.models import ModelSpec, context, load_tokenizer
+from rlcore.models import ModelSpec, context, load_tokenizer, pick_device
 from rlcore.protocols import Progress, no_progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TOKENS = 16384  # of a pass
+TOKENS_ON_CPU = 2048  # at most: more than its caches hold takes up to three times as long
 Dtype = Literal["float32", "bfloat16"]
 Pieces = Callable[[str, tuple[str, ...]], tuple[Sequence[int], Sequence[Sequence[int]]]]
 
@@ -39,7 +41,8 @@ class Reader(Judge):
 
     def __init__(self, spec: ModelSpec, tokens: int) -> None:
         """`tokens`: of a pass, padding included."""
-        self.spec, self.tokens = spec, tokens
+        self.spec = spec
+        self.tokens = min(tokens, TOKENS_ON_CPU) if pick_device(spec.device) == "cpu" else tokens
         self.tokenizer = load_tokenizer(spec.location)
         self.context = context(spec.location)
 
@@ -53,18 +56,19 @@ class Reader(Judge):
 
     @torch.no_grad()
     def log_odds(self, asked: Sequence[Asked], progress: Progress = no_progress) -> list[float]:
-        rows = self.rows(asked)
+        repeated = Counter(asked)
+        questions = list(repeated)
+        rows = self.rows(questions)
         if (longest := max((len(row.ids) for row in rows), default=0)) > self.context:
             raise UserError(f"a text of {longest} tokens is longer than the reward model's context of {self.context}")
-        result = [0.0] * len(asked)
+        result: dict[Asked, float] = {}
         for part in cut_by_length({i: len(row.ids) for i, row in enumerate(rows)}, self.tokens):
             some = [rows[i] for i in part]
             values = self.found(some, pad([row.ids for row in some], torch.long).to(self.model.device)).tolist()
-            numbers = [number for row in some for number in row.asked]
-            for number, value in zip(numbers, values, strict=True):
-                result[number] = value
-            progress(len(numbers))
-        return result
+            answered = [questions[number] for row in some for number in row.asked]
+            result.update(zip(answered, values, strict=True))
+            progress(sum(repeated[question] for question in answered))
+        return [result[question] for question in asked]
 
     def load(self, kind: Any) -> PreTrainedModel:
         """The model as a class of transformers or of ours. Raises UserError where its weights are not those of that class."""
@@ -116,6 +120,22 @@ def running(asked: Sequence[Asked], pieces: Pieces) -> list[Row]:
         return Running(ids, tuple(tokens[n] - 1 for n in counts), tuple(ends[n] for n in counts), len(before))
 
     return [row(*each) for each in packed(asked)]
+
+
+def shared(rows: Sequence[Row]) -> Iterator[Row]:
+    """The rows without those that are a beginning of another, which answers what they would: of models whose score at a token
+    depends on nothing after it."""
+    longest: Row | None = None
+    for row in sorted(rows, key=lambda row: row.ids, reverse=True):
+        if longest is None:
+            longest = row
+        elif longest.ids[: len(row.ids)] == row.ids:
+            longest = replace(longest, ends=row.ends + longest.ends, asked=row.asked + longest.asked)
+        else:
+            yield longest
+            longest = row
+    if longest is not None:
+        yield longest
 
 
 def at_ends(model: PreTrainedModel, rows: Sequence[Row], ids: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -63,11 +64,16 @@ def _characters(text: str, token_ids: Sequence[int], tokenizer: PreTrainedTokeni
     counts: list[int] = []
     first = known = 0  # what is decoded anew with each token: not all of the completion, but since the last whole character
     for i in range(len(token_ids)):
-        before = tokenizer.decode(token_ids[first:known], skip_special_tokens=True)
-        now = tokenizer.decode(token_ids[first : i + 1], skip_special_tokens=True)
+        before, now = _decoded(tokenizer, tuple(token_ids[first:known])), _decoded(tokenizer, tuple(token_ids[first : i + 1]))
         if now.endswith("\ufffd"):
             counts.append(0)
             continue
         counts.append(len(now) - len(before))
         first, known = known, i + 1
     return counts
+
+
+@lru_cache(maxsize=2**16)
+def _decoded(tokenizer: PreTrainedTokenizerBase, ids: tuple[int, ...]) -> str:
+    """Few tokens, and often the same ones."""
+    return str(tokenizer.decode(ids, skip_special_tokens=True))

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlcore.types import Sampling
+from rlcore.types import Completion, Sampling
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,23 @@ class TrainingBatch:
     advantages: Tensor  # (B, T)
     reference_logprobs: Tensor | None  # (B, T)
     returns: Tensor | None = None  # (B, T) what the critic learns to predict
+
+
+def batch_from(completions: Sequence[Completion], sampling: Sampling, *, group: Sequence[int], **worth: Any) -> GradedBatch:
+    """These completions, with what they are worth: `rewards`, `accuracy`, …"""
+    return GradedBatch(
+        prompt_ids=[c.prompt_ids for c in completions],
+        tokens=pad([c.token_ids for c in completions], torch.long),
+        present=pad([(1,) * len(c.token_ids) for c in completions], torch.float32),
+        loss_mask=pad([c.loss_mask for c in completions], torch.float32),
+        rollout_logprobs=pad([c.logprobs for c in completions], torch.float32),
+        versions=pad([c.versions for c in completions], torch.long),
+        truncated=torch.tensor([c.truncated for c in completions], dtype=torch.bool),
+        sampling=sampling,
+        group=torch.tensor(group, dtype=torch.long),
+        path=pad([c.path for c in completions], torch.long, -1) if any(c.path for c in completions) else None,
+        **worth,
+    )
 
 
 def rows(batch: GradedBatch, index: Sequence[int]) -> GradedBatch:

@@ -18,21 +18,21 @@ from rlcore.evaluation.during import PeriodicEvaluation, compare
 from rlcore.grading.pool import Grader
 from rlcore.models import ModelSpec
 from rlcore.prompts import Prompter, stop_ids
+from rlcore.protocols import LearnerLost
 from rlcore.recipe.load import Loaded
 from rlcore.recipe.schema import RL, Annotate, Checkpoint, Job, RewardModel, Sft, Stop
 from rlcore.report.page import write_report
 from rlcore.run.checkpoint import latest
 from rlcore.run.console import say, warn
-from rlcore.run.folder import Run, claim
+from rlcore.run.folder import Interrupted, Run, claim
 from rlcore.toy import warmstart
 from rollout import annotate
 from rollout.growing import Grower
 from trainers import judged, reward_model, sft
-from trainers.build import build_policy
+from trainers.build import build_classifier, build_policy
 from trainers.loop import train
 from trainers.parts import build_parts
 from trainers.plan import plan
-from trainers.ranks import LearnerLost
 
 
 def run(loaded: Loaded, resume: bool) -> dict[str, Any]:
@@ -72,17 +72,21 @@ def _train(loaded: Loaded, recipe: RL) -> dict[str, Any]:
         ending.callback(run.console.stop)
         ending.callback(asked.rewards.close)
         parts = build_parts(recipe, asked, warmstart.resolve(recipe.model, recipe.seed), ending)
-        run.learners = {"policy": parts.learner}
-        run.cursors = {"data": parts.sampler, "rewards": parts.rewards}
+        run.learners = {"policy": parts.learner, **parts.rewards.learners}
+        run.cursors = {"data": parts.sampler, "rewards": parts.rewards, "monitor": parts.monitor}
         if recipe.eval is None:
             step, summary = train(parts, run), {}
         else:
             verify = parts.rewards.verify
             evaluation = PeriodicEvaluation(recipe, asked.held_out, parts.engine, parts.sampler.prompter, verify)
             before = run.once("evaluation_before.json", evaluation.thorough)
-            step = train(replace(parts, evaluate=evaluation), run)
+            step = train(replace(parts, evaluate=parts.monitor.hearing(evaluation)), run)
             summary = compare(before, evaluation.thorough(), recipe.rollout.temperature)
-    return _finish(run, {"engine": recipe.rollout.engine.model_dump(), **summary, "steps": step})
+    stopped = {"stopped": run.alarmed} if run.alarmed else {}
+    summary = _finish(run, {"engine": recipe.rollout.engine.model_dump(), **summary, "steps": step, **stopped})
+    if run.alarmed:
+        raise Interrupted(f"{run.alarmed}; look at {run.folder}/report.html, or go on: rlcore train {run.folder} --resume")
+    return summary
 
 
 def _place(recipe: RL) -> str:
@@ -116,14 +120,13 @@ def _reward_model(loaded: Loaded, recipe: RewardModel) -> dict[str, Any]:
     material = judged.material(recipe, tokenizer)
     steps = sum(reward_model.stage_steps(recipe, len(material.train)))
     run = Run(loaded, steps=steps, keep=recipe.checkpoint, stop=Stop())
-    torch.manual_seed(recipe.seed)
-    model = ModelSpec(location, "float32", recipe.device, recipe.trust_remote_code).load_with_head(2, recipe.head)
+    model = build_classifier(recipe, location)
     model.config.pad_token_id = tokenizer.pad_token_id
     with ExitStack() as ending:
         ending.callback(run.console.stop)
         with run.interruptible():
-            learner = reward_model.train(recipe, run, model, tokenizer, material)
-        return _finish(run, reward_model.finish(recipe, run, learner, material))
+            best = reward_model.train(recipe, run, model, tokenizer, material)
+        return _finish(run, reward_model.finish(recipe, run, best, material))
 
 
 def _annotate(loaded: Loaded, recipe: Annotate) -> dict[str, Any]:

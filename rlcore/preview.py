@@ -8,6 +8,7 @@ from typing import Any
 from rlcore import models, plugins
 from rlcore.data.mixture import load as load_problems
 from rlcore.prompts import Prompter
+from rlcore.protocols import LearnedReward
 from rlcore.recipe.estimate import Shape, memory, token_budget
 from rlcore.recipe.schema import RL, Annotate, Job, Recipe, RewardModel, Sft
 from rlcore.toy import warmstart
@@ -40,7 +41,8 @@ def _rl(recipe: RL) -> Iterator[str]:
     spec = recipe.rollout.engine
     plugins.bind("rollout.engines", spec.name, spec.options)
     engine = plugins.find("rollout.engines", spec.name)
-    need = memory(recipe, _shape(location, recipe.trust_remote_code), longest, engine)
+    learned = [label for label, reward in asked.rewards.components.items() if isinstance(reward, LearnedReward)]
+    need = memory(recipe, _shape(location, recipe.trust_remote_code), longest, engine, learned)
     for process, parts in need.items():
         yield f"memory of {process}, at worst: {_size(sum(parts.values()))}, of which"
         yield from (f"  {name}: {_size(count)}" for name, count in parts.items())

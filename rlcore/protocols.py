@@ -66,6 +66,10 @@ class Superseded(Exception):
     """The buckets of a weight update are asked for again, and the learner has begun its next one since."""
 
 
+class LearnerLost(Exception):
+    """A process that trains died or hangs, and the others wait for it in vain. The message says which and why."""
+
+
 class Engine(ABC):
     """Where completions come from. Every token carries the log-prob and weight version it was sampled with."""
 
@@ -151,6 +155,7 @@ class Reward(ABC):
     """One component of what a completion is worth. Takes its settings as keyword arguments, as the recipe names them."""
 
     verifiable: bool = False  # True: the raw value is accuracy (1 correct, 0 wrong), read by filters and statistics
+    reads_accuracy: bool = False  # True: it looks into `Group.accuracy`, or learns from it, so something must be verifiable
     pays_steps: bool = False  # True: what it spreads over the tokens are rewards of steps, each where its step ends
 
     @abstractmethod
@@ -176,6 +181,24 @@ class StatefulReward(Reward):
     def update(self, groups: Sequence[Group], graded: GradedBatch, state: Any) -> tuple[Any, Metrics]:
         """The next state and what to report, once a step, after scoring. `groups` is what was scored, `graded` the valid
         completions among them."""
+
+
+class LearnedReward(StatefulReward):
+    """A component of a language model that learns in the run. It begins as the policy does; `trainers.parts` makes it, and its
+    `learner` is checkpointed beside the policy's."""
+
+    learner: Learner | None = None  # None before `learn_with`
+
+    @abstractmethod
+    def learn_with(self, learner: Learner, reference: Reference) -> None:
+        """Given what trains the model, and the same model as it began, before the first batch."""
+
+
+class Reference(Protocol):
+    """A model that is asked for log-probs and does not learn, here or in another process."""
+
+    def logprobs(self, batch: GradedBatch) -> Tensor:
+        """(B, T) as those of a learner."""
 
 
 class Learner(Protocol):

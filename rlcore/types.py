@@ -153,13 +153,14 @@ class Scored:
 
     `judged` is the part of the completion that the value is about, such as the answer that was extracted. `per_token`, where
     given, spreads the value over the completion's tokens (same length, sums to `value`); otherwise the whole value stands at
-    the last token.
+    the last token. `measured` are numbers to be told beside the value, by name: nobody is paid for them.
     """
 
     value: float
     reason: str = ""
     judged: str = ""
     per_token: tuple[float, ...] | None = None
+    measured: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     @property
     def unanswered(self) -> bool:

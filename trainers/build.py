@@ -11,12 +11,14 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rewards.process.prime import Prime
 from rlcore import plugins
 from rlcore.models import ModelSpec
 from rlcore.prompts import Prompter, stop_ids
 from rlcore.protocols import Engine
-from rlcore.recipe.schema import RL, Job
+from rlcore.recipe.schema import RL, Job, Lora, RewardModel
 from trainers.critic import Critic, TokenValues, ValueObjective
+from trainers.implicit import ImplicitObjective
 from trainers.learner import Learner
 from trainers.logprobs import TokenLogprobs
 from trainers.objective import LearnerObjective, Objective
@@ -44,12 +46,18 @@ def build_policy(recipe: Job, location: str) -> PreTrainedModel | PeftModel:
     """The model to be trained, in float32, with fresh LoRA adapters if the recipe has them."""
     torch.manual_seed(recipe.seed)  # adapters and dropout, whatever this process did before: making a toy, say
     model = build_start(recipe, location)
-    if recipe.lora is None:
-        return model
-    lora = recipe.lora
-    config = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets, task_type="CAUSAL_LM"
-    )
+    return model if recipe.lora is None else _adapted(model, recipe.lora, task_type="CAUSAL_LM")
+
+
+def build_classifier(recipe: RewardModel, location: str) -> PreTrainedModel | PeftModel:
+    """The reward model to be trained, in float32, its head without adapters: that learns itself."""
+    torch.manual_seed(recipe.seed)
+    model = ModelSpec(location, "float32", recipe.device, recipe.trust_remote_code).load_with_head(2, recipe.head)
+    return model if recipe.lora is None else _adapted(model, recipe.lora, exclude_modules=["score"])
+
+
+def _adapted(model: PreTrainedModel, lora: Lora, **where: Any) -> PeftModel:
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets, **where)
     adapted: PeftModel = get_peft_model(model, config)
     return adapted
 
@@ -101,6 +109,28 @@ def build_critic(recipe: RL, location: str, tokenizer: PreTrainedTokenizerBase, 
         head=TokenValues,
         **where,
     )
+
+
+def build_implicit(
+    recipe: RL, reward: Prime, location: str, tokenizer: PreTrainedTokenizerBase, **where: Any
+) -> tuple[Learner, Scorer]:
+    """The implicit reward model and its reference, both from the weights that the policy starts from; trained in full, also
+    beside a LoRA policy."""
+    own = {"learning_rate": reward.learning_rate, "max_grad_norm": reward.max_grad_norm}
+    torch.manual_seed(recipe.seed)
+    learner = Learner(
+        build_start(recipe, location),
+        tokenizer,
+        ImplicitObjective(reward.beta),
+        optimizer=recipe.optimizer.model_copy(update=own),
+        update=recipe.update,
+        aggregate="sequence_sum",
+        constant_length=recipe.rollout.max_new_tokens,
+        dtype=recipe.dtype,
+        total_steps=recipe.steps,
+        **where,
+    )
+    return learner, Scorer(build_start(recipe, location), recipe.update, recipe.dtype)
 
 
 def build_reference(

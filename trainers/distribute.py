@@ -1,5 +1,5 @@
 """The parts of `trainers.build` spread over a Ray cluster: rollout workers in place of the engine, ranks in place of the
-learner."""
+learner, judges in processes of their own."""
 
 from __future__ import annotations
 
@@ -12,13 +12,24 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from rewards.judge import Judge
+from rewards.process.prime import Prime
+from rewards.service import Judges
 from rlcore import models
 from rlcore.errors import UserError
 from rlcore.prompts import Prompter
 from rlcore.recipe.schema import RL, Cluster
 from rollout.pool import Pool
 from trainers import algorithm
-from trainers.build import build_critic, build_engine, build_learner, build_policy, build_reference, build_start
+from trainers.build import (
+    build_critic,
+    build_engine,
+    build_implicit,
+    build_learner,
+    build_policy,
+    build_reference,
+    build_start,
+)
 from trainers.group import LearnerGroup, LearnerRank, RemoteReference, RemoteSender
 from trainers.ranks import Ranks
 from trainers.scorer import Scorer
@@ -27,14 +38,16 @@ JOINING_S = 120.0
 PASSED_ON = ("HF_", "RLCORE_", "VLLM_", "NCCL_", "TOKENIZERS_", "TRANSFORMERS_")  # how environment variables begin
 
 
-def refuse_few_gpus(recipe: RL, cluster: Cluster) -> None:
-    """Raise UserError where the Ray cluster has fewer GPUs than the recipe asks for, after some patience with nodes that are
-    still to join; a cluster of this machine never gets more."""
+def refuse_few_gpus(recipe: RL, cluster: Cluster, learned_rewards: int, judging_rewards: int) -> None:
+    """Raise UserError where the Ray cluster has fewer GPUs than the recipe asks for, `learned_rewards` of its components with
+    ranks of their own and `judging_rewards` with judges, after some patience with nodes that are still to join; a cluster of
+    this machine never gets more."""
     import ray
 
-    ranks = cluster.ranks * (1 + recipe.algorithm.has_own_critic)
+    ranks = cluster.ranks * (1 + recipe.algorithm.has_own_critic + learned_rewards)
     ranks += cluster.reference == "own" and recipe.algorithm.kl.coefficient > 0
     wanted = cluster.workers * cluster.gpus_per_worker + ranks * cluster.gpus_per_rank
+    wanted += judging_rewards * cluster.judges * cluster.gpus_per_judge
     alone = ray.util.get_node_ip_address().startswith("127.")
     until = time.monotonic() + (0 if alone else JOINING_S)
     while (there := ray.cluster_resources().get("GPU", 0)) < wanted:
@@ -63,6 +76,29 @@ def build_critic_group(recipe: RL, cluster: Cluster, location: str, ending: Exit
     ranks = _ranks(recipe, cluster, location, "critic rank", _critic_rank, cluster.ranks)
     ending.callback(ranks.close)
     return LearnerGroup(ranks)
+
+
+def build_implicit_group(
+    recipe: RL, cluster: Cluster, reward: Prime, location: str, ending: ExitStack
+) -> tuple[LearnerGroup, RemoteReference]:
+    """The implicit reward model on as many ranks of its own as the policy has, its reference in their processes."""
+    ranks = _ranks(recipe, cluster, location, "reward model rank", partial(_implicit_rank, reward), cluster.ranks)
+    ending.callback(ranks.close)
+    return LearnerGroup(ranks), RemoteReference(ranks, "reference_logprobs")
+
+
+def build_judges(recipe: RL, cluster: Cluster, load: Callable[[], Judge], ending: ExitStack) -> Judges:
+    """What `load` makes, in processes of its own, ready to judge."""
+    judges = Judges(
+        load,
+        workers=cluster.judges,
+        gpus=cluster.gpus_per_judge,
+        environment=_environment(recipe, cluster.judges, cluster.gpus_per_judge),
+        deadline_s=cluster.deadline_s,
+        max_restarts=cluster.max_restarts,
+    )
+    ending.callback(judges.close)
+    return judges
 
 
 def build_pool(recipe: RL, cluster: Cluster, location: str, tokenizer: PreTrainedTokenizerBase, prompter: Prompter) -> Pool:
@@ -111,6 +147,15 @@ def _critic_rank(recipe: RL, cluster: Cluster, location: str, rank: int, count: 
     tokenizer = models.load_tokenizer(location, recipe.trust_remote_code)
     backend = partial(DeepSpeed, zero=cluster.zero, offload=cluster.offload)
     return LearnerRank(build_critic(recipe, location, tokenizer, backend=backend), None, rank)
+
+
+def _implicit_rank(reward: Prime, recipe: RL, cluster: Cluster, location: str, rank: int, count: int) -> LearnerRank:
+    from trainers.backends.deepspeed import DeepSpeed
+
+    tokenizer = models.load_tokenizer(location, recipe.trust_remote_code)
+    backend = partial(DeepSpeed, zero=cluster.zero, offload=cluster.offload)
+    learner, reference = build_implicit(recipe, reward, location, tokenizer, backend=backend)
+    return LearnerRank(learner, reference, rank)
 
 
 def _reference_rank(recipe: RL, cluster: Cluster, location: str, rank: int, count: int) -> Scorer:

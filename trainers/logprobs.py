@@ -38,9 +38,7 @@ class TokenLogprobs(nn.Module):
 
     @property
     def plain(self) -> PreTrainedModel:
-        """The model itself, adapters in it."""
-        found: PreTrainedModel = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        return found
+        return plain(self.model)
 
 
 class HeadScores(nn.Module):
@@ -60,14 +58,21 @@ class HeadScores(nn.Module):
         chunks: int,
     ) -> tuple[Tensor]:
         """(b, T), 0 where padded."""
-        with precision(self.model, dtype):
-            hidden, where = states(self.model.base_model, prompts, tokens, lengths)
-            flat = self.read(self.model.score(hidden).float())
+        model = plain(self.model)
+        with precision(model, dtype):
+            hidden, where = states(model.base_model, prompts, tokens, lengths)
+            flat = self.read(model.score(hidden).float())
         return (torch.zeros(tuple(tokens.shape), device=flat.device).index_put(where, flat),)
 
     def read(self, logits: Tensor) -> Tensor:
         """(n,) what is said by the head's (n, labels)."""
         raise NotImplementedError
+
+
+def plain(model: nn.Module) -> PreTrainedModel:
+    """The model itself, adapters in it."""
+    found: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model
+    return found
 
 
 def precision(model: nn.Module, dtype: torch.dtype) -> AbstractContextManager[Any]:

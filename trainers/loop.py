@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rewards.compose import Rewards
 from rlcore.batch import GradedBatch, TrainingBatch
@@ -11,6 +11,7 @@ from rlcore.protocols import Engine, Learner
 from rlcore.run.folder import Run
 from rlcore.run.metrics import Mean, Metrics, union, values
 from rollout.sync import push
+from trainers.monitor import Unwatched
 from trainers.sampler import Sampler
 
 
@@ -22,6 +23,7 @@ class Parts:
     prepare: Callable[[GradedBatch], tuple[TrainingBatch, Metrics]]
     learner: Learner
     dtype: str
+    monitor: Unwatched = field(default_factory=Unwatched)
     evaluate: Callable[[int], dict[str, float]] = lambda _: {}  # {} where no evaluation is due at this step
 
 
@@ -44,6 +46,7 @@ def _train(parts: Parts, run: Run) -> int:
             with run.timed("grade"):
                 graded = parts.rewards.grade(rollouts.groups, rollouts.verified)
                 changed = parts.rewards.update(graded)
+                watched = parts.monitor.measure(graded)
             with run.timed("learn"):
                 batch, prepared = parts.prepare(graded.batch)
                 learned = parts.learner.update(batch)
@@ -52,8 +55,11 @@ def _train(parts: Parts, run: Run) -> int:
         with run.timed("sync"):
             parity = push(parts.learner, parts.engine, step, graded.batch, parts.dtype)
         run.ledger(step, graded.ledger)
-        metrics: list[Metrics] = [rollouts.metrics, graded.metrics, changed, prepared, learned, {"parity": Mean(parity, 1)}]
-        run.log(step, values(union(metrics)))
+        metrics: list[Metrics] = [rollouts.metrics, graded.metrics, changed, watched, prepared, learned]
+        run.log(step, values(union([*metrics, {"parity": Mean(parity, 1)}])))
         run.log(step, parts.evaluate(step))
+        run.heed(step, parts.monitor.judge(step))
         run.checkpoint(step)
-    return step
+    if run.rolled_back:
+        push(parts.learner, parts.engine, step + 1, None, parts.dtype)  # so that the policy which is left is the one evaluated
+    return run.rolled_back or step

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
+from rewards.process.prime import Prime
+from rewards.process.process import Process
 from rlcore import models
 from rlcore.prompts import Prompter
-from rlcore.protocols import Engine, Learner
+from rlcore.protocols import Engine, Learner, Reference
 from rlcore.recipe.schema import RL
 from rollout.tree import TreeEngine
-from trainers.build import build_critic, build_engine, build_learner, build_policy, build_reference
+from trainers.build import build_critic, build_engine, build_implicit, build_learner, build_policy, build_reference
 from trainers.critic import ActorCritic, Critic
-from trainers.distribute import build_critic_group, build_group, build_pool, refuse_few_gpus
+from trainers.distribute import build_critic_group, build_group, build_implicit_group, build_judges, build_pool, refuse_few_gpus
 from trainers.group import LearnerGroup
 from trainers.loop import Parts
+from trainers.monitor import build_monitor
 from trainers.plan import Plan, longest_prompt
-from trainers.prepare import Prepare, Reference, Valuer
+from trainers.prepare import Prepare, Valuer
 from trainers.sampler import Sampler
 from trainers.shared_critic import SharedActorCritic
 
@@ -27,20 +30,30 @@ def build_parts(recipe: RL, asked: Plan, location: str, ending: ExitStack) -> Pa
     asked.rewards.begin(tokenizer)
     prompter = Prompter(recipe.prompt, tokenizer)
     longest_prompt(recipe, asked, prompter, models.context(location, recipe.trust_remote_code))
+    learned_rewards = [component for component in asked.rewards.components.values() if isinstance(component, Prime)]
+    judging_rewards = [component for component in asked.rewards.components.values() if isinstance(component, Process)]
     engine: Engine
     learner: Learner
     reference: Reference | None
     critic: Critic | LearnerGroup | None
     if recipe.cluster is None:
+        for process in judging_rewards:
+            process.judge_with(process.load_judge())
         engine = build_engine(recipe, location, tokenizer, prompter)
         policy = build_policy(recipe, location)
         learner = build_learner(recipe, policy, tokenizer, asked.objective)
         reference = build_reference(recipe, location, policy)
         critic = build_critic(recipe, location, tokenizer) if recipe.algorithm.has_own_critic else None
+        for reward in learned_rewards:
+            reward.learn_with(*build_implicit(recipe, reward, location, tokenizer))
     else:
-        refuse_few_gpus(recipe, recipe.cluster)
+        refuse_few_gpus(recipe, recipe.cluster, len(learned_rewards), len(judging_rewards))
         learner, reference = build_group(recipe, recipe.cluster, location, ending)
         critic = build_critic_group(recipe, recipe.cluster, location, ending) if recipe.algorithm.has_own_critic else None
+        for reward in learned_rewards:
+            reward.learn_with(*build_implicit_group(recipe, recipe.cluster, reward, location, ending))
+        for process in judging_rewards:
+            process.judge_with(build_judges(recipe, recipe.cluster, process.load_judge, ending))
         engine = build_pool(recipe, recipe.cluster, location, tokenizer, prompter)
     ending.callback(engine.close)
     tree = recipe.rollout.tree
@@ -55,4 +68,4 @@ def build_parts(recipe: RL, asked: Plan, location: str, ending: ExitStack) -> Pa
     if critic is not None:
         assert algorithm.critic is not None
         learner = ActorCritic(learner, critic, algorithm.critic.warmup_steps)
-    return Parts(sampler, engine, asked.rewards, prepare, learner, recipe.dtype)
+    return Parts(sampler, engine, asked.rewards, prepare, learner, recipe.dtype, build_monitor(recipe, asked.rewards))

@@ -40,6 +40,7 @@ def plan(recipe: RL) -> Plan:
         "algorithm.budget": recipe.algorithm.budget,
         "algorithm.imitation": recipe.algorithm.imitation,
         reader: reader,
+        **{f"reward {label!r}": component.reads_accuracy for label, component in rewards.components.items()},
     }
     if rewards.verifiable is None and (reading := [name for name, does in reads.items() if does]):
         raise UserError(f"{reading[0]} reads accuracy, and no reward component is verifiable: add `answer`")

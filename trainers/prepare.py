@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rlcore.batch import Advantages, GradedBatch, TrainingBatch, rows
 from rlcore.errors import UserError
+from rlcore.protocols import Reference
 from rlcore.recipe.schema import KL
 from rlcore.run.metrics import Mean, Metrics
 from trainers import kl
@@ -22,12 +23,6 @@ from trainers.algorithm import Advantage
 from trainers.objective import mean
 
 NO_PENALTY = KL()
-
-
-class Reference(Protocol):
-    """A `trainers.scorer.Scorer`, here or in another process."""
-
-    def logprobs(self, batch: GradedBatch) -> Tensor: ...
 
 
 class Valuer(Protocol):

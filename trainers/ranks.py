@@ -9,11 +9,8 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
+from rlcore.protocols import LearnerLost
 from rlcore.remote import START_S, answers, kill
-
-
-class LearnerLost(Exception):
-    """A process that trains died or hangs, and the others wait for it in vain. The message says which and why."""
 
 
 class Ranks:

@@ -11,12 +11,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rewards import trained_on
 from rewards.calibration import measures, reliability, temperature
 from rewards.calibration_plot import draw
 from rlcore.batch import TrainingBatch
+from rlcore.models import ModelSpec
 from rlcore.recipe.schema import FirstStage, RewardModel
 from rlcore.run.checkpoint import latest
 from rlcore.run.folder import Run
@@ -25,12 +27,13 @@ from rlcore.types import seed_from
 from trainers.classifier import CrossEntropy, LogOdds, batch_of
 from trainers.judged import Labelled, Material, judged_text
 from trainers.learner import Learner
+from trainers.scorer import Scorer
 
 
 def train(
-    recipe: RewardModel, run: Run, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, material: Material
-) -> Learner:
-    """Train, stage by stage, until the recipe says stop; the learner, with the weights of the best validation. A resumed run
+    recipe: RewardModel, run: Run, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, material: Material
+) -> Scorer:
+    """Train, stage by stage, until the recipe says stop; the model of the best validation, as it was written. A resumed run
     takes up where its last checkpoint stands."""
     first, second = stage_steps(recipe, len(material.train))
     step, resumed_at = 0, latest(run.folder / "checkpoints") or 0
@@ -43,8 +46,9 @@ def train(
             if not step:
                 run.log(0, validated(learner, material))
         step = _train(recipe, run, learner, material, step, until)
-    learner.load(best(run))
-    return learner
+    run.learners = {}
+    del learner  # with the moments, before another model is loaded
+    return _written(recipe, best(run) / "model")
 
 
 def _train(recipe: RewardModel, run: Run, learner: Learner, material: Material, step: int, until: int) -> int:
@@ -67,10 +71,10 @@ def best(run: Run) -> Path:
     return root / f"step-{run.best_step or latest(root)}" / "reward_model"
 
 
-def finish(recipe: RewardModel, run: Run, learner: Learner, material: Material) -> dict[str, float]:
+def finish(recipe: RewardModel, run: Run, model: Scorer, material: Material) -> dict[str, float]:
     """Write the plain checkpoint to the folder's `model`, with how its texts are written and the temperature that calibrates
     it, and `calibration.svg`. What the validation set says of the model."""
-    found, labels = log_odds(learner, material.validation), labels_of(material.validation)
+    found, labels = log_odds(model, material.validation), labels_of(material.validation)
     divisor = temperature(found, labels)
     calibrated = [z / divisor for z in found]
     shutil.copytree(best(run) / "model", run.folder / "model", dirs_exist_ok=True)
@@ -109,10 +113,10 @@ def validated(learner: Learner, material: Material) -> dict[str, float]:
     return {f"validation/{name}": value for name, value in found.items()}
 
 
-def log_odds(learner: Learner, texts: Sequence[Labelled]) -> list[float]:
+def log_odds(model: Scorer, texts: Sequence[Labelled]) -> list[float]:
     """Of every end, in the order of texts and ends."""
     batch = batch_of(texts).graded
-    found: list[float] = learner.outputs(batch, range(len(texts)))[0][batch.loss_mask.bool()].tolist()
+    found: list[float] = model.outputs(batch, range(len(texts)))[0][batch.loss_mask.bool()].tolist()
     return found
 
 
@@ -128,16 +132,22 @@ def objective(recipe: RewardModel, texts: Sequence[Labelled]) -> CrossEntropy:
     return CrossEntropy((0.5 / (1 - right), 0.5 / right))
 
 
+def _written(recipe: RewardModel, folder: Path) -> Scorer:
+    model = ModelSpec(str(folder), "float32", recipe.device, recipe.trust_remote_code).load_with_head(2, recipe.head)
+    return Scorer(model, recipe.update, recipe.dtype, LogOdds(model))
+
+
 def _learner(
     recipe: RewardModel,
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[Labelled],
     first: FirstStage | None,
 ) -> Learner:
-    """Of the head alone in the first stage, of all of the model in the second."""
+    """Of the head alone in the first stage, in the second of all of the model, or of head and adapters."""
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(first is None or name.startswith("score."))
+        is_head, beside = "score" in name.split("."), not isinstance(model, PeftModel) or ".lora_" in name
+        parameter.requires_grad_(is_head or (first is None and beside))
     rate = recipe.optimizer.learning_rate if first is None else first.learning_rate
     return Learner(
         model,

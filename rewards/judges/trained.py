@@ -9,7 +9,7 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from rewards.judged_text import Asked, Row, load_judged_text
-from rewards.reader import TOKENS, Dtype, Reader, two_classes
+from rewards.reader import TOKENS, Dtype, Reader, shared, two_classes
 from rlcore.models import ModelSpec, locate
 
 
@@ -24,7 +24,7 @@ class Trained(Reader):
         self.model = spec.load_with_head(2, self.text.head).eval()
 
     def rows(self, asked: Sequence[Asked]) -> list[Row]:
-        return self.text.rows(asked, self.tokenizer)
+        return list(shared(self.text.rows(asked, self.tokenizer)))
 
     def found(self, rows: Sequence[Row], ids: Tensor) -> Tensor:
         return two_classes(self.model, rows, ids) / self.text.temperature

@@ -37,6 +37,8 @@ class ShortRl(StatefulReward):
     `accuracy_tolerance`: τ_acc; 1 keeps the gate open at any accuracy. `correct_only`: false lets wrong completions take part
     as if they were correct. Raises UserError in runs that verify nothing."""
 
+    reads_accuracy = True
+
     def __init__(
         self, *, length_tolerance: NonNegativeInt, accuracy_tolerance: Share = 0.05, correct_only: bool = True
     ) -> None:

@@ -8,14 +8,15 @@ tells such answers from good ones, and no reward model does.
 
 from __future__ import annotations
 
-import math
+import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pydantic import PositiveFloat
 
 from rewards.credit import Credit, paid
-from rewards.judge import load_judge
+from rewards.judge import Judge, Judgement, named_judge, probability
 from rewards.judged_text import Asked
 from rewards.steps import Part, Step, last_tokens, split
 from rlcore.errors import UserError
@@ -45,15 +46,24 @@ class Process(Reward):
     ) -> None:
         if not separator:
             raise UserError("process: the separator between steps cannot be empty")
-        self._judge, self._tokenizer = load_judge(judge), None
+        self.load_judge = named_judge(judge)
+        self._judge: Judge | None = None  # None before `judge_with` or the first score, which loads it here
+        self._tokenizer: PreTrainedTokenizerBase | None = None
         self._separator, self._part = separator, part
+        self.reads_accuracy = credit == "renorm"
         self._credit, self._settings = credit, {"temperature": temperature, "threshold": threshold}
 
     def begin(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
 
+    def judge_with(self, judge: Judge) -> None:
+        """Given what `load_judge` made, here or in other processes."""
+        self._judge = judge
+
     def score(self, groups: Sequence[Group], state: Any) -> list[Score]:
         """One score per completion, group after group; all steps of the batch are judged together."""
+        self._judge = self._judge or self.load_judge()
+        accuracy = self._accuracy(groups)
         told = [(group.problem, completion) for group in groups for completion in group.completions]
         steps = [split(completion.text, self._separator, self._part) for _, completion in told]
         asked = [
@@ -61,26 +71,34 @@ class Process(Reward):
             for (problem, _), each in zip(told, steps, strict=True)
             for i in range(len(each))
         ]
-        found = iter(self._judge.log_odds(asked))
+        judgement, ends = self._judge.judge(asked), list(itertools.accumulate(map(len, steps)))
         return [
-            self._score(completion, each, [_probability(next(found)) for _ in each])
-            for (_, completion), each in zip(told, steps, strict=True)
+            self._score(completion, each, judgement.of(slice(end - len(each), end)), right)
+            for (_, completion), each, end, right in zip(told, steps, ends, accuracy, strict=True)
         ]
 
-    def _score(self, completion: Completion, steps: Sequence[Step], probabilities: Sequence[float]) -> Score:
+    def _accuracy(self, groups: Sequence[Group]) -> list[float | None]:
+        """Of each completion, None where it could not be verified, or nothing was."""
+        if self._credit == "renorm" and any(len(group.accuracy) != len(group.completions) for group in groups):
+            raise UserError("process: credit renorm reads which answers are right, and no reward is verifiable: add `answer`")
+        return [a for group in groups for a in group.accuracy or (None,) * len(group.completions)]
+
+    def _score(self, completion: Completion, steps: Sequence[Step], judgement: Judgement, accuracy: float | None) -> Score:
+        """`judgement` is on these steps; what the judge measured is told as its mean over them."""
         if not steps:
-            return Scored(0.0, "no steps")
-        rewards = paid(self._credit, probabilities, **self._settings)
+            return Scored(0.0, "no steps", measured={"steps": 0})
+        if self._credit == "renorm" and accuracy is None:
+            return Scored(0.0, "not verified", measured={"steps": len(steps)})
+        probabilities = [probability(z) for z in judgement.log_odds]
+        rewards = paid(self._credit, probabilities, **self._settings, accuracy=accuracy)
         worst = min(range(len(steps)), key=lambda i: probabilities[i])
         reason = f"{len(steps)} steps, the worst (P {probabilities[worst]:.2f}) is number {worst + 1}"
+        means = {name: sum(values) / len(steps) for name, values in judgement.measured.items()}
+        scored = Scored(sum(rewards), reason, judged=steps[worst].text, measured={"steps": len(steps)} | means)
         if self._tokenizer is None:
-            return Scored(sum(rewards), reason, judged=steps[worst].text)
+            return scored
         per_token = [0.0] * len(completion.token_ids)
         places = last_tokens(steps, completion.text, completion.token_ids, self._tokenizer)
         for place, reward in zip(places, rewards, strict=True):
             per_token[place] += reward
-        return Scored(sum(rewards), reason, judged=steps[worst].text, per_token=tuple(per_token))
-
-
-def _probability(log_odds: float) -> float:
-    return 0.5 * (1 + math.tanh(log_odds / 2))
+        return replace(scored, per_token=tuple(per_token))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rlcore.protocols import Engine
@@ -23,18 +23,24 @@ class Shape:
     kv_width: int  # key-value heads times head size
 
 
-def memory(recipe: RL, shape: Shape, longest_prompt: int, engine: type[Engine]) -> dict[str, dict[str, int]]:
-    """Bytes by process and purpose, every completion as long as `max_new_tokens` lets it be."""
+def memory(
+    recipe: RL, shape: Shape, longest_prompt: int, engine: type[Engine], learned: Sequence[str] = ()
+) -> dict[str, dict[str, int]]:
+    """Bytes by process and purpose, every completion as long as `max_new_tokens` lets it be. `learned` are the labels of the
+    reward components that learn."""
     tokens = longest_prompt + recipe.rollout.max_new_tokens
     sampling, training = _sampling(recipe, shape, tokens, engine), _training(recipe, shape, tokens)
     reference = {"reference model": _reference(recipe, shape)}
     critic = _critic(recipe, shape, tokens) if recipe.algorithm.has_own_critic else {}
+    rewards = {label: _learned_reward(recipe, shape, tokens, label) for label in learned}
     cluster = recipe.cluster
     if cluster is None:
-        return {"this process": sampling | training | reference | critic}
+        together = sampling | training | reference | critic
+        return {"this process": together | {name: count for parts in rewards.values() for name, count in parts.items()}}
     processes = {f"each of {cluster.workers} workers": sampling, f"each of {cluster.ranks} ranks": training}
     if critic:
         processes[f"each of {cluster.ranks} ranks of the critic"] = critic
+    processes |= {f"each of {cluster.ranks} ranks of {label}": parts for label, parts in rewards.items()}
     if cluster.reference == "own":
         return processes | {"the reference model's process": reference}
     return processes | {f"each of {cluster.ranks} ranks": training | reference}
@@ -65,7 +71,7 @@ def _training(recipe: RL, shape: Shape, tokens: int) -> dict[str, int]:
         "gradients and optimiser": optimiser,
         "copy of the weights for a sync": sent,
         "activations of a micro-batch": _activations(recipe, shape, tokens),
-        "logits of a chunk": 3 * FLOAT32 * min(recipe.update.logits_chunk, _microbatch(recipe, tokens)) * shape.vocabulary,
+        "logits of a chunk": _logits(recipe, shape, tokens),
     }
 
 
@@ -76,6 +82,18 @@ def _critic(recipe: RL, shape: Shape, tokens: int) -> dict[str, int]:
         "critic": weights,
         "the critic's gradients and optimiser": optimiser,
         "the critic's activations of a micro-batch": _activations(recipe, shape, tokens),
+    }
+
+
+def _learned_reward(recipe: RL, shape: Shape, tokens: int, label: str) -> dict[str, int]:
+    """A language model of its own, trained in full, and the one that it began as."""
+    weights, optimiser = _optimised(recipe.cluster, 0, shape.parameters)
+    return {
+        f"{label}'s model": weights,
+        f"{label}'s reference": FLOAT32 * shape.parameters,
+        f"{label}'s gradients and optimiser": optimiser,
+        f"{label}'s activations of a micro-batch": _activations(recipe, shape, tokens),
+        f"{label}'s logits of a chunk": _logits(recipe, shape, tokens),
     }
 
 
@@ -98,6 +116,10 @@ def _microbatch(recipe: RL, tokens: int) -> int:
 def _activations(recipe: RL, shape: Shape, tokens: int) -> int:
     kept = 2 if recipe.update.gradient_checkpointing else ACTIVATIONS_PER_LAYER
     return WIDTH[recipe.dtype] * _microbatch(recipe, tokens) * shape.layers * shape.hidden * kept
+
+
+def _logits(recipe: RL, shape: Shape, tokens: int) -> int:
+    return 3 * FLOAT32 * min(recipe.update.logits_chunk, _microbatch(recipe, tokens)) * shape.vocabulary
 
 
 def _reference(recipe: RL, shape: Shape) -> int:

@@ -362,6 +362,22 @@ class BestCheckpoint(Checkpoint):
     keep_best: str | None = "validation/gain"
 
 
+class Monitor(Section):
+    """Alarms for rewards that are earned without solving; see `trainers/monitor.py`, and `trainers/patterns.py` for rules."""
+
+    separator: Annotated[str, Field(min_length=1)] | None = None  # of steps; None: a `process` component's, else a blank line
+    watch: list[str] | None = None  # components whose pay is held against accuracy; None: those that pay steps and do not learn
+    baseline: PositiveInt = 5  # steps of the run that make it: the policy has hardly changed in them, and noise averages out
+    patience: PositiveInt = 2  # steps in a row that a rule must hold: one may be noise, and a hack takes no more than ten
+    margin: PositiveShare = 0.05  # of accuracy, that is more or less: about the noise of a step of 256 completions
+    gap: PositiveFloat = 0.25  # deviations that pay is ahead of accuracy: no step of an honest run of the toy had above 0.15
+    growth: Annotated[float, Field(gt=1)] = 1.1  # of steps or tokens: which problems a step has changes them by half of that
+    share: PositiveShare = 0.1  # of completions, more than at the baseline, with a step at most, or that state nothing
+    repeated: Annotated[int, Field(ge=2)] = 20  # tokens that count as repeated when they come again: longer than set phrases
+    repetition: PositiveShare = 0.1  # of the score, more than at the baseline
+    on_alarm: Literal["warn", "stop", "rollback"] = "warn"  # rollback: stop, and leave the checkpoint from before it began
+
+
 class Stop(Section):
     """End before `steps`: when a metric has not risen for `patience` evaluations, or a budget is spent."""
 
@@ -405,6 +421,8 @@ class Cluster(Section):
     zero: Literal[0, 1, 2, 3] = 1  # DeepSpeed ZeRO: ranks share 1 optimiser state, 2 gradients too, 3 parameters too
     offload: bool = False  # the optimiser's state lives in the machine's memory
     reference: Literal["shared", "own"] = "shared"  # the KL reference: in the ranks' processes, or in one of its own
+    judges: PositiveInt = 1  # processes for the reward model of each `process` component
+    gpus_per_judge: NonNegativeFloat = 0
     mode: Annotated[Mode, BeforeValidator(_named)] = Mode()
     bucket_mb: PositiveFloat = 64  # MiB of weights that travel at a time
     transport: Literal["object_store", "nccl"] = "object_store"  # how: by Ray's, or from GPU to GPU (vLLM's weight transfer)
@@ -417,6 +435,8 @@ class Cluster(Section):
             raise ValueError("offload moves the optimiser's state that zero 1, 2 and 3 share: with zero 0 nothing is moved")
         if self.gpus_per_rank > 1:
             raise ValueError(f"a rank computes on one GPU: set ranks to more instead of gpus_per_rank {self.gpus_per_rank:g}")
+        if self.gpus_per_judge > 1:
+            raise ValueError(f"a judge reads on one GPU: set judges to more instead of gpus_per_judge {self.gpus_per_judge:g}")
         if self.tensor_parallel > max(1, self.gpus_per_worker):
             raise ValueError(f"tensor_parallel {self.tensor_parallel} takes as many GPUs: raise gpus_per_worker")
         return self
@@ -454,6 +474,7 @@ class RL(Job):
     algorithm: Algorithm = Algorithm()
     update: Update = Update()
     eval: Evaluation | None = None
+    monitor: Monitor | None = Monitor()  # None: nothing is watched
     checkpoint: Checkpoint = Checkpoint()
     stop: Stop = Stop()
     cluster: Cluster | None = None  # None: everything in this process
@@ -474,6 +495,8 @@ class RL(Job):
         for component in self.rewards:
             if component.gate and component.gate.component not in labels:
                 raise ValueError(f"the gate of {component.label!r} names {component.gate.component!r}, which is no component")
+        if self.monitor and (unknown := set(self.monitor.watch or []) - set(labels)):
+            raise ValueError(f"monitor.watch names {min(unknown)!r}, which is no component{nearest(min(unknown), labels)}")
         if self.rollout.tree and self.mode.partial:
             raise ValueError(
                 "rollout.tree cannot go on with other weights than it began with: use cluster.mode sync or one_step_off"
@@ -598,8 +621,6 @@ class RewardModel(Job):
             raise ValueError("judging.separator is where a step's judgement stands for head: token: it cannot be empty")
         if self.repaired and self.kind != "hrm":
             raise ValueError(f"repaired pairs are merged steps, which a {self.kind} does not judge: set kind to hrm")
-        if self.lora is not None:
-            raise ValueError("a reward model is trained in full: leave out lora")
         if self.update.steps > 1:
             raise ValueError("a batch of a reward model is one optimiser step: set batch_size and epochs instead of update's")
         return self

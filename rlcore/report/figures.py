@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -25,7 +25,7 @@ DENSE = 24  # points from which on a curve is drawn as its rolling mean, with it
 SLOTS = 6  # colours: `--series-0` … in style.css
 
 # Stand-ins that matplotlib takes for colours, replaced by CSS variables in the SVG.
-_INK, _GRID = "#0c0c01", "#0c0c02"
+_INK, _GRID, _BAD = "#0c0c01", "#0c0c02", "#0c0c03"
 _SERIES = [f"#0c0d0{slot}" for slot in range(SLOTS)]
 _STYLE: Any = {
     "svg.fonttype": "none",
@@ -49,8 +49,9 @@ _STYLE: Any = {
 }
 
 
-def draw(panel: Panel, metrics: Mapping[str, Series], columns: int) -> str:
-    """The panel as an `<svg>` element, one of so many in a row. All panels of a run share their range of steps."""
+def draw(panel: Panel, metrics: Mapping[str, Series], columns: int, marks: Sequence[int] = ()) -> str:
+    """The panel as an `<svg>` element, one of so many in a row. All panels of a run share their range of steps. `marks` are
+    steps at which there is a line across."""
     with matplotlib.rc_context(_STYLE | {"svg.hashsalt": panel.title}):  # element ids differ between the page's figures
         figure = Figure(figsize=(WIDTH / columns, HEIGHT), layout="constrained")
         axes = figure.add_subplot()
@@ -58,6 +59,8 @@ def draw(panel: Panel, metrics: Mapping[str, Series], columns: int) -> str:
             _stack(axes, panel, metrics)
         else:
             _lines(axes, panel, metrics)
+        for step in marks:
+            axes.axvline(step, color=_BAD, linewidth=1, linestyle="--")
         _frame(axes, panel, metrics)
         return _svg(figure, panel.title)
 
@@ -149,7 +152,8 @@ def _svg(figure: Figure, title: str) -> str:
     _, _, body = body.partition("</defs>")  # the first holds a style sheet that would reach the entire page
     body = re.sub(r'<g id="[^"]*"', "<g", body)
     body = re.sub(r"font-size[^;]*; font-family[^;]*; ", "", body)  # the page's own
-    for color, variable in {_INK: "ink", _GRID: "grid", **{c: f"series-{i}" for i, c in enumerate(_SERIES)}}.items():
+    named = {_INK: "ink", _GRID: "grid", _BAD: "bad"} | {color: f"series-{i}" for i, color in enumerate(_SERIES)}
+    for color, variable in named.items():
         body = body.replace(color, f"var(--{variable})")
     width, height = figure.get_size_inches() * 72
     return f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{html.escape(title)}">{body}'

@@ -57,12 +57,14 @@ class _Each:
         return [Panel(name, [name]) for name in names]
 
 
+MONITOR = "Monitor"
 SECTIONS: Mapping[str, Sequence[_Together | _Each]] = {
     "Accuracy": [
         _Together("evaluation", ("eval/accuracy", "eval/pass@*", "eval/maj@*")),
         _Together("training, as sampled", ("accuracy",)),
     ],
     "Rewards": [_Each(("reward", "reward/*"))],
+    MONITOR: [_Each(("monitor/*",))],
     "Completions": [
         _Together("tokens per completion", ("length/mean", "eval/length")),
         _Together("share of completions", ("length/truncated", "answers/missing", "invalid/fraction")),

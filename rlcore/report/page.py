@@ -1,13 +1,14 @@
 """Writes `report.html`: one file that says how a run went and lets its completions be read. It asks the network for nothing.
 
 `read` reads the run folder, `samples` chooses completions, `layout` sorts the metrics into sections, `figures` draws them,
-`headline` tells what it came to. Here they are put into `template.html`, with `style.css` and `browser.js` inlined.
+`headline` tells what it came to, `monitor` which alarms were raised. Here they are put into `template.html`, with `style.css`
+and `browser.js` inlined.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from html import escape
 from importlib import resources
@@ -18,9 +19,12 @@ import numpy as np
 
 from rlcore.report.figures import DENSE, draw, slot, window
 from rlcore.report.headline import headline, number
-from rlcore.report.layout import Panel, Section, sections
+from rlcore.report.layout import MONITOR, Panel, Section, sections
+from rlcore.report.monitor import alarms_of
 from rlcore.report.read import Run, Series, read_run
 from rlcore.report.samples import Samples, collect
+from rlcore.run import alarms
+from rlcore.run.alarms import Alarm
 from rlcore.run.folder import write_aside
 
 
@@ -33,14 +37,14 @@ def write_report(run: Path) -> Path:
 
 
 def _page(run: Run, samples: Samples | None) -> str:
-    curves = sections(run.metrics)
+    curves, raised = sections(run.metrics), alarms.read(run.folder)
     return Template(_file("template.html")).substitute(
         style=_file("style.css"),
         name=escape(str(run.recipe.get("name", run.folder.name))),
         about=" · ".join(escape(part) for part in _about(run)),
         headline=headline(run),
         contents="".join(f'<a href="#{_anchor(section)}">{section.title}</a>' for section in curves),
-        curves="".join(_section(section, run.metrics) for section in curves),
+        curves="".join(_section(section, run.metrics, raised if section.title == MONITOR else None) for section in curves),
         note=_note(run),
         samples=_samples(samples),
         recipe=escape(run.recipe_text),
@@ -71,20 +75,23 @@ def _anchor(section: Section) -> str:
     return section.title.lower().replace(" ", "-")
 
 
-def _section(section: Section, metrics: Mapping[str, Series]) -> str:
-    panels = "".join(_panel(panel, metrics, section.columns) for panel in section.panels)
+def _section(section: Section, metrics: Mapping[str, Series], raised: Sequence[Alarm] | None) -> str:
+    """`raised`: the alarms to mark and to tell below the panels, in their own section."""
+    marks = sorted({alarm.step for alarm in raised or ()})
+    panels = "".join(_panel(panel, metrics, section.columns, marks) for panel in section.panels)
     grid = f'<div class="panels columns-{section.columns}">{panels}</div>' if panels else ""
     held = ", ".join(f"{escape(name)} {number(float(metrics[name].values[0]))}" for name in section.constant)
     constant = f'<p class="note">constant: {held}</p>' if held else ""
-    return f'<section id="{_anchor(section)}"><h2>{section.title}</h2>{grid}{constant}</section>'
+    told = "" if raised is None else alarms_of(raised)
+    return f'<section id="{_anchor(section)}"><h2>{section.title}</h2>{grid}{constant}{told}</section>'
 
 
-def _panel(panel: Panel, metrics: Mapping[str, Series], columns: int) -> str:
+def _panel(panel: Panel, metrics: Mapping[str, Series], columns: int, marks: Sequence[int]) -> str:
     entries = [_entry(name, f"--series-{slot(i)}", metrics[name], panel) for i, name in enumerate(panel.parts)]
     entries += [_entry(panel.whole, "--ink", metrics[panel.whole], panel)] if panel.whole in panel.names else []
     legend = f"<ul>{''.join(entries)}</ul>"
     caption = f"<figcaption><h3>{escape(panel.title)}</h3>{legend}</figcaption>"
-    return f"<figure>{caption}{draw(panel, metrics, columns)}</figure>"
+    return f"<figure>{caption}{draw(panel, metrics, columns, marks)}</figure>"
 
 
 def _entry(name: str, color: str, series: Series, panel: Panel) -> str:

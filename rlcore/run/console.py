@@ -45,6 +45,10 @@ def warn(message: str) -> None:
     TERMINAL.print(f"warning: {message}", style="yellow", markup=False)
 
 
+def alarm(message: str) -> None:
+    TERMINAL.print(f"ALARM: {message}", style="bold red", markup=False)
+
+
 class Console:
     def __init__(self, name: str, total: int) -> None:
         self.progress = RichProgress(

@@ -1,6 +1,6 @@
 """A run's folder and everything that is written into it while it goes on; what a resumed run finds there again.
 
-    recipe.yaml  metrics.jsonl  ledger/step-000001.parquet  checkpoints/step-N/  summary.json  report.html
+    recipe.yaml  metrics.jsonl  alarms.jsonl  ledger/step-000001.parquet  checkpoints/step-N/  summary.json  report.html
 
 A checkpoint records how far metrics.jsonl had come, so that a resumed run writes on exactly there: what a killed process wrote
 after its last checkpoint is written again, to the bit.
@@ -24,17 +24,19 @@ from filelock import FileLock, Timeout
 from rlcore.errors import UserError, nearest
 from rlcore.recipe.load import Loaded, differences, load
 from rlcore.recipe.schema import Checkpoint, Stop
+from rlcore.run import alarms as alarms_file
 from rlcore.run import checkpoint
+from rlcore.run.alarms import Alarm
 from rlcore.run.checkpoint import Saved
-from rlcore.run.console import Console, say, warn
+from rlcore.run.console import Console, alarm, say, warn
 from rlcore.run.trackers import Tracked, Tracker, find_trackers
 
 # What a resumed run may change: how long it goes on, what it tells and where it runs.
-CHANGEABLE = ("steps", "stop", "checkpoint", "log", "output", "name", "cluster")
+CHANGEABLE = ("steps", "stop", "checkpoint", "monitor", "log", "output", "name", "cluster")
 
 
 class Interrupted(Exception):
-    """Ctrl-C: the step was finished and checkpointed. The message says how to go on."""
+    """Ctrl-C, or an alarm that stops: the step was finished and checkpointed. The message says how to go on."""
 
 
 class Stateful(Protocol):
@@ -61,6 +63,8 @@ class Run:
         self._history: dict[str, Any] = {"id": uuid4().hex, "elapsed": 0.0, "tokens": 0.0, "best": {}}
         self._watched = {m for m in (keep.keep_best, stop.metric if stop.patience else None) if m}
         self._stopped = ""  # the stop rule that ended the run
+        self.alarmed = ""  # the alarms that did, and what came of it
+        self.rolled_back = 0  # the step of the checkpoint that an alarm left as the newest; 0 for none
         self._since = time.monotonic()
         self._interrupted = False
 
@@ -73,7 +77,8 @@ class Run:
         if step:
             state = checkpoint.load(self.folder / "checkpoints", step, self.learners)
             for name, cursor in self.cursors.items():
-                cursor.restore(state["cursors"][name])
+                if name in state["cursors"]:  # a checkpoint from before there were monitors has no state of one
+                    cursor.restore(state["cursors"][name])
             self._history, written = self._history | state["history"], state["written"]
             say(f"resumed from step {step} in {self.folder}")
         self.begin(step, written)
@@ -100,6 +105,7 @@ class Run:
         for path in (self.folder / "ledger").glob("step-*.parquet"):
             if int(path.stem.removeprefix("step-")) > step:
                 path.unlink()
+        alarms_file.keep_until(self.folder, step)
         tracked = Tracked(self.folder, self.recipe.name, self._history["id"], self.recipe.model_dump(mode="json"))
         self.trackers = [open_tracker(tracked) for open_tracker in self._open_trackers]
         self.console.start(step)
@@ -113,7 +119,7 @@ class Run:
 
     def goes_on(self, step: int) -> bool:
         """Whether another step comes: neither the last was done nor a stop rule reached."""
-        return step < self.steps and not self._stopped
+        return step < self.steps and not self._stopped and not self.alarmed
 
     @property
     def best_step(self) -> int | None:
@@ -166,8 +172,23 @@ class Run:
         checkpoint.flush(aside)
         aside.rename(folder / f"step-{step:06d}.parquet")
 
+    def heed(self, step: int, alarms: Sequence[Alarm]) -> None:
+        """Tell each, write it down, and do what it asks for: the run ends with this step, or at a checkpoint before."""
+        for each in alarms:
+            alarm(each.line)
+        if alarms:
+            alarms_file.append(self.folder, alarms)
+        if acting := [each for each in alarms if each.action != "warn"]:
+            self.alarmed = f"stopped after step {step}: {', '.join(each.pattern for each in acting)}"
+        if back := [each.since for each in alarms if each.action == "rollback"]:
+            self._roll_back(min(back))
+        if acting:
+            say(self.alarmed)
+
     def checkpoint(self, step: int) -> None:
         """Keep the state where the recipe says so, at the end, and when Ctrl-C was pressed (then raises Interrupted)."""
+        if self.rolled_back:
+            return  # what this step would leave is what is not to be left
         self._stopped = self._stop_reason()
         if self._stopped and step < self.steps:
             say(f"stopping after step {step}: {self._stopped}")
@@ -199,6 +220,20 @@ class Run:
                 self._history["best"][metric] = {"value": metrics[metric], "step": step, "stale": 0}
             else:
                 best["stale"] += 1
+
+    def _roll_back(self, since: int) -> None:
+        """Take up the weights of the newest checkpoint from before a pattern that the completions of step `since` showed first,
+        and remove the later ones. Those of step N are what sampled in step N + 1."""
+        root = self.folder / "checkpoints"
+        steps = checkpoint.steps(root)
+        before = [step for step in steps if step < since]
+        if not before:
+            self.alarmed += "; there is no checkpoint from before it began to roll back to"
+            return
+        self.rolled_back = before[-1]
+        self.alarmed += f"; rolled back to the checkpoint of step {self.rolled_back}"
+        checkpoint.load(root, self.rolled_back, self.learners)
+        checkpoint.prune(root, set(before))
 
     def _stop_reason(self) -> str:
         """Which stop rule is reached; empty for none."""

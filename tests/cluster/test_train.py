@@ -102,7 +102,26 @@ def test_a_critic_learns_on_ranks_what_it_does_in_one_process(start: Callable, c
     assert_alike(finished(start("cluster", *ppo, CLUSTER)), local)
 
 
+def test_an_implicit_reward_learns_on_ranks_what_it_does_in_one_process(start: Callable) -> None:
+    """On ranks of its own, its reference beside it; what it pays from the second step on depends on what it learned."""
+    paid = "rewards=[{name: 'tests.trainers.test_loop:Even'}, {name: prime, learning_rate: 1.0e-3, beta: 1}]"
+    prime = [paid, "algorithm.advantage=prime", "steps=3", "optimizer.learning_rate=1.0e-3"]
+    local = finished(start("local", *prime))
+    assert [bool(row["reward/prime"]) for row in local] == [False, True, True]
+    assert_alike(finished(start("cluster", *prime, CLUSTER)), local)
+
+
+JUDGED = 'rewards=[answer, {name: process, judge: {name: chain_truth}, separator: "\\n"}]'
+
+
+def test_judges_in_processes_of_their_own_pay_what_one_here_does(start: Callable) -> None:
+    local = finished(start("local", JUDGED, "steps=2"))
+    assert all(row["reward/process"] for row in local)
+    assert_alike(finished(start("cluster", JUDGED, "steps=2", CLUSTER, "cluster={judges: 2, ranks: 1}")), local)
+
+
 def test_more_gpus_than_there_are_is_an_error_at_once(start: Callable) -> None:
-    process, folder = start("gpus", "cluster={workers: 2, gpus_per_worker: 64}", "device=cpu")
+    gpus = "cluster={workers: 2, gpus_per_worker: 64, judges: 4, gpus_per_judge: 1}"
+    process, folder = start("gpus", gpus, JUDGED, "device=cpu")
     assert process.wait(timeout=300) == 1
-    assert "the recipe's cluster asks for 128 GPUs, and the Ray cluster has " in folder.with_suffix(".log").read_text()
+    assert "the recipe's cluster asks for 132 GPUs, and the Ray cluster has " in folder.with_suffix(".log").read_text()

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlcore import jobs
+from rlcore.data.formats.chain_trees import chain_trees
 from rlcore.data.hnc import hnc
 from rlcore.data.step_examples import Example, Kind, examples
 from rlcore.data.tree_examples import balanced, selected
@@ -215,3 +216,24 @@ def test_a_reward_model_learns_the_chances_that_trees_tell(tiny: Path, tmp_path:
     assert 0.12 < summary["validation_gain"] < 0.1309
     assert summary["validation_auc"] == 1
     assert summary["temperature"] == pytest.approx(1, abs=0.2)
+
+
+def test_a_policys_chains_are_judged_by_their_truth(tmp_path: Path) -> None:
+    """3+5-9: 3+5=8 is true and goes on twice, #### 9 is the answer; what says nothing is no solution, and each counts once."""
+    nodes = [
+        Node((), None, 5, 1),
+        Node(("3+5=8",), 0, 3, 1),
+        Node(("#### 9",), 1, 1, 1, True),
+        Node(("#### 8",), 1, 1, 0, True),
+        Node(("#### 8",), 1, 1, 0, True),
+        Node((), 0, 1, 0, True),
+        Node(("#### 1",), 0, 1, 0, True),
+    ]
+    path = tmp_path / "trees.jsonl"
+    path.write_text(to_json(Tree("t", "3+5-9=?", "9", tuple(nodes))) + "\n")
+    found = {solution.steps: solution.labels for solution in chain_trees(path=str(path))}
+    assert found == {
+        ("3+5=8", "#### 9"): ("correct", "correct"),
+        ("3+5=8", "#### 8"): ("correct", "wrong"),
+        ("#### 1",): ("wrong",),
+    }

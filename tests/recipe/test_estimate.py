@@ -60,6 +60,19 @@ def test_memory_of_a_worked_example(lora: str, different: dict[str, int]) -> Non
     assert memory(recipe, SHAPE, 5, Transformers) == {"this process": expected | different}
 
 
+def test_a_reward_that_learns_takes_a_second_model_to_train_and_its_reference() -> None:
+    recipe = load(BASE).recipe
+    assert isinstance(recipe, RL)
+    without, both = (memory(recipe, SHAPE, 5, Transformers, learned)["this process"] for learned in ((), ("mine",)))
+    assert both == without | {
+        "mine's model": 4000,
+        "mine's reference": 4000,
+        "mine's gradients and optimiser": 12000,
+        "mine's activations of a micro-batch": 80000,
+        "mine's logits of a chunk": 18000,
+    }
+
+
 @pytest.mark.parametrize(
     ("zero", "weights", "rest"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +15,10 @@ from rewards.length.overlong import Overlong
 from rewards.length.short_rl import ShortRl
 from rewards.verifiable.answer import Answer
 from rewards.verifiable.format import Format
+from rlcore import plugins
 from rlcore.data.sources.chain import chain
 from rlcore.errors import UserError
-from rlcore.protocols import Reward
+from rlcore.protocols import Reward, StatefulReward
 from rlcore.types import Group, Invalid, Problem, Score, Scored
 
 if TYPE_CHECKING:
@@ -169,6 +171,73 @@ def test_missing_answers_and_torn_texts_are_refused(answer: Answer) -> None:
             call(as_trl(Format()), [torn])
 
 
+OPTIONS: dict[str, dict[str, Any]] = {  # of the rewards that cannot do without
+    "overlong": {"max_tokens": 12, "buffer": 12},
+    "process": {"judge": {"name": "chain_truth"}, "separator": "\n"},
+    "short_rl": {"length_tolerance": 1},
+}
+
+
+def every_reward() -> Iterator[Reward]:
+    """One of each that there is in `rewards/`."""
+    for name in plugins.names("rewards"):
+        yield plugins.bind("rewards", name, OPTIONS.get(name, {}))()
+
+
+@pytest.mark.filterwarnings("ignore:TRL currently supports vLLM")
+def test_every_stateless_reward_there_is_runs_in_trl(
+    tiny_spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """One real step with all of them: each has said something of every completion, and TRL has its mean."""
+    import trl
+    from datasets import Dataset
+
+    rewards = [reward for reward in every_reward() if not isinstance(reward, StatefulReward)]
+    functions = [as_trl(reward, tokenizer=tokenizer) for reward in rewards]
+    assert {"answer", "format", "overlong", "process"} <= {function.__name__ for function in functions}
+    trainer = trl.GRPOTrainer(
+        model=tiny_spec.load(),
+        reward_funcs=functions,
+        args=trl.GRPOConfig(**small(tmp_path, max_steps=1)),
+        train_dataset=Dataset.from_list([{"prompt": f"{p.prompt}\n", "answer": p.answer} for p in chain(count=20)]),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    for reward in rewards:
+        reward.close()
+    [row] = [row for row in trainer.state.log_history if "grad_norm" in row]
+    for function in functions:
+        assert math.isfinite(row[f"rewards/{function.__name__}/mean"])
+        assert row[f"rewards/{function.__name__}/invalid"] == 0
+
+
+def test_every_reward_that_learns_is_refused_by_its_name() -> None:
+    learning = [reward for reward in every_reward() if isinstance(reward, StatefulReward)]
+    assert {"ShortRl", "Prime"} <= {type(reward).__name__ for reward in learning}
+    for reward in learning:
+        with pytest.raises(UserError, match=f"{type(reward).__module__.rpartition('.')[2]}' learns from the batches"):
+            as_trl(reward)
+
+
+def small(output: Path, max_steps: int) -> dict[str, Any]:
+    """The settings of a trainer that takes so many steps of 16 completions of at most 12 tokens."""
+    return dict(
+        output_dir=str(output),
+        max_steps=max_steps,
+        per_device_train_batch_size=16,
+        num_generations=8,
+        max_completion_length=12,
+        learning_rate=1e-3,
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        logging_steps=1,
+    )
+
+
 @pytest.mark.filterwarnings("ignore:TRL currently supports vLLM")
 @pytest.mark.parametrize(("algorithm", "conversational"), [("GRPO", False), ("GRPO", True), ("RLOO", False)])
 def test_trls_trainers_train_on_them(
@@ -205,21 +274,7 @@ def test_trls_trainers_train_on_them(
             kept(as_trl(answer, tokenizer=tokenizer)),
             kept(as_trl(Overlong(max_tokens=12, buffer=12), tokenizer=tokenizer)),
         ],
-        args=getattr(trl, f"{algorithm}Config")(
-            output_dir=str(tmp_path),
-            max_steps=3,
-            per_device_train_batch_size=16,
-            num_generations=8,
-            max_completion_length=12,
-            learning_rate=1e-3,
-            use_cpu=True,
-            bf16=False,
-            gradient_checkpointing=False,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            logging_steps=1,
-        ),
+        args=getattr(trl, f"{algorithm}Config")(**small(tmp_path, max_steps=3)),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
     )

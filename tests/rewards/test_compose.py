@@ -63,6 +63,14 @@ class Balanced(Half):
         ]
 
 
+class Measures(Half):
+    """Counts the lines of a text, where there are any."""
+
+    def score(self, groups: Sequence[Group], state: object) -> list[Score]:
+        texts = [c.text for group in groups for c in group.completions]
+        return [Scored(0.5, measured={"lines": float(text)} if text else {}) for text in texts]
+
+
 class Misfit(Half):
     def score(self, groups: Sequence[Group], state: object) -> list[Score]:
         return [Scored(1.0, per_token=(1.0,)) for group in groups for c in group.completions]
@@ -172,6 +180,16 @@ def test_a_value_that_is_not_finite_is_invalid(compose: Callable) -> None:
     graded = compose({"name": "Told"}).grade(groups(["nan", "1", "0"]))
     assert len(graded.batch.tokens) == 2
     assert graded.ledger[0]["reason"] == "Told: value is nan"
+
+
+def test_what_is_measured_beside_a_value_is_told_and_pays_nothing(compose: Callable) -> None:
+    """The mean is over the completions that it was measured of; a number that is not finite is a broken grader."""
+    graded = compose({"name": "Measures"}).grade(groups(["1", "4", ""], ["1", "inf", ""]))
+    assert graded.metrics["Measures/lines"].value == 2
+    assert graded.batch.totals.tolist() == [0.5] * 5
+    assert [row["measured"] for row in graded.ledger][:3] == ['{"lines": 1.0}', '{"lines": 4.0}', "{}"]
+    assert graded.ledger[4]["reason"] == "Measures: lines is inf"
+    assert graded.ledger[4]["measured"] == ""
 
 
 def test_too_many_invalid_completions_abort_with_the_reasons(compose: Callable) -> None:

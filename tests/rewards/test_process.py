@@ -89,6 +89,12 @@ def test_what_steps_are_paid(credit: Credit, rewards: list[float], expected: lis
     assert paid(credit, probabilities, temperature=0.1, threshold=0.8) == pytest.approx(expected, abs=1e-6, rel=1e-4)
 
 
+@pytest.mark.parametrize(("accuracy", "expected"), [(1.0, [0.9, 0.4]), (0.0, [-0.1, -0.6])])
+def test_renorm_has_the_sign_of_the_outcome(accuracy: float, expected: list[float]) -> None:
+    found = paid("renorm", [0.9, 0.4], temperature=0.1, threshold=0, accuracy=accuracy)
+    assert found == pytest.approx(expected)
+
+
 def completed(text: str) -> Completion:
     ids = tuple(build_tokenizer()(text).input_ids)
     return Completion("p", 0, 0, (), ids, (1,) * len(ids), (0.0,) * len(ids), (0,) * len(ids), Sampling(), "stop", text)
@@ -108,7 +114,18 @@ def test_the_component_pays_a_step_where_it_ends() -> None:
     assert (scored.value, scored.judged) == (pytest.approx(1), "8-9=8")
     assert "3 steps" in scored.reason
     assert {i: round(r, 6) for i, r in enumerate(scored.per_token) if r} == {5: 1, 11: -1, 13: 1}
-    assert nothing == Scored(0.0, "no steps")
+    assert scored.measured == {"steps": 3}
+    assert nothing == Scored(0.0, "no steps", measured={"steps": 0})
+
+
+def test_renorm_reads_what_was_verified() -> None:
+    """Steps right, wrong, right: 1 + 0 + 1 beside a right answer, 3 less beside a wrong one, nothing beside none."""
+    reward = Process(judge={"name": "chain_truth"}, credit="renorm", separator="\n")
+    same = [completed("3+5=8\n8-9=8\n#### 9")] * 3
+    found = [score.value for score in reward.score([Group(CHAIN, same, (1.0, 0.0, None))], None) if isinstance(score, Scored)]
+    assert found == pytest.approx([2, -1, 0])
+    with pytest.raises(UserError, match="no reward is verifiable: add `answer`"):
+        reward.score([Group(CHAIN, same)], None)
 
 
 def test_in_trl_it_is_the_sum() -> None:
@@ -131,3 +148,4 @@ def test_a_run_is_paid_for_its_steps(launch: Callable[..., Path], steps: Callabl
     [row] = steps(folder)
     assert -1 <= row["reward/process"] < 0  # a tiny model's lines are wrong
     assert row["groups/trained"] == 4
+    assert row["process/steps"] >= 1

@@ -34,7 +34,7 @@ from trainers.whiten import whitened
 NAMES = sorted(plugins.names("trainers.advantages"))
 OVER_THE_BATCH = {"gpg", "reinforce_pp", "reinforce_pp_baseline"}  # other problems change what a completion gets
 BY_ITSELF = {name: {"whiten": False} for name in ("gae", "length_adaptive_gae", "treepo")}  # options under which they do not
-NOT_OF_ONE = {"grpo", "pure", "rloo"}  # their formula is 0/0 in a group of one; recipes and the sampler let none through
+NOT_OF_ONE = {"grpo", "prime", "pure", "rloo"}  # 0/0 in a group of one, and recipes and the sampler let none through
 
 
 # -- by hand -------------------------------------------------------------------------------------------------------------
@@ -154,6 +154,7 @@ def random_batch(seed: int, scale: float = 1.0) -> GradedBatch:
         group=group,
         rewards={"steps": scale * normal(count, width) * present, "answer": scale * integer(0, 1, count, width) * present},
         accuracy=None,
+        process=("steps",),
         greedy=scale * normal(int(group.max()) + 1)[group],
         path=torch.where(torch.arange(3) <= integer(0, 2, count, 1), nodes, -1),
         values=normal(count, width).masked_fill(loss_mask == 0, torch.nan),

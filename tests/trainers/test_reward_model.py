@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
 
+from rewards.calibration import measures
 from rewards.judged_text import Asked, Row, load_judged_text
 from rewards.judges.trained import Trained
 from rlcore import jobs
@@ -27,7 +28,7 @@ from rlcore.run.folder import Interrupted, Run
 from tests.trainers.test_loop import metrics
 from trainers.classifier import CrossEntropy, LabelledInputs, batch_of
 from trainers.judged import Labelled, is_held_out, material
-from trainers.reward_model import batches, log_odds, stage_steps
+from trainers.reward_model import batches, labels_of, log_odds, stage_steps
 
 
 def marked(*, count: int = 120) -> list[LabelledSolution]:
@@ -94,6 +95,28 @@ def test_it_learns_nothing_from_labels_that_say_nothing(tiny: Path, tmp_path: Pa
     assert summary["validation_gain"] < 0.02
 
 
+def test_adapters_and_the_head_learn_and_plain_weights_are_written(tiny: Path, tmp_path: Path) -> None:
+    """First the head alone, then the two. transformers alone loads the model, and finds in it what the adapters learned."""
+    lora = ["lora={rank: 8}", "optimizer.learning_rate=0.01", "first_stage={epochs: 1, learning_rate: 0.01}", "epochs=6"]
+    folder = tmp_path / "run"
+    jobs.run(load(arguments(tiny, folder, *lora)), resume=False)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["validation_gain"] > 0.3
+    before, after = load_file(tiny / "model.safetensors"), load_file(folder / "model" / "model.safetensors")
+    moved = {name for name in before.keys() & after.keys() if not torch.equal(before[name], after[name])}
+    assert moved == {name for name in before if name.endswith("_proj.weight")}
+    assert after["score.weight"].any()
+    adapters = load_file(next(folder.glob("checkpoints/*/reward_model/adapter/adapter_model.safetensors")))
+    assert {name.split(".")[-3] for name in adapters} == {name.split(".")[-2] for name in moved}
+    _, info = AutoModelForSequenceClassification.from_pretrained(folder / "model", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    recipe = recipe_of(str(folder / "recipe.yaml"))
+    texts = material(recipe, AutoTokenizer.from_pretrained(folder / "model")).validation
+    found = log_odds(learner_of(recipe, folder / "model"), texts)
+    assert measures(found, labels_of(texts))["gain"] == pytest.approx(summary["validation_gain"], abs=1e-5)
+
+
 def test_scores_are_those_of_transformers_whatever_is_beside_them(trained: Path) -> None:
     """In training code, one by one, together, and right- and left-padded in a plain call: to 1e-5."""
     tokenizer = AutoTokenizer.from_pretrained(trained / "model")
@@ -136,13 +159,14 @@ def test_the_model_is_that_of_the_best_validation(trained: Path) -> None:
     assert load_judged_text(trained / "model").temperature == pytest.approx(summary["temperature"])
 
 
+@pytest.mark.parametrize("overrides", [[], ["first_stage={epochs: 1}"], ["first_stage={epochs: 1}", "lora={rank: 4}"]])
 def test_the_weights_that_are_written_are_those_of_the_best_step(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    overrides: list[str], tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where that is not the last: validation is made to fall after its second time."""
+    """Also where that is not the last, or in the first of two stages: validation is made to fall after its second time."""
     gains = iter([-1.0, 0.5, 0.25, 0.125, *[0.0] * 99])
     monkeypatch.setattr("trainers.reward_model.validated", lambda *_: {"validation/gain": next(gains)})
-    jobs.run(load(arguments(tiny, tmp_path / "run")), resume=False)
+    jobs.run(load(arguments(tiny, tmp_path / "run", *overrides)), resume=False)
     steps = sorted(int(path.name.removeprefix("step-")) for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
     assert steps[0] == json.loads((tmp_path / "run" / "summary.json").read_text())["best_step"] == 4
     written, best, last = (
@@ -243,7 +267,6 @@ def test_the_dry_run_says_what_would_be_learned(tiny: Path, tmp_path: Path) -> N
     ("overrides", "message"),
     [
         (["repaired=true"], "repaired pairs are merged steps, which a prm does not judge"),
-        (["lora={rank: 4}"], "trained in full: leave out lora"),
         (["update.epochs=2"], "a batch of a reward model is one optimiser step"),
         (["judging.template='{problem}'"], "judging.template must contain {current} for head: text"),
         (["head=token"], "judging.template must contain {steps} for head: token"),
