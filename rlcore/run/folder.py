@@ -226,7 +226,7 @@ class Run:
         and remove the later ones. Those of step N are what sampled in step N + 1."""
         root = self.folder / "checkpoints"
         steps = checkpoint.steps(root)
-        before = [step for step in steps if step < since]
+        before = [step for step in steps if step + 1 < since]
         if not before:
             self.alarmed += "; there is no checkpoint from before it began to roll back to"
             return

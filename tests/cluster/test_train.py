@@ -102,6 +102,7 @@ def test_a_critic_learns_on_ranks_what_it_does_in_one_process(start: Callable, c
     assert_alike(finished(start("cluster", *ppo, CLUSTER)), local)
 
 
+@pytest.mark.slow
 def test_an_implicit_reward_learns_on_ranks_what_it_does_in_one_process(start: Callable) -> None:
     """On ranks of its own, its reference beside it; what it pays from the second step on depends on what it learned."""
     paid = "rewards=[{name: 'tests.trainers.test_loop:Even'}, {name: prime, learning_rate: 1.0e-3, beta: 1}]"
