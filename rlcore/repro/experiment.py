@@ -2,8 +2,9 @@
 
 title, about    what is compared, and why
 base, arms      recipe layers, as `rlcore train` takes them: a run is BASE ARM seed=N threads=1
-models          what all arms and seeds share and none of them makes, such as a reward model: recipe layers by name, run once
-                before the arms. `{NAME}` in the layers of an arm, or of a model further down, is that model's run folder
+models          what all arms and seeds share and none of them makes, such as a reward model, or the trees that it learns from:
+                recipe layers by name, run once before the arms. `{NAME}` in the layers of an arm, or of a model further down,
+                is that model's run folder
 varies          the keys, each with all below it, in which the resolved recipes of the arms may differ
 seeds           shared by the arms; 0 to 9 are for tuning, those of an experiment begin at 100
 target          the accuracy that `samples_to_target` and `wall_to_target` ask for
@@ -105,7 +106,9 @@ def plan_models(name: str, experiment: Experiment) -> list[Planned]:
         arguments = [*_filled(name, layers, [run.name for run in runs]), "threads=1", f"output={folder}"]
         recipe = load(arguments).recipe
         if isinstance(recipe, RL):
-            raise UserError(f"model {model!r} is a `job: rl`: what an experiment shares is supervised, or a reward model")
+            raise UserError(
+                f"model {model!r} is a `job: rl`: what an experiment shares is supervised, a reward model, or trees"
+            )
         runs.append(Planned(f"model {model}", model, recipe.seed, folder, arguments, recipe))
     return runs
 

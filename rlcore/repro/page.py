@@ -22,12 +22,15 @@ DOCS = Path("docs")
 COLUMNS = {  # of the table of arms
     "accuracy_before": "accuracy before",
     "accuracy_after": "after",
+    "accuracy_best": "best",
     "length_after": "tokens a completion",
     "samples": "completions",
     "tokens": "tokens",
     "wall_s": "seconds",
     "samples_to_target": "completions to target",
     "wall_to_target": "seconds to target",
+    "alarms": "alarms",
+    "lost_at_alarm": "accuracy lost at the first",
 }
 PREFACE = """# Results
 
@@ -105,7 +108,8 @@ def _experiment(result: Mapping[str, Any]) -> Iterator[str]:
     )
     yield from ("", f"![accuracy by completions and by seconds](results/{result['name']}.svg)", "")
     arms = _best_first(result["arms"])
-    shown = [metric for metric in COLUMNS if any(values[metric]["seeds"] for values in arms.values())]
+    measured = set.intersection(*(set(values) for values in arms.values()))  # a result may be older than a metric
+    shown = [metric for metric in COLUMNS if metric in measured and any(values[metric]["seeds"] for values in arms.values())]
     rows = ([arm, *(_cell(values[metric], len(result["seeds"])) for metric in shown)] for arm, values in arms.items())
     yield from _table(["arm", *(COLUMNS[metric] for metric in shown)], rows)
     yield from ("", f"The target is an accuracy of {number(result['target'])}. {_best(arms)}", "")

@@ -1,6 +1,10 @@
 """What an experiment's runs came to, read from their folders: numbers, curves, claims.
 
 accuracy_before, accuracy_after, …    from summary.json, at the rollout temperature; greedy_… at temperature 0
+accuracy_best                         of all evaluations
+alarms                                that the hack monitor raised
+lost_at_alarm                         how far the evaluated accuracy was below its best when the first alarm was raised, on the
+                                      straight line between evaluations; None where none was
 samples                               completions sampled for training, ReMax's greedy ones too
 tokens                                sampled for training; what the branches of a tree share counts once
 wall_s                                seconds of training: start-up and evaluation do not count
@@ -22,11 +26,12 @@ from rlcore.recipe.schema import RL, Recipe
 from rlcore.report.read import read_run
 from rlcore.repro.expression import Claim
 from rlcore.repro.intervals import interval
+from rlcore.run import alarms
 
 STAGED = ("accuracy", "greedy_accuracy", "length", "entropy", "truncated", "no_answer")
 METRICS = (
     *(f"{quantity}_{stage}" for quantity in STAGED for stage in ("before", "after")),
-    *("samples", "tokens", "wall_s", "samples_to_target", "wall_to_target"),
+    *("samples", "tokens", "wall_s", "samples_to_target", "wall_to_target", "accuracy_best", "alarms", "lost_at_alarm"),
 )
 
 
@@ -67,14 +72,18 @@ def collect(folder: Path, recipe: Recipe, target: float) -> Result:
         wall_s=[sum(s for step, s in times.items() if step <= at) for at in evaluations],
         accuracy=list(evaluations.values()),
     )
-    spent = {
+    raised = [alarm.step for alarm in alarms.read(folder)]
+    found = {
         "samples": sum(samples.values()),
         "tokens": sum(count * (1 - shared.get(step, 0.0)) for step, count in tokens.items()),
         "wall_s": sum(times.values()),
         "samples_to_target": curve.first_at(target, curve.samples),
         "wall_to_target": curve.first_at(target, curve.wall_s),
+        "accuracy_best": max(curve.accuracy),
+        "alarms": len(raised),
+        "lost_at_alarm": _lost(evaluations, min(raised)) if raised else None,
     }
-    metrics = {name: spent.get(name, run.summary.get(name)) for name in METRICS}
+    metrics = {name: found.get(name, run.summary.get(name)) for name in METRICS}
     return Result(metrics, curve, run.summary["wall_s"])
 
 
@@ -96,6 +105,12 @@ def judge(claim: Claim, results: Mapping[str, Mapping[int, Result]], seeds: Sequ
         "interval": bounds and list(bounds),
         "per_seed": {str(seed): value for seed, value in per_seed.items()},
     }
+
+
+def _lost(evaluations: Mapping[int, float], step: int) -> float:
+    """For 0.4, 0.6, 0.3 at the steps 0, 5, 10 and step 7: 0.12."""
+    now = float(np.interp(step, list(evaluations), list(evaluations.values())))
+    return max(now, *(accuracy for at, accuracy in evaluations.items() if at <= step)) - now
 
 
 def _by_step(series: Any) -> dict[int, float]:

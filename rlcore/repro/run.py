@@ -20,8 +20,10 @@ from pathlib import Path
 
 from rlcore.errors import UserError
 from rlcore.recipe.load import differences, load
+from rlcore.recipe.schema import Annotate
 from rlcore.repro.experiment import Planned
 from rlcore.run.console import say, watched
+from rollout import annotate
 
 POLL_S = 0.2
 PACKAGES = ("rlcore", "rewards", "rollout", "trainers")
@@ -65,12 +67,13 @@ def warm_start(runs: Iterable[Planned]) -> dict[str, str]:
 
 
 def make_models(models: Sequence[Planned]) -> dict[str, str]:
-    """Make those that are not made, one after the other, as one may build on another; SHA-256 of their weights by name."""
+    """Make those that are not made, one after the other, as one may build on another; SHA-256 of their weights, or trees, by
+    name."""
     for model in models:
         if not _is_done(model):
             say(f"making {model.title}")
             train([model], jobs=1)
-    return {model.name: _digest(model.folder / "model" / "model.safetensors") for model in models}
+    return {model.name: _digest(_made(model)) for model in models}
 
 
 def train(runs: Sequence[Planned], jobs: int) -> None:
@@ -93,6 +96,11 @@ def train(runs: Sequence[Planned], jobs: int) -> None:
                     raise UserError(f"{run.title} failed: {_last_line(run)} (all of it: {_log(run)})")
                 progress(1)
                 say(f"{run.title}: {_told(run)}")
+
+
+def _made(model: Planned) -> Path:
+    trees = isinstance(model.recipe, Annotate)
+    return model.folder / (annotate.FILE if trees else "model/model.safetensors")
 
 
 def _digest(file: Path) -> str:

@@ -15,6 +15,8 @@ from rlcore.recipe.load import load
 from rlcore.repro import page
 from rlcore.repro.experiment import Experiment
 from rlcore.repro.results import Curve, Result, collect, summarise
+from rlcore.run import alarms
+from rlcore.run.alarms import Alarm
 
 
 def run_folder(folder: Path, rows: list[dict[str, float]], completions: dict[int, int]) -> Path:
@@ -50,6 +52,17 @@ def test_a_runs_numbers_by_hand(tmp_path: Path) -> None:
     assert result.metrics["wall_to_target"] == pytest.approx(6.5)
     assert result.metrics["greedy_accuracy_after"] is None
     assert result.elapsed_s == 60.0
+
+
+def test_what_was_lost_when_the_monitor_spoke(tmp_path: Path) -> None:
+    """0.2, 0.6 and 0.3 at the steps 0, 2 and 5: at step 3, a third of the way down, 0.1 of the best is lost."""
+    rows: list[dict[str, float]] = [{"step": step, "eval/accuracy": value} for step, value in ((0, 0.2), (2, 0.6), (5, 0.3))]
+    folder = run_folder(tmp_path / "run", rows, {})
+    quiet = collect(folder, load(["quickstart"]).recipe, target=0.7).metrics  # type: ignore[arg-type]
+    assert (quiet["accuracy_best"], quiet["alarms"], quiet["lost_at_alarm"]) == (0.6, 0, None)
+    alarms.append(folder, [Alarm("one_step", step, 2, {}, [], "warn") for step in (3, 5)])
+    told = collect(folder, load(["quickstart"]).recipe, target=0.7).metrics  # type: ignore[arg-type]
+    assert (told["alarms"], told["lost_at_alarm"]) == (2, pytest.approx(0.1))
 
 
 def test_remaxs_greedy_completions_were_sampled_too(tmp_path: Path) -> None:
