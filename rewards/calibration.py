@@ -69,7 +69,7 @@ def _cross_entropy(z: NDArray[np.float64], y: NDArray[np.float64]) -> float:
 
 
 def _entropy(p: float) -> float:
-    return -sum(q * math.log(q) for q in (p, 1 - p) if q)
+    return sum(-q * math.log(q) for q in (p, 1 - p) if q)
 
 
 def _sigmoid(z: NDArray[np.float64]) -> NDArray[np.float64]:

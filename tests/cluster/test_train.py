@@ -115,6 +115,7 @@ def test_an_implicit_reward_learns_on_ranks_what_it_does_in_one_process(start: C
 JUDGED = 'rewards=[answer, {name: process, judge: {name: chain_truth}, separator: "\\n"}]'
 
 
+@pytest.mark.slow  # the actors themselves: tests/rewards/test_service.py
 def test_judges_in_processes_of_their_own_pay_what_one_here_does(start: Callable) -> None:
     local = finished(start("local", JUDGED, "steps=2"))
     assert all(row["reward/process"] for row in local)
