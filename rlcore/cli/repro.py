@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from rlcore.cli.output import check_json, write_json
 from rlcore.errors import UserError
-from rlcore.repro import page
-from rlcore.repro.experiment import plan, plan_models, read
-from rlcore.repro.results import collect
-from rlcore.repro.run import code, make_models, refuse_others, train, warm_start
+from rlcore.repro import best_of_n, page, training
+from rlcore.repro.experiment import Experiment, Planned, plan, plan_models, read
+from rlcore.repro.run import code, do, make_models, refuse_others, train, warm_start
 
 
 def run(argument: str, seeds: int | None, jobs: int, json_file: str) -> None:
@@ -18,24 +18,43 @@ def run(argument: str, seeds: int | None, jobs: int, json_file: str) -> None:
     if seeds and seeds > len(experiment.seeds):
         raise UserError(f"--seeds {seeds}: {name} has {len(experiment.seeds)} seeds")
     chosen = experiment.seeds[:seeds]
-    models, runs = plan_models(name, experiment), plan(name, experiment, chosen)
+    models, runs = plan_models(experiment), plan(name, experiment, chosen)
     refuse_others([*models, *runs])
     try:
         made = make_models(models)
-        weights = warm_start([*models, *runs]) | made
+        weights = warm_start(_started_from(experiment, models, runs)) | made
         train(runs, jobs)
+        results = _results(name, experiment, chosen, runs, jobs)
     except KeyboardInterrupt:
         print(f"stopped; what is done is kept, go on with: {_command(argument, seeds)}", file=sys.stderr)
         sys.exit(130)
-    results = {
-        arm: {each.seed: collect(each.folder, each.recipe, experiment.target) for each in runs if each.name == arm}
-        for arm in experiment.arms
-    }
     result = page.document(name, experiment, results, command=_command(name, seeds), models=weights, code=code())
     for line in page.told(result):
         print(line, file=sys.stderr)
     write_json(result, json_file)
     print(page.write(result), file=sys.stderr if json_file == "-" else sys.stdout)
+
+
+def _started_from(experiment: Experiment, models: Sequence[Planned], runs: Sequence[Planned]) -> list[tuple[str, int]]:
+    """The models, by name and seed, that are not of the experiment's own making."""
+    own = {str(model.folder) for model in models}
+    policy = [] if experiment.best_of_n is None else [(experiment.best_of_n.policy, 0)]
+    return [*((r.recipe.model, r.recipe.seed) for r in (*models, *runs) if r.recipe.model not in own), *policy]
+
+
+def _results(name: str, experiment: Experiment, seeds: Sequence[int], runs: Sequence[Planned], jobs: int) -> page.Results:
+    """By arm and seed, of runs that are done. What is measured of them is so each time: it is a matter of minutes."""
+    by_seed = {seed: [run for run in runs if run.seed == seed] for seed in seeds}
+    if (asked := experiment.best_of_n) is None:
+        found = {
+            seed: {run.name: training.collect(run.folder, run.recipe, experiment.target) for run in of}
+            for seed, of in by_seed.items()
+        }
+    else:
+        measured = {seed: best_of_n.measurement(name, asked, seed, of) for seed, of in by_seed.items()}
+        do(list(measured.values()), jobs)
+        found = {seed: best_of_n.collect(asked, measured[seed], of) for seed, of in by_seed.items()}
+    return {arm: {seed: found[seed][arm] for seed in seeds} for arm in experiment.measured}
 
 
 def _command(experiment: str, seeds: int | None) -> str:

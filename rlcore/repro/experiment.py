@@ -4,9 +4,11 @@ title, about    what is compared, and why
 base, arms      recipe layers, as `rlcore train` takes them: a run is BASE ARM seed=N threads=1
 models          what all arms and seeds share and none of them makes, such as a reward model, or the trees that it learns from:
                 recipe layers by name, run once before the arms. `{NAME}` in the layers of an arm, or of a model further down,
-                is that model's run folder
+                is that model's run folder: the same in every experiment that has the same layers
 varies          the keys, each with all below it, in which the resolved recipes of the arms may differ
 seeds           shared by the arms; 0 to 9 are for tuning, those of an experiment begin at 100
+best_of_n       given where the arms are reward models: which policy they choose for, among how many samples
+                (`rlcore.repro.best_of_n`); else the arms train policies (`rlcore.repro.training`)
 target          the accuracy that `samples_to_target` and `wall_to_target` ask for
 claims          comparisons with a number; see `rlcore.repro.expression`
 tried           what was tuned, and on which seeds
@@ -14,23 +16,40 @@ tried           what was tuned, and on which seeds
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, PositiveInt, ValidationError, model_validator
 
 from rlcore.errors import UserError, nearest
 from rlcore.recipe.load import differences, load
-from rlcore.recipe.schema import RL, Recipe, Section, Share
+from rlcore.recipe.schema import RL, Recipe, RewardModel, Section, Share
+from rlcore.repro import training
 from rlcore.repro.expression import Claim, parse
-from rlcore.repro.results import METRICS
 
 NAME = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z_0-9]*$")]  # as it stands in a claim's brackets
+
+
+class BestOfN(Section):
+    """What `rlcore reward best-of-n` is to measure of the arms' reward models."""
+
+    policy: str
+    data: dict[str, Any]  # the problems, as in a recipe
+    n: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 2, 4, 8, 16, 24)
+    controls: dict[NAME, dict[str, Any]] = Field(default_factory=dict)  # judges that nobody trains, measured beside the arms
+    aggregate: str = "min"
+    separator: Annotated[str, Field(min_length=1)] = "\n"
+    max_new_tokens: PositiveInt = 64
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return (*(f"{method}_{n}" for method in ("whole", "stepwise") for n in self.n), "auc", "gain")
 
 
 class Experiment(Section):
@@ -39,6 +58,7 @@ class Experiment(Section):
     base: Annotated[list[str], Field(min_length=1)]
     arms: Annotated[dict[NAME, list[str]], Field(min_length=1)]
     models: dict[NAME, Annotated[list[str], Field(min_length=1)]] = Field(default_factory=dict)
+    best_of_n: BestOfN | None = None
     varies: tuple[str, ...] = ()
     seeds: Annotated[list[int], Field(min_length=1)]
     target: Share = 0.7
@@ -49,29 +69,50 @@ class Experiment(Section):
     def _seeds_differ(self) -> Experiment:
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("a seed is named twice, and would count twice")
+        if len(set(self.measured)) < len(self.measured):
+            raise ValueError("an arm has the name of a control, or of `pass` or `majority`, which stand beside the arms")
         return self
+
+    @property
+    def kind(self) -> str:
+        return "training" if self.best_of_n is None else "best_of_n"
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return training.METRICS if self.best_of_n is None else self.best_of_n.metrics
+
+    @property
+    def measured(self) -> list[str]:
+        """What claims may be about: the arms, and what is measured beside them."""
+        return [*self.arms, *((*self.best_of_n.controls, "pass", "majority") if self.best_of_n else ())]
 
     def parsed(self) -> dict[str, Claim]:
         """The claims by name. Raises UserError for one that is not about metrics and arms that there are."""
         parsed = {name: parse(text) for name, text in self.claims.items()}
         for name, claim in parsed.items():
             for metric, arm in claim.terms:
-                if metric not in METRICS:
-                    raise UserError(f"claim {name!r}: there is no metric {metric!r}{nearest(metric, METRICS)}")
-                if arm not in self.arms:
-                    raise UserError(f"claim {name!r}: there is no arm {arm!r}{nearest(arm, list(self.arms))}")
+                if metric not in self.metrics:
+                    raise UserError(f"claim {name!r}: there is no metric {metric!r}{nearest(metric, self.metrics)}")
+                if arm not in self.measured:
+                    raise UserError(f"claim {name!r}: there is no arm {arm!r}{nearest(arm, self.measured)}")
         return parsed
 
 
 @dataclass(frozen=True)
-class Planned:
-    """A run that the experiment asks for: of an arm with a seed, or of a model that all of these share."""
+class Task:
+    """A process of an experiment."""
 
     title: str  # what people are told that it is
+    folder: Path  # its log stands beside it
+    command: Sequence[str]  # of `rlcore`
+
+
+@dataclass(frozen=True)
+class Planned(Task):
+    """A run that the experiment asks for: of an arm with a seed, or of a model that all of these share."""
+
     name: str
     seed: int
-    folder: Path
-    arguments: Sequence[str]  # of `rlcore train`
     recipe: Recipe
 
 
@@ -94,22 +135,22 @@ def shipped() -> dict[str, Path]:
     return {path.stem: path for path in sorted(Path(str(resources.files("recipes")), "repro").glob("*.yaml"))}
 
 
-def plan_models(name: str, experiment: Experiment) -> list[Planned]:
+def plan_models(experiment: Experiment) -> list[Planned]:
     """The runs that make the shared models, in the order in which they may build on each other. Raises UserError where a recipe
     is none, or makes no such model, and where no layer asks for a model."""
     runs: list[Planned] = []
+    folders = _model_folders(experiment)
     asking = [*experiment.base, *itertools.chain(*experiment.arms.values(), *experiment.models.values())]
     for model, layers in experiment.models.items():
         if not any(f"{{{model}}}" in layer for layer in asking):
             raise UserError(f"model {model!r} is in no layer: write {{{model}}} where its folder goes")
-        folder = _model_folder(name, model)
-        arguments = [*_filled(name, layers, [run.name for run in runs]), "threads=1", f"output={folder}"]
+        arguments = [*_filled(layers, folders), "threads=1", f"output={folders[model]}"]
         recipe = load(arguments).recipe
         if isinstance(recipe, RL):
             raise UserError(
                 f"model {model!r} is a `job: rl`: what an experiment shares is supervised, a reward model, or trees"
             )
-        runs.append(Planned(f"model {model}", model, recipe.seed, folder, arguments, recipe))
+        runs.append(Planned(f"model {model}", folders[model], _training(arguments), model, recipe.seed, recipe))
     return runs
 
 
@@ -136,26 +177,46 @@ def _has(recipe: Any, key: str) -> bool:
 
 def _planned(name: str, experiment: Experiment, arm: str, seed: int) -> Planned:
     folder = Path("runs", "repro", name, arm, str(seed))
-    layers = _filled(name, [*experiment.base, *experiment.arms[arm]], experiment.models)
+    layers = _filled([*experiment.base, *experiment.arms[arm]], _model_folders(experiment))
     arguments = [*layers, f"seed={seed}", "threads=1", f"output={folder}"]
     recipe = load(arguments).recipe
+    _refuse_unmeasured(experiment, arm, recipe)
+    return Planned(f"{arm}, seed {seed}", folder, _training(arguments), arm, seed, recipe)
+
+
+def _refuse_unmeasured(experiment: Experiment, arm: str, recipe: Recipe) -> None:
+    if experiment.best_of_n is not None:
+        if not isinstance(recipe, RewardModel):
+            raise UserError(
+                f"arm {arm!r} cannot be measured: with `best_of_n`, an experiment's recipes are `job: reward_model`"
+            )
+        return
     if not isinstance(recipe, RL) or recipe.eval is None:
         raise UserError(f"arm {arm!r} cannot be measured: an experiment's recipes are `job: rl` with an `eval` section")
     greedy = [text for text in experiment.claims.values() if "greedy_accuracy" in text]
     if greedy and 0 not in recipe.eval.temperatures:
         raise UserError(f"{greedy[0]!r} needs greedy evaluations: add 0 to eval.temperatures")
-    return Planned(f"{arm}, seed {seed}", arm, seed, folder, arguments, recipe)
 
 
-def _filled(name: str, layers: Sequence[str], models: Iterable[str]) -> list[str]:
-    """The layers with the folders of the models in their places."""
-    for model in models:
-        layers = [layer.replace(f"{{{model}}}", str(_model_folder(name, model))) for layer in layers]
+def _training(arguments: Sequence[str]) -> Sequence[str]:
+    return ("train", *arguments, "--resume")
+
+
+def _filled(layers: Sequence[str], folders: Mapping[str, Path]) -> list[str]:
+    """The layers with the folders of models in their places."""
+    for model, folder in folders.items():
+        layers = [layer.replace(f"{{{model}}}", str(folder)) for layer in layers]
     return list(layers)
 
 
-def _model_folder(name: str, model: str) -> Path:
-    return Path("runs", "repro", name, "models", model)
+def _model_folders(experiment: Experiment) -> dict[str, Path]:
+    """Of each model, named by what makes it, the models that it builds on included: experiments that ask for the same share
+    it."""
+    folders: dict[str, Path] = {}
+    for model, layers in experiment.models.items():
+        made_by = hashlib.sha256("\n".join(_filled(layers, folders)).encode()).hexdigest()
+        folders[model] = Path("runs", "repro", "models", f"{model}-{made_by[:8]}")
+    return folders
 
 
 def _explain(error: Any) -> str:

@@ -4,34 +4,24 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from rlcore import __version__
 from rlcore.errors import UserError
-from rlcore.report.headline import duration, number
+from rlcore.report.headline import duration
+from rlcore.repro import best_of_n, training
 from rlcore.repro.experiment import Experiment
 from rlcore.repro.intervals import interval
 from rlcore.repro.plot import plot
-from rlcore.repro.results import METRICS, Result, judge, summarise
+from rlcore.repro.results import Result, judge, summarise
+from rlcore.repro.tables import reaching, table
 from rlcore.run.folder import write_aside
 
 DOCS = Path("docs")
-COLUMNS = {  # of the table of arms
-    "accuracy_before": "accuracy before",
-    "accuracy_after": "after",
-    "accuracy_best": "best",
-    "length_after": "tokens a completion",
-    "samples": "completions",
-    "tokens": "tokens",
-    "wall_s": "seconds",
-    "samples_to_target": "completions to target",
-    "wall_to_target": "seconds to target",
-    "alarms": "alarms",
-    "lost_at_alarm": "accuracy lost at the first",
-}
+KINDS = {"training": training, "best_of_n": best_of_n}
 PREFACE = """# Results
 
 Written by `rlcore repro NAME` from `docs/results/*.json`; do not edit.
@@ -52,16 +42,17 @@ def document(name: str, experiment: Experiment, results: Results, **about: Any) 
     claims = experiment.parsed()
     return {
         "name": name,
+        "kind": experiment.kind,
         "title": experiment.title,
         "about": experiment.about,
         "seeds": seeds,
         "target": experiment.target,
         "claims": {key: {"expression": experiment.claims[key], **judge(claims[key], results, seeds)} for key in claims},
         "arms": {
-            arm: {metric: summarise({seed: run.metrics[metric] for seed, run in runs.items()}) for metric in METRICS}
+            arm: {metric: summarise({seed: run.metrics[metric] for seed, run in runs.items()}) for metric in experiment.metrics}
             for arm, runs in results.items()
         },
-        "curves": {arm: {str(seed): vars(run.curve) for seed, run in runs.items()} for arm, runs in results.items()},
+        "curves": {arm: {str(seed): dict(run.curve) for seed, run in runs.items()} for arm, runs in results.items()},
         "tried": experiment.tried,
         "wall_s": round(sum(run.elapsed_s for runs in results.values() for run in runs.values()), 1),
         **about,
@@ -77,7 +68,7 @@ def told(result: Mapping[str, Any]) -> Iterator[str]:
     """A line for each claim."""
     for name, claim in result["claims"].items():
         verdict = VERDICTS[claim["holds"]].replace("*", "")
-        yield f"{name.replace('_', ' ')}: {verdict} ({claim['expression']}: {_interval(claim['interval'])})"
+        yield f"{name.replace('_', ' ')}: {verdict} ({claim['expression']}: {reaching(claim['interval'])})"
 
 
 def write(result: Mapping[str, Any]) -> Path:
@@ -90,7 +81,7 @@ def write(result: Mapping[str, Any]) -> Path:
     if before > len(result["seeds"]):
         raise UserError(f"{file} has {before} seeds and is not replaced by {len(result['seeds'])}: move it away first")
     write_aside(file, json.dumps(result, indent=1) + "\n")
-    plot(result, folder / f"{result['name']}.svg")
+    plot(result, KINDS[result["kind"]].PANELS, folder / f"{result['name']}.svg")
     every = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
     page = DOCS / "results.md"
     write_aside(page, PREFACE + "".join(f"{line}\n" for each in every for line in _experiment(each)))
@@ -99,20 +90,19 @@ def write(result: Mapping[str, Any]) -> Path:
 
 def _experiment(result: Mapping[str, Any]) -> Iterator[str]:
     yield from ("", f"## {result['title']}", "", result["about"].strip(), "")
-    yield from _table(
+    yield from table(
         ["claim", "expression", "holds", "interval"],
         (
-            [name.replace("_", " "), f"`{claim['expression']}`", VERDICTS[claim["holds"]], _interval(claim["interval"])]
+            [name.replace("_", " "), f"`{claim['expression']}`", VERDICTS[claim["holds"]], reaching(claim["interval"])]
             for name, claim in result["claims"].items()
         ),
     )
-    yield from ("", f"![accuracy by completions and by seconds](results/{result['name']}.svg)", "")
-    arms = _best_first(result["arms"])
-    measured = set.intersection(*(set(values) for values in arms.values()))  # a result may be older than a metric
-    shown = [metric for metric in COLUMNS if metric in measured and any(values[metric]["seeds"] for values in arms.values())]
-    rows = ([arm, *(_cell(values[metric], len(result["seeds"])) for metric in shown)] for arm, values in arms.items())
-    yield from _table(["arm", *(COLUMNS[metric] for metric in shown)], rows)
-    yield from ("", f"The target is an accuracy of {number(result['target'])}. {_best(arms)}", "")
+    kind = KINDS[result["kind"]]
+    yield from ("", f"![{kind.PICTURE}](results/{result['name']}.svg)", "")
+    headline = kind.headline(result)
+    ranked = {**result, "arms": _best_first(result["arms"], headline)}
+    yield from table(*kind.table(ranked))
+    yield from ("", f"{kind.note(ranked)} {_best(ranked['arms'], headline, kind.RANKED_BY)}", "")
     tried = [result["tried"]] if isinstance(result["tried"], str) else result["tried"]
     yield from ("Tried before:", "", *(f"- {line.strip()}" for line in tried), "")
     versions = ", ".join(f"{package} {which}" for package, which in result["versions"].items())
@@ -122,39 +112,17 @@ def _experiment(result: Mapping[str, Any]) -> Iterator[str]:
     yield f"{versions}{f'; models: {models}' if models else ''}."
 
 
-def _table(head: Sequence[str], rows: Any) -> Iterator[str]:
-    yield f"| {' | '.join(head)} |"
-    yield "|---" * len(head) + "|"
-    yield from (f"| {' | '.join(row)} |" for row in rows)
+def _best_first(arms: Mapping[str, Any], headline: str) -> dict[str, Any]:
+    return dict(sorted(arms.items(), key=lambda item: -(item[1][headline]["mean"] or 0.0)))
 
 
-def _cell(values: Mapping[str, Any], seeds: int) -> str:
-    """`0.713 (0.68 to 0.75)`; where not every seed has a value, how many have."""
-    if values["mean"] is None:
-        return f"{values['seeds']} of {seeds} seeds" if values["seeds"] else "none"
-    bounds = f" ({_interval([values['low'], values['high']])})" if values["low"] is not None else ""
-    return f"{number(values['mean'])}{bounds}"
-
-
-def _interval(bounds: Sequence[float] | None) -> str:
-    return "—" if bounds is None else f"{_signed(bounds[0])} to {_signed(bounds[1])}"
-
-
-def _signed(value: float) -> str:
-    return number(value).replace("-", "−")
-
-
-def _best_first(arms: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(sorted(arms.items(), key=lambda item: -(item[1]["accuracy_after"]["mean"] or 0.0)))
-
-
-def _best(arms: Mapping[str, Any]) -> str:
-    """Which arm ends with the highest accuracy, and which cannot be told from it by these seeds."""
-    best, *others = arms
-    ends = {arm: list(values["accuracy_after"]["per_seed"].values()) for arm, values in arms.items()}
-    paired = {arm: interval([a - b for a, b in zip(ends[best], ends[arm], strict=True)]) for arm in others}
+def _best(arms: Mapping[str, Any], headline: str, ranked_by: str) -> str:
+    """Which arm is highest, and which cannot be told from it by these seeds; arms without a value are not compared."""
+    values = {arm: list(of[headline]["per_seed"].values()) for arm, of in arms.items()}
+    best, *others = [arm for arm, of in values.items() if None not in of]
+    paired = {arm: interval([a - b for a, b in zip(values[best], values[arm], strict=True)]) for arm in others}
     alike = [arm for arm, bounds in paired.items() if bounds is None or bounds[0] <= 0 <= bounds[1]]
     if not others:
         return ""
     told = f"not to be told from it by these seeds: {', '.join(alike)}" if alike else "every other arm is below it"
-    return f"Highest accuracy after training: {best}; {told} (paired differences of seeds)."
+    return f"Highest {ranked_by}: {best}; {told} (paired differences of seeds)."

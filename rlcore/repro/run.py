@@ -1,7 +1,7 @@
 """Trains an experiment's models and runs, each in a process of its own: the models one after the other, then the runs, several
 at a time. A run that is done is not done again, and one that was interrupted goes on from its checkpoint.
 
-A run's console goes to `runs/repro/NAME/ARM/SEED.log`, beside its folder (that of a model is `runs/repro/NAME/models/MODEL`),
+A run's console goes to `runs/repro/NAME/ARM/SEED.log`, beside its folder (that of a model is `runs/repro/models/MODEL-…`),
 the digest of the code that made it to `SEED.code`: runs of other recipes, or of other code, are refused and never mixed.
 """
 
@@ -21,7 +21,7 @@ from pathlib import Path
 from rlcore.errors import UserError
 from rlcore.recipe.load import differences, load
 from rlcore.recipe.schema import Annotate
-from rlcore.repro.experiment import Planned
+from rlcore.repro.experiment import Planned, Task
 from rlcore.run.console import say, watched
 from rollout import annotate
 
@@ -54,13 +54,13 @@ def refuse_others(runs: Iterable[Planned]) -> None:
             raise UserError(f"{run.folder} holds a run that differs in {', '.join(changed)}: move it away, or delete it")
 
 
-def warm_start(runs: Iterable[Planned]) -> dict[str, str]:
-    """Make the models that the runs start from, once, before the runs would wait for each other. SHA-256 of the weights by the
-    model's name; a model whose weights differ by seed, or lie on a hub, is not among them."""
+def warm_start(models: Iterable[tuple[str, int]]) -> dict[str, str]:
+    """Make the models that runs start from, by name and seed, once, before the runs would wait for each other. SHA-256 of the
+    weights by name; a model whose weights differ by seed, or lie on a hub, is not among them."""
     from rlcore.toy.warmstart import resolve
 
     places: dict[str, set[str]] = {}
-    for model, seed in dict.fromkeys((run.recipe.model, run.recipe.seed) for run in runs):
+    for model, seed in dict.fromkeys(models):
         places.setdefault(model, set()).add(resolve(model, seed))
     files = {Path(name).name: [Path(place, "model.safetensors") for place in found] for name, found in places.items()}
     return {name: _digest(found[0]) for name, found in files.items() if len(found) == 1 and found[0].is_file()}
@@ -77,25 +77,30 @@ def make_models(models: Sequence[Planned]) -> dict[str, str]:
 
 
 def train(runs: Sequence[Planned], jobs: int) -> None:
-    """Do the runs that are not done, so many at a time. Raises UserError, with its log and last line, where one fails; the
-    others are interrupted then, as they are by Ctrl-C, and checkpoint the step that they are at."""
+    """Do the runs that are not done."""
     waiting = [run for run in runs if not _is_done(run)]
     if len(waiting) < len(runs):
         say(f"{len(runs) - len(waiting)} of {len(runs)} runs are done already")
-    going: dict[subprocess.Popen, Planned] = {}
-    with watched("runs", len(runs)) as progress, _interrupted_at_the_end(going):
-        progress(len(runs) - len(waiting))
+    do(waiting, jobs)
+
+
+def do(tasks: Sequence[Task], jobs: int) -> None:
+    """So many at a time. Raises UserError, with its log and last line, where one fails; the others are interrupted then, as
+    they are by Ctrl-C, and runs checkpoint the step that they are at."""
+    waiting = list(tasks)
+    going: dict[subprocess.Popen, Task] = {}
+    with watched("runs", len(tasks)) as progress, _interrupted_at_the_end(going):
         while waiting or going:
             while waiting and len(going) < jobs:
-                run = waiting.pop(0)
-                going[_start(run)] = run
+                task = waiting.pop(0)
+                going[_start(task)] = task
             time.sleep(POLL_S)
             for process in [process for process in going if process.poll() is not None]:
-                run = going.pop(process)
+                task = going.pop(process)
                 if process.returncode:
-                    raise UserError(f"{run.title} failed: {_last_line(run)} (all of it: {_log(run)})")
+                    raise UserError(f"{task.title} failed: {_last_line(task)} (all of it: {_log(task)})")
                 progress(1)
-                say(f"{run.title}: {_told(run)}")
+                say(f"{task.title}: {_told(task)}")
 
 
 def _made(model: Planned) -> Path:
@@ -107,17 +112,17 @@ def _digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def _start(run: Planned) -> subprocess.Popen:
-    """In a session of its own: the terminal's Ctrl-C reaches this process alone, which tells each run once."""
-    _log(run).parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "rlcore.cli.main", "train", *run.arguments, "--resume"]
-    _code(run).write_text(code())
-    with _log(run).open("a") as log:
+def _start(task: Task) -> subprocess.Popen:
+    """In a session of its own: the terminal's Ctrl-C reaches this process alone, which tells each task once."""
+    _log(task).parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "rlcore.cli.main", *task.command]
+    _code(task).write_text(code())
+    with _log(task).open("a") as log:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
 
 
 @contextmanager
-def _interrupted_at_the_end(going: Mapping[subprocess.Popen, Planned]) -> Iterator[None]:
+def _interrupted_at_the_end(going: Mapping[subprocess.Popen, Task]) -> Iterator[None]:
     """However this process ends, SIGTERM included, its runs do; also where it is a script's background job, which is started
     with SIGINT ignored, and so would its runs be."""
     stopping = (signal.SIGINT, signal.SIGTERM)
@@ -139,24 +144,26 @@ def _interrupted_at_the_end(going: Mapping[subprocess.Popen, Planned]) -> Iterat
                 signal.signal(each, handler)
 
 
-def _is_done(run: Planned) -> bool:
-    return (run.folder / "summary.json").is_file()
+def _is_done(task: Task) -> bool:
+    return (task.folder / "summary.json").is_file()
 
 
-def _log(run: Planned) -> Path:
-    return run.folder.with_name(f"{run.folder.name}.log")
+def _log(task: Task) -> Path:
+    return task.folder.with_name(f"{task.folder.name}.log")
 
 
-def _code(run: Planned) -> Path:
-    return run.folder.with_name(f"{run.folder.name}.code")
+def _code(task: Task) -> Path:
+    return task.folder.with_name(f"{task.folder.name}.code")
 
 
-def _last_line(run: Planned) -> str:
-    lines = _log(run).read_text(errors="replace").split("\n")
+def _last_line(task: Task) -> str:
+    lines = _log(task).read_text(errors="replace").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
 
 
-def _told(run: Planned) -> str:
-    summary = json.loads((run.folder / "summary.json").read_text())
+def _told(task: Task) -> str:
+    if not _is_done(task):  # no run, but a measurement
+        return "measured"
+    summary = json.loads((task.folder / "summary.json").read_text())
     accuracy = [f"{summary[name]:.1%}" for name in ("accuracy_before", "accuracy_after") if name in summary]
     return f"accuracy {' → '.join(accuracy)} in {summary['wall_s']:.0f} s" if accuracy else f"took {summary['wall_s']:.0f} s"

@@ -39,7 +39,8 @@ def test_a_run_is_an_arm_with_a_seed_behind_the_base(tmp_path: Path) -> None:
         ("grpo", 101, "runs/repro/two/grpo/101"),
         ("critic", 101, "runs/repro/two/critic/101"),
     ]
-    assert list(runs[0].arguments) == [*VALID["base"], *ARMS["grpo"], "seed=101", "threads=1", "output=runs/repro/two/grpo/101"]
+    layers = [*VALID["base"], *ARMS["grpo"], "seed=101", "threads=1", "output=runs/repro/two/grpo/101"]
+    assert list(runs[0].command) == ["train", *layers, "--resume"]
     assert (runs[1].recipe.seed, runs[1].recipe.threads, runs[1].recipe.algorithm.advantage.name) == (101, 1, "gae")
 
 
@@ -47,13 +48,29 @@ def test_models_are_planned_once_and_layers_name_their_folders(tmp_path: Path) -
     judge = ["prm_chain", "model={policy}", "seed=3"]
     base = ["quickstart", "model={policy}", "rewards=[answer, {name: 'mine:Mine', judge: {prm}}]"]
     name, experiment = read(written(tmp_path, base=base, models={"policy": ["toy/chain"], "prm": judge}))
-    folders = "runs/repro/two/models/policy", "runs/repro/two/models/prm"
-    policy, prm = plan_models(name, experiment)
-    assert list(policy.arguments) == ["toy/chain", "threads=1", f"output={folders[0]}"]
-    assert list(prm.arguments) == ["prm_chain", f"model={folders[0]}", "seed=3", "threads=1", f"output={folders[1]}"]
+    policy, prm = plan_models(experiment)
+    folders = str(policy.folder), str(prm.folder)
+    assert list(policy.command) == ["train", "toy/chain", "threads=1", f"output={folders[0]}", "--resume"]
+    layers = ["prm_chain", f"model={folders[0]}", "seed=3", "threads=1", f"output={folders[1]}"]
+    assert list(prm.command) == ["train", *layers, "--resume"]
     run = plan(name, experiment, [100])[0].recipe
     assert isinstance(run, RL)
     assert (run.model, run.rewards[1].options) == (folders[0], {"judge": folders[1]})
+
+
+def test_experiments_share_the_models_that_the_same_layers_make(tmp_path: Path) -> None:
+    """Down to those that a model builds on: another policy makes another reward model of the same layers."""
+
+    def folders(*policy: str) -> list[Path]:
+        models = {"policy": ["toy/chain", *policy], "prm": ["prm_chain", "model={policy}"]}
+        base = ["quickstart", "rewards=[answer, {name: 'mine:Mine', judge: {prm}}]"]
+        (tmp_path / "three.yaml").write_text((file := Path(written(tmp_path, base=base, models=models))).read_text())
+        assert plan_models(read(str(tmp_path / "three.yaml"))[1]) == plan_models(read(str(file))[1])
+        return [run.folder for run in plan_models(read(str(file))[1])]
+
+    first, other = folders(), folders("data.seed=3")
+    assert [folder.parent for folder in first] == [Path("runs/repro/models")] * 2
+    assert not set(first) & set(other)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +85,7 @@ def test_models_are_planned_once_and_layers_name_their_folders(tmp_path: Path) -
 )
 def test_models_that_no_arm_can_use_are_refused(tmp_path: Path, models: dict, named: str) -> None:
     with pytest.raises(UserError) as refused:
-        plan_models(*read(written(tmp_path, base=["quickstart", "model={policy}"], models=models)))
+        plan_models(read(written(tmp_path, base=["quickstart", "model={policy}"], models=models))[1])
     assert named in str(refused.value)
 
 
@@ -118,9 +135,45 @@ def test_arms_differ_only_in_what_varies_names(tmp_path: Path, changes: dict, na
     assert named in str(refused.value)
 
 
+BEST_OF_N: dict[str, Any] = dict(
+    base=["prm_chain", "data.count=100"],
+    arms={"prm": [], "hrm": ["kind=hrm"]},
+    best_of_n={"policy": "toy:chain", "data": {"name": "chain"}, "n": [1, 4], "controls": {"truth": {"name": "chain_truth"}}},
+    varies=["kind"],
+    claims={"better": "stepwise_4[hrm] - whole_4[majority] > 0", "below_truth": "stepwise_4[hrm] - stepwise_4[truth] < 0"},
+)
+
+
+def test_reward_models_are_measured_by_best_of_n(tmp_path: Path) -> None:
+    name, experiment = read(written(tmp_path, **BEST_OF_N))
+    assert [run.name for run in plan(name, experiment, [100])] == ["prm", "hrm"]
+    assert (experiment.kind, experiment.measured) == ("best_of_n", ["prm", "hrm", "truth", "pass", "majority"])
+    assert experiment.metrics == ("whole_1", "whole_4", "stepwise_1", "stepwise_4", "auc", "gain")
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"base": ["quickstart"], "varies": [], "arms": {"prm": []}}, "arm 'prm' cannot be measured: with `best_of_n`"),
+        ({"claims": {"c": "stepwise_8[prm] > 0"}}, "claim 'c': there is no metric 'stepwise_8'; did you mean 'stepwise_"),
+        ({"claims": {"c": "stepwise_4[trut] > 0"}}, "claim 'c': there is no arm 'trut'; did you mean 'truth'"),
+        ({"claims": {"c": "accuracy_after[prm] > 0"}}, "claim 'c': there is no metric 'accuracy_after'"),
+        ({"arms": {"prm": [], "truth": []}}, "an arm has the name of a control"),
+        ({"arms": {"majority": []}}, "an arm has the name of a control"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_best_of_n_cannot_measure_is_refused(tmp_path: Path, changes: dict, named: str) -> None:
+    file = written(tmp_path, **BEST_OF_N | {"claims": {"c": "whole_4[prm] > 0"}} | changes)
+    with pytest.raises(UserError) as refused:
+        plan(*read(file), [100])
+    assert named in str(refused.value)
+
+
 def test_every_shipped_experiment_can_be_planned() -> None:
     for name in shipped():
         stem, experiment = read(name)
+        plan_models(experiment)
         assert len(plan(stem, experiment, experiment.seeds)) == len(experiment.arms) * len(experiment.seeds)
     with pytest.raises(UserError, match="did you mean 'algorithms'"):
         read("algoritms")

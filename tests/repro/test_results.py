@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from rlcore.recipe.load import load
-from rlcore.repro import page
+from rlcore.repro import best_of_n, page
 from rlcore.repro.experiment import Experiment
-from rlcore.repro.results import Curve, Result, collect, summarise
+from rlcore.repro.results import Result, summarise
+from rlcore.repro.training import METRICS, collect, first_at
 from rlcore.run import alarms
 from rlcore.run.alarms import Alarm
 
@@ -45,7 +46,7 @@ def test_a_runs_numbers_by_hand(tmp_path: Path) -> None:
     """10 + 20 completions for 0.6, 8 more for 0.8: 0.7 lies half-way, at 34 completions, and at 6.5 of 7 seconds."""
     folder = run_folder(tmp_path / "run", ROWS, {1: 10, 2: 20, 3: 8})
     result = collect(folder, load(["quickstart"]).recipe, target=0.7)  # type: ignore[arg-type]
-    assert result.curve == Curve(samples=[0, 30, 38], wall_s=[0, 6.0, 7.0], accuracy=[0.2, 0.6, 0.8])
+    assert result.curve == {"samples": [0, 30, 38], "wall_s": [0, 6.0, 7.0], "accuracy": [0.2, 0.6, 0.8]}
     wanted = {"samples": 38, "tokens": 100 + 150 + 50, "wall_s": 7.0, "accuracy_before": 0.2, "accuracy_after": 0.8}
     assert {name: result.metrics[name] for name in wanted} == wanted
     assert result.metrics["samples_to_target"] == pytest.approx(34)
@@ -83,7 +84,7 @@ def test_remaxs_greedy_completions_were_sampled_too(tmp_path: Path) -> None:
 )
 def test_the_target_is_reached_on_the_line_from_the_evaluation_before(accuracy: list[float], reached: float | None) -> None:
     spent = [0.0, 100.0, 300.0]
-    assert Curve(spent, spent, accuracy).first_at(0.7, spent) == (None if reached is None else pytest.approx(reached))
+    assert first_at(0.7, accuracy, spent) == (None if reached is None else pytest.approx(reached))
 
 
 def test_a_metric_that_a_seed_does_not_have_has_no_mean() -> None:
@@ -108,8 +109,8 @@ def made(accuracies: dict[str, list[float | None]], claims: dict[str, str]) -> d
     results = {
         arm: {
             seed: Result(
-                dict.fromkeys(page.METRICS) | {"accuracy_after": end, "samples": 256.0, "samples_to_target": reached(end)},
-                Curve([0, 128, 256], [0, 1.0, 2.0], [0.1, 0.2, end]),
+                dict.fromkeys(METRICS) | {"accuracy_after": end, "samples": 256.0, "samples_to_target": reached(end)},
+                {"samples": [0, 128, 256], "wall_s": [0, 1.0, 2.0], "accuracy": [0.1, 0.2, end]},
                 10.0,
             )
             for seed, end in zip(experiment.seeds, ends, strict=True)
@@ -171,3 +172,48 @@ def test_what_was_written_once_is_written_the_same_again(tmp_path: Path, monkeyp
     before = [file.read_bytes() for file in files]
     page.write(result)
     assert [file.read_bytes() for file in files] == before
+
+
+def curve(*values: float) -> dict[str, dict[str, float]]:
+    return {str(n): {"value": value} for n, value in zip((1, 4), values, strict=True)}
+
+
+def test_what_reward_models_choose_is_read_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of whole solutions has no choice step by step, a control no training, `pass` and `majority` no reward model."""
+    monkeypatch.chdir(tmp_path)
+    experiment = Experiment(
+        title="Choices",
+        about="About.",
+        base=["prm_chain"],
+        arms={"orm": [], "prm": []},
+        best_of_n={"policy": "toy:chain", "data": {"name": "chain"}, "n": (1, 4), "controls": {"truth": {"name": "t"}}},  # type: ignore[arg-type]
+        seeds=[100, 101],
+        claims={"rises": "stepwise_4[prm] - stepwise_1[prm] > 0", "no_steps": "stepwise_4[orm] - stepwise_1[orm] > 0"},
+        tried="nothing",
+    )
+    asked, found = experiment.best_of_n, {}
+    assert asked is not None
+    for seed, shift in ((100, 0.0), (101, 0.05)):
+        measured = best_of_n.measurement("choices", asked, seed, [])
+        ends = {"prm": 0.6 + shift, "truth": 0.9 + shift}
+        judges = {name: {"whole": curve(0.3, 0.4), "stepwise": curve(0.3, end)} for name, end in ends.items()}
+        judges = {"orm": {"whole": curve(0.3, 0.5)}} | judges
+        measured.folder.parent.mkdir(parents=True, exist_ok=True)
+        written = {"judges": judges, "pass": curve(0.3, 0.8), "majority": curve(0.3, 0.35)}
+        measured.folder.with_name(f"{seed}.json").write_text(json.dumps(written))
+        found[seed] = best_of_n.collect(asked, measured, [])
+    assert found[100]["orm"].metrics == {
+        **{"whole_1": 0.3, "whole_4": 0.5, "stepwise_1": None, "stepwise_4": None},
+        **{"auc": None, "gain": None},
+    }
+    results = {arm: {seed: found[seed][arm] for seed in found} for arm in experiment.measured}
+    text = page.write(page.document("choices", experiment, results, command="c", models={})).read_text()
+    assert "| rises | `stepwise_4[prm] - stepwise_1[prm] > 0` | yes | " in text
+    assert "| no steps | `stepwise_4[orm] - stepwise_1[orm] > 0` | cannot tell | — |" in text
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines() if " of whole solutions |" in line]
+    assert rows == [f"{arm}, of whole solutions" for arm in ("truth", "prm", "orm", "pass", "majority")]
+    assert "| orm, step by step |" not in text
+    assert "at the largest N: truth; every other arm is below it" in text
+    drawn = ElementTree.parse(tmp_path / "docs" / "results" / "choices.svg")
+    labels = {element.text for element in drawn.iter() if element.text}
+    assert {"N whole solutions", "N candidates for each step", "pass", "majority", "orm", "truth", "4"} <= labels

@@ -66,7 +66,7 @@ def test_every_arm_ran_with_every_seed(home: Path, tiny: Path) -> None:
             mean=None, low=None, high=None, seeds=0, per_seed={"100": None, "101": None}
         )
         assert result["curves"][arm]["100"]["samples"] == [0, 4, 8]
-    folders = {"tiny": tiny, "schooled": home / "runs/repro/shrunken/models/schooled/model"}
+    folders = {"tiny": tiny, "schooled": next(home.glob("runs/repro/models/schooled-*/")) / "model"}
     assert result["models"] == {
         name: hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() for name, folder in folders.items()
     }
@@ -110,12 +110,12 @@ def test_a_folder_of_another_recipe_is_refused_by_name(home: Path, tiny: Path) -
         command.run("other/shrunken.yaml", seeds=1, jobs=2, json_file="")
 
 
-def test_a_model_of_another_recipe_is_refused_by_name(home: Path, tiny: Path) -> None:
+def test_runs_on_another_model_are_refused_by_name(home: Path, tiny: Path) -> None:
     other = shrunken(tiny)
     other["models"]["schooled"] += ["data.seed=3"]
     (home / "others").mkdir()
     (home / "others" / "shrunken.yaml").write_text(yaml.safe_dump(other, sort_keys=False))
-    with pytest.raises(UserError, match=r"models/schooled holds a run that differs in data: move it away"):
+    with pytest.raises(UserError, match=r"grpo/100 holds a run that differs in model: move it away"):
         command.run("others/shrunken.yaml", seeds=1, jobs=2, json_file="")
 
 
@@ -123,7 +123,7 @@ def test_a_run_of_other_code_is_refused_by_name(home: Path, monkeypatch: pytest.
     """Its numbers would be compared with those of the arms that are still to come."""
     with monkeypatch.context() as patched:
         patched.setattr(running, "PACKAGES", ("rewards",))
-        with pytest.raises(UserError, match=r"shrunken/\w+/\w+ holds a run of other code than this: move it away"):
+        with pytest.raises(UserError, match=r"schooled-\w+ holds a run of other code than this: move it away"):
             command.run("shrunken.yaml", seeds=1, jobs=2, json_file="")
 
 
@@ -137,6 +137,34 @@ def test_a_result_of_more_seeds_is_not_replaced(home: Path) -> None:
 def test_more_seeds_than_there_are(home: Path) -> None:
     with pytest.raises(UserError, match="shrunken has 3 seeds"):
         command.run("shrunken.yaml", seeds=4, jobs=2, json_file="")
+
+
+def test_reward_models_are_trained_and_then_measured(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    experiment = dict(
+        title="Choices",
+        about="Mechanics.",
+        base=["prm_chain", f"model={tiny}", "data.count=60", "epochs=1"],
+        arms={"prm": []},
+        best_of_n=dict(
+            policy=str(tiny),
+            data={"name": "chain", "count": 3},
+            n=[1, 2],
+            controls={"truth": {"name": "chain_truth"}},
+            max_new_tokens=6,
+        ),
+        seeds=[100],
+        claims={"rises": "stepwise_2[prm] - stepwise_1[prm] > -1"},
+        tried="nothing",
+    )
+    Path("choices.yaml").write_text(yaml.safe_dump(experiment))
+    command.run("choices.yaml", seeds=None, jobs=1, json_file="result.json")
+    result = json.loads(Path("result.json").read_text())
+    assert list(result["arms"]) == ["prm", "truth", "pass", "majority"]
+    assert result["arms"]["prm"]["auc"]["seeds"] == result["arms"]["truth"]["stepwise_2"]["seeds"] == 1
+    assert result["curves"]["truth"]["100"]["n"] == [1, 2]
+    assert len(result["models"][tiny.name]) == 64
+    assert "## Choices" in Path("docs/results.md").read_text()
 
 
 @pytest.fixture
@@ -161,7 +189,7 @@ def test_only_what_is_not_done_is_started_and_it_resumes(runs: list[Planned], mo
     monkeypatch.setattr(running, "_told", lambda run: "")
     monkeypatch.setattr(subprocess, "Popen", popen)
     running.train(runs, jobs=2)
-    assert started == [[sys.executable, "-m", "rlcore.cli.main", "train", *runs[3].arguments, "--resume"]]
+    assert started == [[sys.executable, "-m", "rlcore.cli.main", *runs[3].command]]
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, program: str) -> list[subprocess.Popen]:
