@@ -46,7 +46,7 @@ def probes(problems: Sequence[Problem], form: str, prompter: Prompter, sampling:
 
     def completion(problem: Problem, number: int, name: str) -> Completion:
         text = _texts(problem, _another(problem, problems), form, prompter)[name]
-        ids = prompter.complete(problem, text)
+        ids = prompter.complete(text)
         return _sampled(problem, number, ids, len(ids) // 2 if name == TRUNCATED else len(ids), prompter, sampling)
 
     return [Group(problem, [completion(problem, k, name) for k, name in enumerate(PROBES)]) for problem in problems]
@@ -56,7 +56,7 @@ def references(problems: Sequence[Problem], prompter: Prompter, sampling: Sampli
     """A group per problem: the reference in each of FORMS that the tokenizer can say, number i in `FORMS[i]`."""
 
     def completion(problem: Problem, number: int, text: str) -> Completion:
-        ids = prompter.complete(problem, text)
+        ids = prompter.complete(text)
         return _sampled(problem, number, ids, len(ids), prompter, sampling)
 
     def group(problem: Problem) -> Group:

@@ -37,9 +37,9 @@ class Prompter:
         ids = self.tokenizer(self.text(problem), add_special_tokens=not self.chat).input_ids
         return tuple(without_trailing_eos(ids, self.tokenizer.eos_token_id))
 
-    def complete(self, problem: Problem, solution: str) -> tuple[int, ...]:
-        """The token ids of a finished solution after this prompt, its end of turn included, for supervised training."""
-        return (*self.tokenizer(solution, add_special_tokens=False).input_ids, self.end_of_turn())
+    def complete(self, solution: str, ends: bool = True) -> tuple[int, ...]:
+        """The token ids of a solution after its prompt, for supervised training; with the end of turn where it `ends`."""
+        return (*self.tokenizer(solution, add_special_tokens=False).input_ids, *([self.end_of_turn()] if ends else []))
 
     def end_of_turn(self) -> int:
         """The token that ends an assistant's turn: the one the template writes after its text, else EOS."""

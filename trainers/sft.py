@@ -1,12 +1,13 @@
 """Supervised fine-tuning on solutions, through TRL's SFTTrainer: the warm start of reasoners, and `job: sft`.
 
 Prompts and solutions are encoded here, by the same prompter that RL uses, so that the model is later asked exactly what it was
-taught; the loss is on the solution and its end of turn only.
+taught; the loss is on the solution and its end of turn only. A solution that is `unfinished` in its problem's `meta` has none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ def train(
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
+    from trainers.near_reference import NearReference
+
     rows = [_encode(problem, prompter, recipe.max_length) for problem in problems]
     settings = recipe.optimizer
     steps = recipe.epochs * -(-len(rows) // recipe.batch_size)
@@ -64,7 +67,8 @@ def train(
     )
     if arguments.n_gpu > 1:  # transformers would split each batch over them, and take one of that many times the size
         raise UserError(f"job: sft trains on one GPU and sees {arguments.n_gpu}: launch with CUDA_VISIBLE_DEVICES=0")
-    trainer = SFTTrainer(
+    make = SFTTrainer if recipe.kl is None else partial(NearReference, coefficient=recipe.kl)
+    trainer = make(
         model=model,
         args=arguments,
         train_dataset=Dataset.from_list(rows),
@@ -83,7 +87,7 @@ def _encode(problem: Problem, prompter: Prompter, max_length: int) -> dict[str, 
     solution = problem.meta.get("solution")
     if not solution:
         raise UserError(f"problem {problem.id} has no solution to learn from: this data source cannot be used for job: sft")
-    prompt, completion = prompter.render(problem), prompter.complete(problem, str(solution))
+    prompt, completion = prompter.render(problem), prompter.complete(str(solution), ends=not problem.meta.get("unfinished"))
     if len(prompt) + len(completion) > max_length:
         count = len(prompt) + len(completion)
         raise UserError(f"problem {problem.id} has {count} tokens with its solution, more than max_length {max_length}")

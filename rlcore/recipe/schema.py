@@ -568,6 +568,7 @@ class Sft(Job):
     epochs: PositiveInt = 1
     batch_size: PositiveInt = 64
     max_length: PositiveInt = 1024
+    kl: PositiveFloat | None = None  # λ of what it costs to leave the model it began with: `trainers/near_reference.py`
 
 
 class Judging(Section):

@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from rlcore import jobs, models
+from rlcore.data.sources.trees import trees
 from rlcore.errors import UserError
 from rlcore.prompts import Prompter
 from rlcore.recipe.load import load
 from rlcore.recipe.schema import Prompt
 from rlcore.toy import warmstart
 from rlcore.types import Problem
+from trainers.near_reference import divergence
 from trainers.sft import IGNORED, _encode
 
 
@@ -103,3 +105,51 @@ def test_a_failed_build_leaves_nothing_in_the_cache(tmp_path: Path, monkeypatch:
     with pytest.raises(RuntimeError):
         models.cached("thing", fail)
     assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
+
+
+# -- near the model that it began with -----------------------------------------------------------------------------------------
+
+
+def test_the_divergence_is_that_of_torch_distributions() -> None:
+    reference, policy = torch.randn(5, 7), torch.randn(5, 7)
+    of = torch.distributions.Categorical
+    wanted = torch.distributions.kl_divergence(of(logits=reference), of(logits=policy)).sum()
+    assert divergence(reference, policy).item() == pytest.approx(wanted.item(), rel=1e-5)
+    assert divergence(policy, policy).item() == 0
+
+
+@pytest.mark.parametrize("lora", ["", "lora: {rank: 4}\n"], ids=["full", "lora"])
+def test_a_penalty_keeps_the_policy_near_where_it_began(tiny: Path, tmp_path: Path, lora: str) -> None:
+    """The metric is the divergence before each step: 0 at first; without a weight that counts it grows several times as far."""
+    text = f"model: {tiny}\ndata: {{name: chain, count: 64, strategies: {{steps: 1}}}}\nbatch_size: 8\nepochs: 3\n{lora}"
+    path = recipe(tmp_path, text + "optimizer: {learning_rate: 5.0e-3}\n")
+    ends = {}
+    for weight in (1e-6, 10.0):
+        jobs.run(load([path, f"kl={weight}", f"output={tmp_path / str(weight)}"]), resume=False)
+        rows = [json.loads(line) for line in (tmp_path / str(weight) / "metrics.jsonl").read_text().splitlines()]
+        distances = [row["kl"] for row in rows if "kl" in row]
+        assert distances[0] == pytest.approx(0, abs=1e-4)
+        ends[weight] = distances[-1]
+    assert ends[1e-6] > 3 * ends[10.0] > 0
+
+
+TREE = """{"id": "t", "problem": "3+5-9=?", "answer": "9", "nodes": [
+  {"steps": [], "parent": null, "visits": 5, "correct": 4, "ends": false},
+  {"steps": ["3+5=8"], "parent": 0, "visits": 2, "correct": 2, "ends": false},
+  {"steps": ["#### 9"], "parent": 1, "visits": 1, "correct": 1, "ends": true},
+  {"steps": ["#### 9"], "parent": 1, "visits": 1, "correct": 1, "ends": true},
+  {"steps": ["3+5=7"], "parent": 0, "visits": 2, "correct": 1, "ends": false}]}"""
+
+
+def test_nodes_that_come_out_right_are_solutions_and_go_on_where_the_tree_does(tiny: Path, tmp_path: Path) -> None:
+    """What is said twice is learned once; what is not finished has no end of turn."""
+    (tmp_path / "trees.jsonl").write_text(TREE.replace("\n", "") + "\n")
+    problems = trees(path=str(tmp_path / "trees.jsonl"), separator="\n")
+    assert [(p.id, p.prompt, p.meta["solution"]) for p in problems] == [
+        ("t#0", "3+5-9=?", "3+5=8\n"),
+        ("t#1", "3+5-9=?", "3+5=8\n#### 9"),
+    ]
+    tokenizer = models.load_tokenizer(str(tiny))
+    texts = [tokenizer.decode(_encode(p, Prompter(Prompt(), tokenizer), 64)["input_ids"]) for p in problems]
+    assert texts == ["3+5-9=?\n3+5=8\n", "3+5-9=?\n3+5=8\n#### 9<eos>"]
+    assert len(trees(path=str(tmp_path / "trees.jsonl"), separator="\n", at_least=0.5)) == 3
