@@ -114,9 +114,11 @@ def _row(ids: Sequence[int], spans: Sequence[tuple[int, int]], asked: dict[int, 
 
 def packed(asked: Sequence[Asked]) -> list[tuple[str, tuple[str, ...], dict[int, int]]]:
     """Problem, steps, and what is asked after how many of them: the longest first, which answer what is asked of their
-    beginnings too. The same thing asked twice is read twice."""
+    beginnings too. The same thing asked twice is read twice. Raises ValueError where there is no step to be judged."""
     waiting: dict[tuple[str, tuple[str, ...]], list[int]] = {}
     for i, each in enumerate(asked):
+        if not each.current:
+            raise ValueError(f"asked[{i}] has no step to be judged")
         waiting.setdefault((each.problem, each.previous + each.current), []).append(i)
     result = []
     for problem, steps in sorted(waiting, key=lambda key: -len(key[1])):

@@ -77,8 +77,7 @@ class Run:
         if step:
             state = checkpoint.load(self.folder / "checkpoints", step, self.learners)
             for name, cursor in self.cursors.items():
-                if name in state["cursors"]:  # a monitor that was turned on since has none
-                    cursor.restore(state["cursors"][name])
+                cursor.restore(state["cursors"][name])
             self._history, written = self._history | state["history"], state["written"]
             say(f"resumed from step {step} in {self.folder}")
         self.begin(step, written)

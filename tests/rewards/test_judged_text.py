@@ -46,6 +46,11 @@ def test_everything_is_answered_once_even_what_is_asked_twice() -> None:
     assert sorted(i for _, _, ends in found for i in ends.values()) == [0, 1, 2]
 
 
+def test_what_has_no_step_cannot_be_asked() -> None:
+    with pytest.raises(ValueError, match=r"asked\[1\] has no step to be judged"):
+        packed([Asked("q", (), ("a",)), Asked("q", ("a",), ())])
+
+
 def test_a_text_that_is_too_long_loses_only_what_is_asked_beyond() -> None:
     row = Row((5, 6, 7, 8, 9), (1, 4), (0, 1))
     assert row.within(5) == row
