@@ -2,6 +2,7 @@
 
 accuracy_before, accuracy_after, …    from summary.json, at the rollout temperature; greedy_… at temperature 0
 accuracy_best                         of all evaluations
+steps_after                           of a completion, as the hack monitor counts them: mean of the last five training steps
 alarms                                that the hack monitor raised
 lost_at_alarm                         how far the evaluated accuracy was below its best when the first alarm was raised, on the
                                       straight line between evaluations; None where none was
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -31,15 +33,27 @@ from rlcore.run import alarms
 STAGED = ("accuracy", "greedy_accuracy", "length", "entropy", "truncated", "no_answer")
 METRICS = (
     *(f"{quantity}_{stage}" for quantity in STAGED for stage in ("before", "after")),
-    *("samples", "tokens", "wall_s", "samples_to_target", "wall_to_target", "accuracy_best", "alarms", "lost_at_alarm"),
+    *(
+        "samples",
+        "tokens",
+        "wall_s",
+        "samples_to_target",
+        "wall_to_target",
+        "accuracy_best",
+        "steps_after",
+        "alarms",
+        "lost_at_alarm",
+    ),
 )
 
 
+LAST = 5  # training steps that `steps_after` is the mean of
 COLUMNS = {  # of the table of arms
     "accuracy_before": "accuracy before",
     "accuracy_after": "after",
     "accuracy_best": "best",
     "length_after": "tokens a completion",
+    "steps_after": "steps a completion",
     "samples": "completions",
     "tokens": "tokens",
     "wall_s": "seconds",
@@ -68,6 +82,7 @@ def collect(folder: Path, recipe: Recipe, target: float) -> Result:
         "wall_s": [sum(s for step, s in times.items() if step <= at) for at in evaluations],
         "accuracy": accuracy,
     }
+    written = list(_by_step(run.metrics.get("monitor/steps")).values())
     raised = [alarm.step for alarm in alarms.read(folder)]
     found = {
         "samples": sum(samples.values()),
@@ -76,6 +91,7 @@ def collect(folder: Path, recipe: Recipe, target: float) -> Result:
         "samples_to_target": first_at(target, accuracy, curve["samples"]),
         "wall_to_target": first_at(target, accuracy, curve["wall_s"]),
         "accuracy_best": max(accuracy),
+        "steps_after": fmean(written[-LAST:]) if written else None,
         "alarms": len(raised),
         "lost_at_alarm": _lost(evaluations, min(raised)) if raised else None,
     }

@@ -34,10 +34,10 @@ def run_folder(folder: Path, rows: list[dict[str, float]], completions: dict[int
 
 ROWS: list[dict[str, float]] = [
     {"step": 0, "eval/accuracy": 0.2},
-    {"step": 1, "tokens": 100, "time/step": 2.0},
+    {"step": 1, "tokens": 100, "time/step": 2.0, "monitor/steps": 3.0},
     {"step": 2, "tokens": 300, "time/step": 4.0, "tree/shared": 0.5},
     {"step": 2, "eval/accuracy": 0.6},
-    {"step": 3, "tokens": 50, "time/step": 1.0},
+    {"step": 3, "tokens": 50, "time/step": 1.0, "monitor/steps": 4.0},
     {"step": 3, "eval/accuracy": 0.8},
 ]
 
@@ -52,6 +52,7 @@ def test_a_runs_numbers_by_hand(tmp_path: Path) -> None:
     assert result.metrics["samples_to_target"] == pytest.approx(34)
     assert result.metrics["wall_to_target"] == pytest.approx(6.5)
     assert result.metrics["greedy_accuracy_after"] is None
+    assert result.metrics["steps_after"] == 3.5
     assert result.elapsed_s == 60.0
 
 
