@@ -11,6 +11,8 @@ A solution is a list of lines, the last one `#### ANSWER`. The *strategies* say 
     verbose     3+5=8⏎check 8-5=3⏎8-9=9⏎check 9+9=8⏎#### 9      … and checked by its inverse
     wrong       3+5=6⏎6-9=7⏎#### 7                              one step goes wrong and the rest follows it
     corrected   3+5=6⏎wait⏎3+5=8⏎8-9=9⏎#### 9                   … and is noticed and repaired
+    misread     3-5=8⏎8-9=9⏎#### 9                              one operation is another than the problem's; the rest follows it
+    reread      3-5=8⏎wait⏎3+5=8⏎8-9=9⏎#### 9                   … and is noticed and repaired
 
 The *truth of a step* (`label_steps`) is whether its line is right about the chain: the value it states is the true running
 value after the operation that it claims to do. A step that follows correctly from a wrong value is therefore false, and the
@@ -141,6 +143,14 @@ def _slip(chain: Chain, rng: random.Random) -> tuple[int, int]:
     return rng.randrange(len(chain.operations)), rng.randrange(1, MODULUS)
 
 
+def _misreading(chain: Chain, rng: random.Random) -> tuple[int, tuple[str, int]]:
+    """Which operation is misread, and as what that comes to something else: with the other sign, or with another digit."""
+    where = rng.randrange(len(chain.operations))
+    sign, digit = chain.operations[where]
+    likely = [("-" if sign == "+" else "+", digit), (sign, (digit + rng.randrange(1, MODULUS)) % MODULUS)]
+    return where, rng.choice([other for other in likely if apply(0, *other) != apply(0, sign, digit)])
+
+
 def _wrong(chain: Chain, rng: random.Random) -> list[str]:
     where, error = _slip(chain, rng)
     values = [chain.start]
@@ -156,6 +166,18 @@ def _corrected(chain: Chain, rng: random.Random) -> list[str]:
     return [*lines[:where], slipped, "wait", *lines[where:], _answer(chain.answer)]
 
 
+def _misread(chain: Chain, rng: random.Random) -> list[str]:
+    where, operation = _misreading(chain, rng)
+    return _step_by_step(Chain(chain.start, (*chain.operations[:where], operation, *chain.operations[where + 1 :])), rng)
+
+
+def _reread(chain: Chain, rng: random.Random) -> list[str]:
+    where, (sign, digit) = _misreading(chain, rng)
+    before, lines = chain.values[where], _steps(chain, chain.values)
+    misread = f"{before}{sign}{digit}={apply(before, sign, digit)}"
+    return [*lines[:where], misread, "wait", *lines[where:], _answer(chain.answer)]
+
+
 STRATEGIES: dict[str, Callable[[Chain, random.Random], list[str]]] = {
     "direct": _direct,
     "terse": _terse,
@@ -163,4 +185,6 @@ STRATEGIES: dict[str, Callable[[Chain, random.Random], list[str]]] = {
     "verbose": _verbose,
     "wrong": _wrong,
     "corrected": _corrected,
+    "misread": _misread,
+    "reread": _reread,
 }

@@ -50,15 +50,15 @@ def test_step_truth(solution: str, expected: list[bool]) -> None:
 
 @given(st.integers(0, 10_000), st.sampled_from(sorted(STRATEGIES)))
 def test_strategies_are_true_where_they_should_be(seed: int, strategy: str) -> None:
-    """Honest strategies have only true steps and the right answer; `wrong` goes wrong once and never recovers; `corrected`
-    has exactly one false step and the right answer."""
+    """Honest strategies have only true steps and the right answer; `wrong` and `misread` go wrong once and never recover;
+    `corrected` and `reread` have exactly one false step and the right answer."""
     rng = random.Random(seed)
     drawn = sample_chain(rng, (1, 6))
     labels = [step.correct for step in label_steps(drawn, write(drawn, strategy, rng))]
-    if strategy == "wrong":
+    if strategy in ("wrong", "misread"):
         assert not labels[-1]
         assert labels == sorted(labels, reverse=True)
-    elif strategy == "corrected":
+    elif strategy in ("corrected", "reread"):
         assert labels.count(False) == 1
         assert labels[-1]
     else:
