@@ -8,7 +8,10 @@ from rlcore.data.sources.chain import chain
 from rlcore.data.steps import LabelledSolution
 from rlcore.toy import world
 
-MIX = {"direct": 0.1, "terse": 0.1, "steps": 0.2, "verbose": 0.1, "wrong": 0.3, "corrected": 0.2}
+MIX = {
+    **{"direct": 0.1, "terse": 0.1, "steps": 0.2, "verbose": 0.1},
+    **{"wrong": 0.15, "misread": 0.15, "corrected": 0.1, "reread": 0.1},
+}
 
 
 def chain_steps(
