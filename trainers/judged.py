@@ -60,6 +60,9 @@ def material(recipe: RewardModel, tokenizer: PreTrainedTokenizerBase) -> Materia
         for example in examples(recipe.kind, solution, neutral=recipe.neutral, repaired=recipe.repaired)
     ]
     say(f"{len(solutions)} judged solutions, {len(made)} examples: {_counted(made)}")
+    if len(distinct := list(dict.fromkeys(made))) < len(made):
+        say(f"{len(made) - len(distinct)} examples dropped: solutions that begin alike ask them again")
+        made = distinct
     if recipe.shuffle_labels:
         made = shuffled(made, recipe.seed)
     held = [is_held_out(example.problem, recipe.validation) for example in made]

@@ -89,6 +89,17 @@ def test_it_learns_what_can_be_learned(trained: Path) -> None:
     assert (trained / "calibration.svg").stat().st_size > 1000
 
 
+def test_what_solutions_begin_with_alike_is_learned_once(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """The same solutions twice are the same examples."""
+    recipe, tokenizer = recipe_of(*arguments(tiny, tmp_path)), AutoTokenizer.from_pretrained(tiny)
+    twice = recipe.model_copy(update={"data": recipe.data * 2})
+    once = material(recipe, tokenizer)
+    capsys.readouterr()
+    assert material(twice, tokenizer) == once
+    told = capsys.readouterr()
+    assert "examples dropped: solutions that begin alike ask them again" in told.out + told.err
+
+
 def test_it_learns_nothing_from_labels_that_say_nothing(tiny: Path, tmp_path: Path) -> None:
     jobs.run(load(arguments(tiny, tmp_path / "run", "epochs=6", "shuffle_labels=true")), resume=False)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
