@@ -37,8 +37,9 @@ def train(
     takes up where its last checkpoint stands."""
     first, second = stage_steps(recipe, len(material.train))
     step, resumed_at = 0, latest(run.folder / "checkpoints") or 0
-    stages = [(recipe.first_stage, first), (None, first + second)]
-    for number, (stage, until) in enumerate([each for each in stages if each[1] > resumed_at] or stages[-1:]):
+    stages = [*([(recipe.first_stage, first)] if recipe.first_stage else []), (None, first + second)]
+    # at the end of the first stage it is the head alone that a checkpoint holds: that stage's learner takes it up
+    for number, (stage, until) in enumerate([each for each in stages if each[1] >= resumed_at] or stages[-1:]):
         learner = _learner(recipe, model, tokenizer, material.train, stage)
         run.learners = {"reward_model": learner}
         if not number:

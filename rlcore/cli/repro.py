@@ -19,16 +19,17 @@ def run(argument: str, seeds: int | None, jobs: int, json_file: str) -> None:
         raise UserError(f"--seeds {seeds}: {name} has {len(experiment.seeds)} seeds")
     chosen = experiment.seeds[:seeds]
     models, runs = plan_models(experiment), plan(name, experiment, chosen)
-    refuse_others([*models, *runs])
+    now = code()
+    refuse_others([*models, *runs], now)
     try:
-        made = make_models(models)
+        made = make_models(models, now)
         weights = warm_start(_started_from(experiment, models, runs)) | made
-        train(runs, jobs)
-        results = _results(name, experiment, chosen, runs, jobs)
+        train(runs, jobs, now)
+        results = _results(name, experiment, runs, jobs, now)
     except KeyboardInterrupt:
         print(f"stopped; what is done is kept, go on with: {_command(argument, seeds)}", file=sys.stderr)
         sys.exit(130)
-    result = page.document(name, experiment, results, command=_command(name, seeds), models=weights, code=code())
+    result = page.document(name, experiment, results, command=_command(name, seeds), models=weights, code=now)
     for line in page.told(result):
         print(line, file=sys.stderr)
     write_json(result, json_file)
@@ -42,9 +43,9 @@ def _started_from(experiment: Experiment, models: Sequence[Planned], runs: Seque
     return [*((r.recipe.model, r.recipe.seed) for r in (*models, *runs) if r.recipe.model not in own), *policy]
 
 
-def _results(name: str, experiment: Experiment, seeds: Sequence[int], runs: Sequence[Planned], jobs: int) -> page.Results:
+def _results(name: str, experiment: Experiment, runs: Sequence[Planned], jobs: int, now: str) -> page.Results:
     """By arm and seed, of runs that are done. What is measured of them is so each time: it is a matter of minutes."""
-    by_seed = {seed: [run for run in runs if run.seed == seed] for seed in seeds}
+    by_seed = {seed: [run for run in runs if run.seed == seed] for seed in dict.fromkeys(run.seed for run in runs)}
     if (asked := experiment.best_of_n) is None:
         found = {
             seed: {run.name: training.collect(run.folder, run.recipe, experiment.target) for run in of}
@@ -52,9 +53,9 @@ def _results(name: str, experiment: Experiment, seeds: Sequence[int], runs: Sequ
         }
     else:
         measured = {seed: best_of_n.measurement(name, asked, seed, of) for seed, of in by_seed.items()}
-        do(list(measured.values()), jobs)
+        do(list(measured.values()), jobs, now)
         found = {seed: best_of_n.collect(asked, measured[seed], of) for seed, of in by_seed.items()}
-    return {arm: {seed: found[seed][arm] for seed in seeds} for arm in experiment.measured}
+    return {arm: {seed: found[seed][arm] for seed in found} for arm in experiment.measured}
 
 
 def _command(experiment: str, seeds: int | None) -> str:

@@ -45,12 +45,15 @@ class Example:
 
 
 def examples(kind: Kind, solution: Judged, *, neutral: Neutral = "drop", repaired: bool = False) -> list[Example]:
-    """Each once, in the order of the steps. Nothing of a solution with `meta["unusable"]`, or that its annotator gave up."""
+    """Each once, in the order of the steps. Nothing of a solution with `meta["unusable"]`, or that its annotator gave up; no
+    whole solution of one that is `unfinished`."""
     if isinstance(solution, AnnotatedTree):
         from rlcore.data.tree_examples import tree_examples  # which makes examples too
 
         return tree_examples(kind, solution)
     if "unusable" in solution.meta or solution.meta.get("finish_reason") in ("bad_problem", "give_up"):
+        return []
+    if kind == "orm" and ("unfinished" in solution.meta or not solution.steps):
         return []
     if isinstance(solution, LabelledSolution):
         solution = _annotated(solution)

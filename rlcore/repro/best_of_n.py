@@ -2,7 +2,7 @@
 
 whole_N        accuracy of the best of N whole solutions; whole_1 is that of the policy
 stepwise_N     … of greedy choice among N candidates for each next step; a model of whole solutions has none
-auc, gain      on what was held out from the arm's own training (`rewards.calibration`); what is not trained has none
+auc, gain      on the arm's own validation set, by which its checkpoint was chosen; what is not trained has none
 
 All reward models of a seed are measured by one `rlcore reward best-of-n`, with that seed, and so choose among the same samples.
 Beside them stand the experiment's controls, and what takes no reward model: `pass` knows the answers, `majority` counts them.
@@ -26,7 +26,7 @@ PANELS = (
     Panel("n", "stepwise", "N candidates for each step", doubling=True),
 )
 PICTURE = "accuracy by N, of whole solutions and step by step"
-RANKED_BY = "accuracy of the choice step by step, at the largest N"
+RANKED_BY = "accuracy at the largest N, chosen step by step if any is"
 
 
 def measurement(name: str, asked: BestOfN, seed: int, runs: Iterable[Planned]) -> Task:
@@ -72,8 +72,10 @@ def _file(folder: Path) -> Path:
 
 
 def headline(result: Mapping[str, Any]) -> str:
-    """The metric by which arms are ranked."""
-    return f"stepwise_{max(_counts(result))}"
+    """The metric by which arms are ranked: whole solutions where no arm chooses step by step."""
+    most = max(_counts(result))
+    stepwise = any(values[f"stepwise_{most}"]["seeds"] for values in result["arms"].values())
+    return f"{'stepwise' if stepwise else 'whole'}_{most}"
 
 
 def table(result: Mapping[str, Any]) -> tuple[Sequence[str], Iterable[Sequence[str]]]:
@@ -85,7 +87,7 @@ def table(result: Mapping[str, Any]) -> tuple[Sequence[str], Iterable[Sequence[s
         for arm, values in result["arms"].items()
         if values[f"{method}_{counts[0]}"]["seeds"]
     )
-    return ["accuracy", *(f"N = {n}" for n in counts), "held-out AUC"], rows
+    return ["accuracy", *(f"N = {n}" for n in counts), "AUC on its validation set"], rows
 
 
 def note(result: Mapping[str, Any]) -> str:

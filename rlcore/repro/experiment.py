@@ -44,8 +44,8 @@ class BestOfN(Section):
     n: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 2, 4, 8, 16, 24)
     controls: dict[NAME, dict[str, Any]] = Field(default_factory=dict)  # judges that nobody trains, measured beside the arms
     aggregate: str = "min"
-    separator: Annotated[str, Field(min_length=1)] = "\n"
-    max_new_tokens: PositiveInt = 64
+    separator: Annotated[str, Field(min_length=1)] = "\n\n"
+    max_new_tokens: PositiveInt
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -66,7 +66,7 @@ class Experiment(Section):
     tried: str | list[str]
 
     @model_validator(mode="after")
-    def _seeds_differ(self) -> Experiment:
+    def _consistent(self) -> Experiment:
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("a seed is named twice, and would count twice")
         if len(set(self.measured)) < len(self.measured):
@@ -196,6 +196,9 @@ def _refuse_unmeasured(experiment: Experiment, arm: str, recipe: Recipe) -> None
     greedy = [text for text in experiment.claims.values() if "greedy_accuracy" in text]
     if greedy and 0 not in recipe.eval.temperatures:
         raise UserError(f"{greedy[0]!r} needs greedy evaluations: add 0 to eval.temperatures")
+    watched = [text for text in experiment.claims.values() if "alarm" in text]
+    if watched and recipe.monitor is None:
+        raise UserError(f"{watched[0]!r} needs the hack monitor, and arm {arm!r} has `monitor: null`")
 
 
 def _training(arguments: Sequence[str]) -> Sequence[str]:

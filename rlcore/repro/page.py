@@ -119,7 +119,7 @@ def _best_first(arms: Mapping[str, Any], headline: str) -> dict[str, Any]:
 def _best(arms: Mapping[str, Any], headline: str, ranked_by: str) -> str:
     """Which arm is highest, and which cannot be told from it by these seeds; arms without a value are not compared."""
     values = {arm: list(of[headline]["per_seed"].values()) for arm, of in arms.items()}
-    best, *others = [arm for arm, of in values.items() if None not in of]
+    best, *others = [arm for arm, of in values.items() if None not in of] or [""]
     paired = {arm: interval([a - b for a, b in zip(values[best], values[arm], strict=True)]) for arm in others}
     alike = [arm for arm, bounds in paired.items() if bounds is None or bounds[0] <= 0 <= bounds[1]]
     if not others:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rlcore.errors import UserError
 from rlcore.recipe.load import differences, load
@@ -26,22 +28,22 @@ from rlcore.run.console import say, watched
 from rollout import annotate
 
 POLL_S = 0.2
-PACKAGES = ("rlcore", "rewards", "rollout", "trainers")
+SOURCES = {"rlcore": "*.py", "rewards": "*.py", "rollout": "*.py", "trainers": "*.py", "recipes": "toy/*.yaml"}
 
 
 def code() -> str:
-    """SHA-256 of the project's sources; a user's own modules are not among them."""
+    """SHA-256 of the project's sources, and of the toys' recipes, which runs name and do not hold; a user's own modules are not
+    among them."""
     found = hashlib.sha256()
-    for package in PACKAGES:
+    for package, pattern in SOURCES.items():
         [folder] = importlib.import_module(package).__path__
-        for file in sorted(Path(folder).rglob("*.py")):
+        for file in sorted(Path(folder).rglob(pattern)):
             found.update(f"{package}/{file.relative_to(folder)}\0".encode() + file.read_bytes())
     return found.hexdigest()
 
 
-def refuse_others(runs: Iterable[Planned]) -> None:
-    """Raises UserError where a run's folder holds one of another recipe or of other code."""
-    now = code()
+def refuse_others(runs: Iterable[Planned], now: str) -> None:
+    """Raises UserError where a run's folder holds one of another recipe or of other code than `now`."""
     for run in runs:
         file = run.folder / "recipe.yaml"
         if not file.is_file():
@@ -66,34 +68,34 @@ def warm_start(models: Iterable[tuple[str, int]]) -> dict[str, str]:
     return {name: _digest(found[0]) for name, found in files.items() if len(found) == 1 and found[0].is_file()}
 
 
-def make_models(models: Sequence[Planned]) -> dict[str, str]:
+def make_models(models: Sequence[Planned], now: str) -> dict[str, str]:
     """Make those that are not made, one after the other, as one may build on another; SHA-256 of their weights, or trees, by
     name."""
     for model in models:
         if not _is_done(model):
             say(f"making {model.title}")
-            train([model], jobs=1)
+            train([model], 1, now)
     return {model.name: _digest(_made(model)) for model in models}
 
 
-def train(runs: Sequence[Planned], jobs: int) -> None:
-    """Do the runs that are not done."""
+def train(runs: Sequence[Planned], jobs: int, now: str) -> None:
+    """Do the runs that are not done, so many at a time, with the code `now`."""
     waiting = [run for run in runs if not _is_done(run)]
     if len(waiting) < len(runs):
         say(f"{len(runs) - len(waiting)} of {len(runs)} runs are done already")
-    do(waiting, jobs)
+    do(waiting, jobs, now)
 
 
-def do(tasks: Sequence[Task], jobs: int) -> None:
-    """So many at a time. Raises UserError, with its log and last line, where one fails; the others are interrupted then, as
-    they are by Ctrl-C, and runs checkpoint the step that they are at."""
+def do(tasks: Sequence[Task], jobs: int, now: str) -> None:
+    """Each in a process of its own. Raises UserError, with its log and last line, where one fails, and where the code is not
+    `now` any more; the others are interrupted then, as they are by Ctrl-C, and runs checkpoint the step that they are at."""
     waiting = list(tasks)
     going: dict[subprocess.Popen, Task] = {}
     with watched("runs", len(tasks)) as progress, _interrupted_at_the_end(going):
         while waiting or going:
             while waiting and len(going) < jobs:
                 task = waiting.pop(0)
-                going[_start(task)] = task
+                going[_start(task, now)] = task
             time.sleep(POLL_S)
             for process in [process for process in going if process.poll() is not None]:
                 task = going.pop(process)
@@ -112,13 +114,17 @@ def _digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def _start(task: Task) -> subprocess.Popen:
-    """In a session of its own: the terminal's Ctrl-C reaches this process alone, which tells each task once."""
+def _start(task: Task, now: str) -> subprocess.Popen:
+    """In a session of its own: the terminal's Ctrl-C reaches this process alone, which tells each task once. With one thread,
+    on which what is measured may depend."""
+    if code() != now:
+        raise UserError("the code has changed since this began, and the numbers would be of both: begin anew, without the runs")
     _log(task).parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "rlcore.cli.main", *task.command]
-    _code(task).write_text(code())
+    _code(task).write_text(now)
+    settings: dict[str, Any] = dict(stdin=subprocess.DEVNULL, start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     with _log(task).open("a") as log:
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        return subprocess.Popen(command, stdout=log, stderr=log, **settings)
 
 
 @contextmanager

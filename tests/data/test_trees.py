@@ -232,8 +232,27 @@ def test_a_policys_chains_are_judged_by_their_truth(tmp_path: Path) -> None:
     path = tmp_path / "trees.jsonl"
     path.write_text(to_json(Tree("t", "3+5-9=?", "9", tuple(nodes))) + "\n")
     found = {solution.steps: solution.labels for solution in chain_trees(path=str(path))}
+    assert not any(solution.meta for solution in chain_trees(path=str(path)))
     assert found == {
         ("3+5=8", "#### 9"): ("correct", "correct"),
         ("3+5=8", "#### 8"): ("correct", "wrong"),
         ("#### 1",): ("wrong",),
     }
+
+
+def test_a_chain_that_went_no_further_is_no_solution_to_judge_whole(tmp_path: Path) -> None:
+    nodes = [Node((), None, 2, 1), Node(("3+5=8",), 0, 1, 0), Node(("#### 9",), 0, 1, 1, True)]
+    path = tmp_path / "trees.jsonl"
+    path.write_text(to_json(Tree("t", "3+5-9=?", "9", tuple(nodes))) + "\n")
+    [cut, ended] = chain_trees(path=str(path))
+    assert (cut.meta, ended.meta) == ({"unfinished": True}, {})
+    assert [example.current for solution in (cut, ended) for example in examples("orm", solution)] == [("#### 9",)]
+    assert len(examples("prm", cut)) == 1
+
+
+@pytest.mark.parametrize(("problem", "step"), [("What is 3+5?", "3+5=8"), ("3+5-9=?", "3+5=8\n8-9=9")])
+def test_a_tree_of_something_else_than_chains_is_refused_by_name(tmp_path: Path, problem: str, step: str) -> None:
+    path = tmp_path / "trees.jsonl"
+    path.write_text(to_json(Tree("t", problem, "9", (Node((), None, 1, 1), Node((step,), 0, 1, 1, True)))) + "\n")
+    with pytest.raises(UserError, match=r"trees\.jsonl: tree t is none of a chain, one line a step"):
+        chain_trees(path=str(path))

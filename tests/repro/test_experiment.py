@@ -125,6 +125,10 @@ def test_a_file_that_is_no_experiment_is_refused_by_key(tmp_path: Path, changes:
             {"base": ["quickstart", "eval.temperatures=[0.5]"], "claims": {"c": "greedy_accuracy_after[grpo] > 0"}},
             "add 0 to eval.temperatures",
         ),
+        (
+            {"base": ["quickstart", "monitor=null"], "claims": {"c": "alarms[grpo] < 1"}},
+            "needs the hack monitor, and arm 'grpo'",
+        ),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -138,7 +142,8 @@ def test_arms_differ_only_in_what_varies_names(tmp_path: Path, changes: dict, na
 BEST_OF_N: dict[str, Any] = dict(
     base=["prm_chain", "data.count=100"],
     arms={"prm": [], "hrm": ["kind=hrm"]},
-    best_of_n={"policy": "toy:chain", "data": {"name": "chain"}, "n": [1, 4], "controls": {"truth": {"name": "chain_truth"}}},
+    best_of_n={"policy": "toy:chain", "data": {"name": "chain"}, "n": [1, 4], "controls": {"truth": {"name": "chain_truth"}}}
+    | {"max_new_tokens": 8},
     varies=["kind"],
     claims={"better": "stepwise_4[hrm] - whole_4[majority] > 0", "below_truth": "stepwise_4[hrm] - stepwise_4[truth] < 0"},
 )

@@ -13,7 +13,7 @@ import pytest
 
 from rlcore.recipe.load import load
 from rlcore.repro import best_of_n, page
-from rlcore.repro.experiment import Experiment
+from rlcore.repro.experiment import BestOfN, Experiment
 from rlcore.repro.results import Result, summarise
 from rlcore.repro.training import METRICS, collect, first_at
 from rlcore.run import alarms
@@ -187,7 +187,7 @@ def test_what_reward_models_choose_is_read_and_told(tmp_path: Path, monkeypatch:
         about="About.",
         base=["prm_chain"],
         arms={"orm": [], "prm": []},
-        best_of_n={"policy": "toy:chain", "data": {"name": "chain"}, "n": (1, 4), "controls": {"truth": {"name": "t"}}},  # type: ignore[arg-type]
+        best_of_n=BestOfN(policy="p", data={}, n=(1, 4), controls={"truth": {"name": "t"}}, max_new_tokens=8),
         seeds=[100, 101],
         claims={"rises": "stepwise_4[prm] - stepwise_1[prm] > 0", "no_steps": "stepwise_4[orm] - stepwise_1[orm] > 0"},
         tried="nothing",
@@ -214,7 +214,12 @@ def test_what_reward_models_choose_is_read_and_told(tmp_path: Path, monkeypatch:
     rows = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines() if " of whole solutions |" in line]
     assert rows == [f"{arm}, of whole solutions" for arm in ("truth", "prm", "orm", "pass", "majority")]
     assert "| orm, step by step |" not in text
-    assert "at the largest N: truth; every other arm is below it" in text
+    assert "Highest accuracy at the largest N, chosen step by step if any is: truth; every other arm is below it" in text
     drawn = ElementTree.parse(tmp_path / "docs" / "results" / "choices.svg")
     labels = {element.text for element in drawn.iter() if element.text}
     assert {"N whole solutions", "N candidates for each step", "pass", "majority", "orm", "truth", "4"} <= labels
+
+
+def test_reward_models_of_whole_solutions_are_ranked_by_these() -> None:
+    values = {"whole_1": summarise({100: 0.3}), "whole_4": summarise({100: 0.5}), "stepwise_4": summarise({100: None})}
+    assert best_of_n.headline({"arms": {"orm": values, "pass": values}}) == "whole_4"

@@ -122,7 +122,7 @@ def test_runs_on_another_model_are_refused_by_name(home: Path, tiny: Path) -> No
 def test_a_run_of_other_code_is_refused_by_name(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its numbers would be compared with those of the arms that are still to come."""
     with monkeypatch.context() as patched:
-        patched.setattr(running, "PACKAGES", ("rewards",))
+        patched.setattr(running, "SOURCES", {"rewards": "*.py"})
         with pytest.raises(UserError, match=r"schooled-\w+ holds a run of other code than this: move it away"):
             command.run("shrunken.yaml", seeds=1, jobs=2, json_file="")
 
@@ -188,15 +188,21 @@ def test_only_what_is_not_done_is_started_and_it_resumes(runs: list[Planned], mo
     (runs[3].folder / "summary.json").unlink()
     monkeypatch.setattr(running, "_told", lambda run: "")
     monkeypatch.setattr(subprocess, "Popen", popen)
-    running.train(runs, jobs=2)
+    running.train(runs, 2, running.code())
     assert started == [[sys.executable, "-m", "rlcore.cli.main", *runs[3].command]]
+
+
+def test_code_that_changes_meanwhile_ends_the_experiment(runs: list[Planned]) -> None:
+    with pytest.raises(UserError, match="the code has changed since this began"):
+        running.train(runs, 2, "what it was")
+    assert not Path("runs").exists()
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, program: str) -> list[subprocess.Popen]:
     """Processes of another program in place of the runs."""
     started: list[subprocess.Popen] = []
 
-    def start(run: Planned) -> subprocess.Popen:
+    def start(run: Planned, now: str) -> subprocess.Popen:
         log = running._log(run)
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a") as file:
@@ -225,7 +231,7 @@ def test_a_failed_run_ends_the_others_and_is_quoted(runs: list[Planned], monkeyp
     with pytest.raises(
         UserError, match=r"grpo, seed 100 failed: error: out of luck \(all of it: runs/repro/mine/grpo/100.log\)"
     ):
-        running.train(runs, jobs=2)
+        running.train(runs, 2, running.code())
     assert len(started) == 2
     assert "told to stop" in Path("runs/repro/mine/dr_grpo/100.log").read_text()
 
@@ -242,7 +248,7 @@ def test_ctrl_c_tells_each_run_once_and_waits_for_it(runs: list[Planned], monkey
     pause = time.sleep
     monkeypatch.setattr(running.time, "sleep", wait)
     with pytest.raises(KeyboardInterrupt):
-        running.train(runs, jobs=2)
+        running.train(runs, 2, running.code())
     assert [process.poll() for process in started] == [0, 0]
     assert [log.read_text() for log in logs] == ["waiting\ntold to stop\n"] * 2
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

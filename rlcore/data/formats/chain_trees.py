@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from rlcore.data.steps import LabelledSolution, StepLabel
-from rlcore.data.trees import read_trees
+from rlcore.data.trees import Tree, read_trees
+from rlcore.errors import UserError
 from rlcore.toy import world
 
 
 def chain_trees(*, path: str, limit: int | None = None) -> list[LabelledSolution]:
-    """Each solution that a tree holds once. `limit` is of trees. Raises UserError for what is no tree of a chain."""
-    solutions = []
-    for tree in read_trees(path, limit):
-        ends = dict.fromkeys(tree.steps_to(i) for i, below in enumerate(tree.children) if not below)
-        for number, steps in enumerate(filter(None, ends)):  # without those that say nothing
+    """Each solution that a tree holds once; `meta["unfinished"]` is there where the tree went no further. `limit` is of trees.
+    Raises UserError for what is no tree of a chain, one line a step."""
+    return [solution for tree in read_trees(path, limit) for solution in _solutions(tree, path)]
+
+
+def _solutions(tree: Tree, path: str) -> Iterator[LabelledSolution]:
+    tips: dict[tuple[str, ...], bool] = {}
+    for i, below in enumerate(tree.children):
+        if not below and (steps := tree.steps_to(i)):  # without those that say nothing
+            tips[steps] = tips.get(steps, False) or tree.nodes[i].ends
+    for number, (steps, ends) in enumerate(tips.items()):
+        try:
             judged = world.label_steps(world.parse_chain(tree.problem), "\n".join(steps))
             labels: tuple[StepLabel, ...] = tuple("correct" if step.correct else "wrong" for step in judged)
-            solutions.append(LabelledSolution(f"{tree.id}#{number}", tree.problem, tree.answer, steps, labels, {}))
-    return solutions
+            meta = {} if ends else {"unfinished": True}
+            yield LabelledSolution(f"{tree.id}#{number}", tree.problem, tree.answer, steps, labels, meta)
+        except ValueError as error:
+            raise UserError(f"{path}: tree {tree.id} is none of a chain, one line a step: {error}") from error
