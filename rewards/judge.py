@@ -26,7 +26,8 @@ class Judgement(NamedTuple):
 
 
 class Judge(ABC):
-    of_solutions = False  # True: it was made to judge whole solutions, and what it says of their steps means nothing
+    of_solutions = False  # True: it was made to judge whole solutions; asked about a step, it judges all up to it
+    trained_on: frozenset[str] = frozenset()  # digests of problems (`rewards.trained_on`), as far as it is known
 
     @abstractmethod
     def log_odds(self, asked: Sequence[Asked], progress: Progress = no_progress) -> list[float]:

@@ -85,9 +85,12 @@ class JudgedText:
         ]
 
     def write(self, asked: Asked) -> str:
-        """For a head of texts."""
+        """For a head of texts. An orm reads all of a solution, as far as it goes."""
+        previous, current = asked.previous, asked.current
+        if self.kind == "orm":
+            previous, current = (), previous + current
         join = self.separator.join
-        return self._filled({"problem": asked.problem, "previous": join(asked.previous), "current": join(asked.current)})
+        return self._filled({"problem": asked.problem, "previous": join(previous), "current": join(current)})
 
     def _running(self, problem: str, steps: tuple[str, ...]) -> tuple[str, dict[int, int]]:
         """The text of all steps, and the character at which it ends after so many of them."""

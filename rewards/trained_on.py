@@ -21,6 +21,6 @@ def keep(folder: Path, problems: Iterable[str]) -> None:
     (folder / FILE).write_text(json.dumps(sorted(set(map(digest, problems)))) + "\n", encoding="utf-8")
 
 
-def trained_on(folder: Path) -> set[str]:
+def trained_on(folder: Path) -> frozenset[str]:
     """Digests; none for a model that does not say."""
-    return set(json.loads((folder / FILE).read_text(encoding="utf-8"))) if (folder / FILE).is_file() else set()
+    return frozenset(json.loads((folder / FILE).read_text(encoding="utf-8")) if (folder / FILE).is_file() else ())

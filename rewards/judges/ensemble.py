@@ -43,7 +43,10 @@ class Ensemble(Judge):
             raise UserError("ensemble: give two judges or more, one alone has nobody to disagree with")
         self._members = [load_judge(spec) for spec in judges]
         self._combine, self._penalty = combine, penalty
-        self.of_solutions = any(member.of_solutions for member in self._members)
+        if len({member.of_solutions for member in self._members}) > 1:
+            raise UserError("ensemble: some of these judge steps and others whole solutions, which is not the same question")
+        self.of_solutions = self._members[0].of_solutions
+        self.trained_on = frozenset().union(*(member.trained_on for member in self._members))
 
     def log_odds(self, asked: Sequence[Asked], progress: Progress = no_progress) -> list[float]:
         return self.judge(asked, progress).log_odds

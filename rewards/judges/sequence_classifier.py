@@ -40,6 +40,8 @@ class SequenceClassifier(Reader):
         super().__init__(ModelSpec(locate(model), dtype, device), tokens)
         if not template and not self.tokenizer.chat_template:
             raise UserError(f"model {self.spec.location!r} has no chat template: give `template`")
+        if template and not ("{problem}" in template and "{current}" in template):
+            raise UserError(f"sequence_classifier: template {template!r} must contain {{problem}} and {{current}}")
         self.template = JudgedText("orm", "text", template, separator) if template else None
         self.separator = separator
         self.model = self.load(AutoModelForSequenceClassification)

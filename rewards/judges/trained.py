@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rewards.judged_text import Asked, Row, load_judged_text
 from rewards.reader import TOKENS, Dtype, Reader, shared, two_classes
+from rewards.trained_on import trained_on
 from rlcore.models import ModelSpec, locate
 
 
@@ -20,6 +21,7 @@ class Trained(Reader):
         spec = ModelSpec(locate(model), dtype, device)
         self.text = load_judged_text(Path(spec.location))
         self.of_solutions = self.text.kind == "orm"
+        self.trained_on = trained_on(Path(spec.location))
         super().__init__(spec, tokens)
         self.model = spec.load_with_head(2, self.text.head).eval()
 

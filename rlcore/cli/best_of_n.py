@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from rewards.compose import refuse_broken
 from rewards.judge import Judge, load_judge
-from rewards.trained_on import digest, trained_on
-from rlcore import models
+from rewards.trained_on import digest
 from rlcore.cli.eval import Asking, EvalOptions, asking
 from rlcore.cli.output import check_json, write_json
 from rlcore.errors import UserError, nearest
@@ -47,12 +47,15 @@ def measure_best_of_n(
         if method not in METHODS:
             raise UserError(f"--method: there is no {method!r}; there are {', '.join(METHODS)}")
     known_aggregate(aggregate)
-    specs = dict(_named_judge(text) for text in judges)
+    specs = dict(named := [_named_judge(text) for text in judges])
+    if len(specs) < len(named):
+        raise UserError("--judge: two have one name, and one of them would be lost")
     options = replace(options, samples=max(numbers))
     loaded = {name: load_judge(spec) for name, spec in specs.items()}
     with asking(options) as given:
-        asked = without_trained_on(given, specs.values())
+        asked = without_trained_on(given, loaded.values())
         pool = _pools(asked, options)
+        asked = replace(asked, problems=[each.problem for each in pool])
         curves: dict[str, dict[str, Curve]] = {name: {} for name in loaded}
         if "whole" in asked_methods:
             for name, judge in loaded.items():
@@ -61,7 +64,8 @@ def measure_best_of_n(
             candidates = Candidates(asked.engine, asked.prompter, asked.sampling, separator, options.seed)
             for name, judge in loaded.items():
                 if not judge.of_solutions:
-                    curves[name]["stepwise"] = _stepwise(name, judge, candidates, asked, numbers, height)
+                    most_invalid = options.max_invalid_fraction
+                    curves[name]["stepwise"] = _stepwise(name, judge, candidates, asked, numbers, height, most_invalid)
     without = bounds(pool, numbers)
     for line in table(curves, without, numbers):
         print(line, file=sys.stderr)
@@ -103,7 +107,7 @@ def measure_early_rejection(
     spec = _spec(judge)
     reward_model = load_judge(spec)
     with asking(options) as given:
-        pool = _pools(without_trained_on(given, [spec]), options)
+        pool = _pools(without_trained_on(given, [reward_model]), options)
         tokenizer = given.prompter.tokenizer
         with watched("judging", 0) as progress:
             final, rejections = early_rejection(
@@ -169,10 +173,9 @@ def known_aggregate(aggregate: str) -> None:
         raise UserError(f"--aggregate: there is no {aggregate!r}{nearest(aggregate, list(AGGREGATES))}")
 
 
-def without_trained_on(asked: Asking, specs: Any) -> Asking:
+def without_trained_on(asked: Asking, judges: Iterable[Judge]) -> Asking:
     """Without the problems that one of the reward models was trained on."""
-    folders = [spec if isinstance(spec, str) else spec.get("model") for spec in specs]
-    known = set().union(*(trained_on(Path(models.locate(folder))) for folder in folders if isinstance(folder, str)))
+    known = frozenset().union(*(judge.trained_on for judge in judges))
     left = [problem for problem in asked.problems if digest(problem.prompt) not in known]
     if len(left) < len(asked.problems):
         say(f"{len(left)} of {len(asked.problems)} problems remain, a reward model was trained on the others")
@@ -213,11 +216,21 @@ def _pools(asked: Asking, options: EvalOptions) -> list[Pool]:
     return found
 
 
-def _stepwise(name: str, judge: Judge, candidates: Candidates, asked: Asking, counts: Sequence[int], height: int) -> Curve:
+def _stepwise(
+    name: str,
+    judge: Judge,
+    candidates: Candidates,
+    asked: Asking,
+    counts: Sequence[int],
+    height: int,
+    max_invalid_fraction: float,
+) -> Curve:
     with watched(f"{name}: step by step", len(asked.problems) * len(counts)) as progress:
         solved = stepwise(candidates, judge, asked.problems, counts, height, progress)
     groups = [Group(each.problem, [candidates.completion(each, n)]) for n, row in solved.items() for each in row]
-    scores = iter(asked.verify(groups))
+    verdicts = asked.verify(groups)
+    refuse_broken([verdicts], max_invalid_fraction)
+    scores = iter(verdicts)
     rows = {n: [next(scores) for _ in row] for n, row in solved.items()}
     return {n: accuracy([[score.value] for score in row if isinstance(score, Scored)]) for n, row in rows.items()}
 

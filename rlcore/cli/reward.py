@@ -9,7 +9,7 @@ from rewards.calibration import reliability
 from rewards.calibration_plot import draw
 from rewards.judge import load_judge
 from rewards.judged_text import Asked
-from rewards.trained_on import digest, trained_on
+from rewards.trained_on import digest
 from rlcore import models, plugins
 from rlcore.cli.named import named
 from rlcore.cli.output import check_json, write_json
@@ -28,16 +28,16 @@ def evaluate(
     kind = named(judge, "--judge", "qwen_math_prm")
     if "model" in kind:
         raise UserError(f"--judge {judge}: say which model with --model")
-    location = models.locate(model)
+    reward_model = load_judge({**kind, "model": models.locate(model)})
+    if reward_model.of_solutions:
+        raise UserError(f"{model} judges whole solutions, and this measures steps: see rlcore reward best-of-n")
     solutions = _solutions(data)
-    known = set() if keep_trained_on else trained_on(Path(location))
-    if known:
+    if reward_model.trained_on and not keep_trained_on:
         before = len(solutions)
-        solutions = [solution for solution in solutions if digest(solution.problem) not in known]
+        solutions = [solution for solution in solutions if digest(solution.problem) not in reward_model.trained_on]
         say(f"{len(solutions)} of {before} solutions remain, the others are of problems that the model was trained on")
     if not solutions:
         raise UserError(f"--data {data}: no solution is left to be judged")
-    reward_model = load_judge({**kind, "model": location})
     asked = [Asked(s.problem, s.steps[:i], s.steps[i : i + 1]) for s in solutions for i in range(len(s.steps))]
     with watched("judging steps", len(asked)) as progress:
         found = iter(reward_model.log_odds(asked, progress))

@@ -19,6 +19,7 @@ from itertools import groupby
 
 from rewards.judge import Judge
 from rewards.judged_text import Asked
+from rewards.steps import split
 from rlcore.evaluation.evaluate import Evaluation
 from rlcore.evaluation.statistics import Estimate, majority_at_k, over_problems, pass_at_k
 from rlcore.protocols import Progress, no_progress
@@ -112,8 +113,8 @@ AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {
 
 
 def steps_of(text: str, separator: str) -> tuple[str, ...]:
-    """Without blank ones."""
-    return tuple(step for step in text.split(separator) if step.strip())
+    """As process rewards find them."""
+    return tuple(step.text for step in split(text, separator))
 
 
 def solution_scores(

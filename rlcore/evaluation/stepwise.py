@@ -8,12 +8,13 @@ nothing is sampled twice. All solutions take a step together, in one batch of th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rewards.judge import Judge
 from rewards.judged_text import Asked
-from rlcore.evaluation.best_of_n import judged_once
+from rlcore.evaluation.best_of_n import judged_once, steps_of
 from rlcore.prompts import Prompter
 from rlcore.protocols import Engine, Progress, no_progress
 from rlcore.types import Completion, FinishReason, Problem, Request, Sampling, seed_from
@@ -76,7 +77,8 @@ class Candidates:
         said = self.prompter.tokenizer.decode(step.token_ids, skip_special_tokens=True)
         at_separator = self.separator in said and len(token_ids) < self.sampling.max_new_tokens
         ended = None if at_separator else "length" if self.separator in said else step.finish_reason
-        return Begun(begun.problem, token_ids, begun.logprobs + step.logprobs, (*begun.steps, step.text), ended)
+        steps = (*begun.steps, *steps_of(step.text, self.separator))
+        return Begun(begun.problem, token_ids, begun.logprobs + step.logprobs, steps, ended)
 
 
 def stepwise(
@@ -88,16 +90,18 @@ def stepwise(
     progress: Progress = no_progress,
 ) -> dict[int, list[Begun]]:
     """For each N the solution of each problem, with `height` steps at most. Of candidates that are judged alike the first is
-    taken. `progress` hears how many solutions have ended."""
+    taken, and one that says nothing only where all do. `progress` hears how many solutions have ended."""
     walks = [(n, Begun(problem)) for n in counts for problem in problems]
     for _ in range(height):
         going = [i for i, (_, begun) in enumerate(walks) if begun.ended is None]
         if not going:
             break
         offered = candidates.after([(walks[i][1], walks[i][0]) for i in going])
-        scores = judged_once(judge, [_asked(each) for some in offered for each in some])
-        for i, some in zip(going, offered, strict=True):
-            walks[i] = (walks[i][0], max(some, key=lambda each: scores[_asked(each)]))
+        more = [(len(walks[i][1].steps), some) for i, some in zip(going, offered, strict=True)]
+        scores = judged_once(judge, [_asked(each) for before, some in more for each in some if len(each.steps) > before])
+        for i, (before, some) in zip(going, more, strict=True):
+            worth = [scores[_asked(each)] if len(each.steps) > before else -math.inf for each in some]
+            walks[i] = (walks[i][0], some[worth.index(max(worth))])
         progress(sum(walks[i][1].ended is not None for i in going))
     return {n: [begun for count, begun in walks if count == n] for n in counts}
 

@@ -150,6 +150,19 @@ def test_candidates_that_are_liked_alike_leave_it_to_the_first(tokenizer: PreTra
     assert begun.steps == ("1", "#### 1")
 
 
+def test_a_candidate_that_says_nothing_is_taken_only_where_all_do(
+    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is nothing that a judge could be asked about."""
+    monkeypatch.setitem(SAID, "", [" \n", "1\n", "\n"])
+    monkeypatch.setitem(SAID, " \n", ["#### 2"])
+    for n, steps in ((1, ("#### 2",)), (2, ("1", "4"))):
+        offered, _ = candidates(tokenizer)
+        monkeypatch.setitem(SAID, "1\n", ["#### 1", "4\n"])
+        [begun] = stepwise(offered, Likes(LIKED), [PROBLEM], [n], height=2)[n]
+        assert begun.steps == steps
+
+
 def test_a_solution_that_does_not_end_is_cut_off(tokenizer: PreTrainedTokenizerBase) -> None:
     """By the number of steps, and by the tokens of all of them: `2⏎5⏎` are four."""
     offered, _ = candidates(tokenizer)
@@ -205,6 +218,7 @@ def test_the_command_sets_reward_models_side_by_side(measure: Callable[..., dict
         (("--judge", "a={name: chain_truth}", "--method", "beam"), "--method: there is no 'beam'"),
         (("--judge", "a={name: chain_truth}", "--aggregate", "lst"), "did you mean 'last'"),
         (("--judge", "a={name: chain_truth}", "--separator", ""), "--separator"),
+        (("--judge", "a={name: chain_truth}") * 2, "--judge: two have one name"),
         (("--judge", "a=[1]"), "neither a folder nor a YAML mapping"),
     ],
     ids=lambda value: str(value)[-40:],

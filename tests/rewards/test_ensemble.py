@@ -34,6 +34,14 @@ class Sure(Judge):
         return [self.log] * len(asked)
 
 
+class Schooled(Sure):
+    """It says what it was trained on."""
+
+    def __init__(self, *, problems: list[str], of_solutions: bool = False) -> None:
+        super().__init__(p=0.5)
+        self.trained_on, self.of_solutions = frozenset(problems), of_solutions
+
+
 def ensemble(*probabilities: float, **options: Any) -> Mapping[str, Any]:
     return {"name": "ensemble", "judges": [{"name": f"{__name__}:Sure", "p": p} for p in probabilities], **options}
 
@@ -69,6 +77,17 @@ def test_every_member_is_asked_once_and_watched_once(monkeypatch: pytest.MonkeyP
     heard: list[int] = []
     load_judge(ensemble(0.5, 0.6, 0.7)).judge(ASKED, heard.append)
     assert (Sure.asked, heard) == (3, [2])
+
+
+def test_what_its_members_were_trained_on_it_was_trained_on() -> None:
+    specs = [{"name": f"{__name__}:Schooled", "problems": problems} for problems in (["a", "b"], ["b", "c"])]
+    assert load_judge({"name": "ensemble", "judges": specs}).trained_on == {"a", "b", "c"}
+
+
+def test_judges_of_steps_and_of_solutions_are_no_ensemble() -> None:
+    specs = [{"name": f"{__name__}:Schooled", "problems": [], "of_solutions": whole} for whole in (True, False)]
+    with pytest.raises(UserError, match="judge steps and others whole solutions"):
+        load_judge({"name": "ensemble", "judges": specs})
 
 
 def test_one_judge_is_no_ensemble() -> None:

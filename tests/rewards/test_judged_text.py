@@ -46,6 +46,11 @@ def test_everything_is_answered_once_even_what_is_asked_twice() -> None:
     assert sorted(i for _, _, ends in found for i in ends.values()) == [0, 1, 2]
 
 
+def test_a_model_of_solutions_reads_all_that_stands_there() -> None:
+    text = JudgedText("orm", "text", "{problem}|{previous}|{current}", "/")
+    assert text.write(Asked("q", ("a", "b"), ("c",))) == text.write(Asked("q", (), ("a", "b", "c"))) == "q||a/b/c"
+
+
 def test_what_has_no_step_cannot_be_asked() -> None:
     with pytest.raises(ValueError, match=r"asked\[1\] has no step to be judged"):
         packed([Asked("q", (), ("a",)), Asked("q", ("a",), ())])
