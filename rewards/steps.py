@@ -50,15 +50,15 @@ def split(text: str, separator: str, part: Part = "all") -> list[Step]:
     return [Step(step.text, end) for step, end in zip(found, ends, strict=False)]
 
 
-def last_tokens(steps: Sequence[Step], text: str, token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def last_tokens(steps: Sequence[Step], token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Of each step, the index of the token that its last character is in; of the last step, the completion's last token, which
     ends it or was the last that the limit let through."""
-    reach = list(itertools.accumulate(_characters(text, token_ids, tokenizer)))
+    reach = list(itertools.accumulate(_characters(token_ids, tokenizer)))
     places = [next((i for i, n in enumerate(reach) if n >= step.end), len(token_ids) - 1) for step in steps[:-1]]
     return [*places, len(token_ids) - 1] if steps else []
 
 
-def _characters(text: str, token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _characters(token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """How many characters of the text each token adds, as one decodes them one after the other. A token that ends within a
     character adds it with the token that completes it."""
     counts: list[int] = []

@@ -98,7 +98,7 @@ class Process(Reward):
         if self._tokenizer is None:
             return scored
         per_token = [0.0] * len(completion.token_ids)
-        places = last_tokens(steps, completion.text, completion.token_ids, self._tokenizer)
+        places = last_tokens(steps, completion.token_ids, self._tokenizer)
         for place, reward in zip(places, rewards, strict=True):
             per_token[place] += reward
         return replace(scored, per_token=tuple(per_token))

@@ -17,7 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from rewards.judge import Judge
+from rewards.credit import paid
+from rewards.judge import Judge, probability
 from rewards.judged_text import Asked
 from rewards.steps import split
 from rlcore.evaluation.evaluate import Evaluation
@@ -98,9 +99,7 @@ def _product(log_odds: Sequence[float]) -> float:
 
 
 def _soft_min(log_odds: Sequence[float]) -> float:
-    rewards = [math.tanh(z / 2) for z in log_odds]
-    weights = [math.exp((min(rewards) - r) / SOFTNESS) for r in rewards]
-    return sum(w * r for w, r in zip(weights, rewards, strict=True)) / sum(weights)
+    return sum(paid("min", [probability(z) for z in log_odds], temperature=SOFTNESS, threshold=0.0))
 
 
 AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {

@@ -64,7 +64,7 @@ class Pieces:
 )
 def test_the_tokens_in_which_steps_end(pieces: tuple[bytes, ...], expected: list[int]) -> None:
     text = b"".join(pieces).decode()
-    assert last_tokens(split(text, "\n\n"), text, range(len(pieces)), Pieces(*pieces)) == expected  # type: ignore[arg-type]
+    assert last_tokens(split(text, "\n\n"), range(len(pieces)), Pieces(*pieces)) == expected  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
