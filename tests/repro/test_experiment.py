@@ -182,3 +182,7 @@ def test_every_shipped_experiment_can_be_planned() -> None:
         assert len(plan(stem, experiment, experiment.seeds)) == len(experiment.arms) * len(experiment.seeds)
     with pytest.raises(UserError, match="did you mean 'algorithms'"):
         read("algoritms")
+
+
+def test_clip_and_delta_are_measured_with_the_reward_model_of_pure() -> None:
+    assert plan_models(read("clip_delta")[1]) == plan_models(read("pure")[1])
