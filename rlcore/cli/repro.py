@@ -38,7 +38,7 @@ def run(argument: str, seeds: int | None, jobs: int, json_file: str) -> None:
 
 def _started_from(experiment: Experiment, models: Sequence[Planned], runs: Sequence[Planned]) -> list[tuple[str, int]]:
     """The models, by name and seed, that are not of the experiment's own making."""
-    own = {str(model.folder) for model in models}
+    own = {str(place) for model in models for place in (model.folder, model.folder / "model")}
     policy = [] if experiment.best_of_n is None else [(experiment.best_of_n.policy, 0)]
     return [*((r.recipe.model, r.recipe.seed) for r in (*models, *runs) if r.recipe.model not in own), *policy]
 
