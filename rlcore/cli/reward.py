@@ -28,10 +28,10 @@ def evaluate(
     kind = named(judge, "--judge", "qwen_math_prm")
     if "model" in kind:
         raise UserError(f"--judge {judge}: say which model with --model")
+    solutions = _solutions(data)
     reward_model = load_judge({**kind, "model": models.locate(model)})
     if reward_model.of_solutions:
         raise UserError(f"{model} judges whole solutions, and this measures steps: see rlcore reward best-of-n")
-    solutions = _solutions(data)
     if reward_model.trained_on and not keep_trained_on:
         before = len(solutions)
         solutions = [solution for solution in solutions if digest(solution.problem) not in reward_model.trained_on]
