@@ -5,7 +5,8 @@
 
 So with a token head one pass judges all steps of a solution, and solutions that begin alike are read once as far as one is the
 beginning of the other. Where a step ends is found in the text, not among the tokens: a separator may be part of a token that
-begins before it (".\\n\\n").
+begins before it (".\\n\\n"). Steps that an hrm judges as one stand there as one, with a space between them: with the separator
+they would ask what is asked of the last of them alone.
 
 A model's own way of writing is kept beside its weights, in `reward_model.json`, with the temperature that calibrates what it
 says: whoever scores with it writes what it was trained on.
@@ -35,6 +36,7 @@ STEP = (
     "Now, let's focus on the current step:\n{current}"
 )  # these two are what the HRM's code was trained with (arXiv 2503.13551)
 RUNNING = "{problem}\n\n{steps}"
+MERGED = " "  # between the steps that are one in a running text
 
 
 class Asked(NamedTuple):
@@ -74,7 +76,7 @@ class JudgedText:
         if self.head == "text":
             texts: list[list[int]] = tokenizer([self.write(each) for each in asked]).input_ids
             return [Row(tuple(ids), (len(ids) - 1,), (i,)) for i, ids in enumerate(texts)]
-        solutions = packed(asked)
+        solutions = packed([self._merged(each) for each in asked])
         written = [self._running(problem, steps) for problem, steps, _ in solutions]
         read = tokenizer([text for text, _ in written], return_offsets_mapping=True)
         return [
@@ -91,6 +93,10 @@ class JudgedText:
             previous, current = (), previous + current
         join = self.separator.join
         return self._filled({"problem": asked.problem, "previous": join(previous), "current": join(current)})
+
+    def _merged(self, asked: Asked) -> Asked:
+        """For a head of tokens."""
+        return asked._replace(current=(MERGED.join(asked.current),)) if self.kind == "hrm" and asked.current else asked
 
     def _running(self, problem: str, steps: tuple[str, ...]) -> tuple[str, dict[int, int]]:
         """The text of all steps, and the character at which it ends after so many of them."""

@@ -616,8 +616,6 @@ class RewardModel(Job):
             raise ValueError(f"judging.template must contain {lacking[0]} for head: {self.head}")
         if self.head == "token" and self.judging.template and not self.judging.template.endswith("{steps}"):
             raise ValueError("judging.template must end with {steps} for head: token: each is judged where it ends")
-        if self.head == "token" and self.kind == "hrm":
-            raise ValueError("an hrm judges pairs that are merged, which no running text holds: use head: text")
         if self.head == "token" and not self.judging.separator:
             raise ValueError("judging.separator is where a step's judgement stands for head: token: it cannot be empty")
         if self.repaired and self.kind != "hrm":

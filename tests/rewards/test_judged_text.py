@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from rewards.judged_text import STEP, Asked, JudgedText, Row, load_judged_text, packed
+from rlcore.data.step_examples import Kind
 from rlcore.errors import UserError
 
 
@@ -49,6 +50,20 @@ def test_everything_is_answered_once_even_what_is_asked_twice() -> None:
 def test_a_model_of_solutions_reads_all_that_stands_there() -> None:
     text = JudgedText("orm", "text", "{problem}|{previous}|{current}", "/")
     assert text.write(Asked("q", ("a", "b"), ("c",))) == text.write(Asked("q", (), ("a", "b", "c"))) == "q||a/b/c"
+
+
+def test_a_merged_pair_is_one_step_of_a_running_text(bpe: PreTrainedTokenizerFast) -> None:
+    """With the separator between them the pair would ask what is asked of its second step, and have its score."""
+    asked = [Asked("1+1?", ("a",), ("b",)), Asked("1+1?", (), ("a", "b"))]
+    hrm, orm = (JudgedText(kind, "token", "{problem}\n{steps}", "\n").rows(asked, bpe) for kind in ("hrm", "orm"))
+    assert [(bpe.decode(row.ids), row.asked) for row in hrm] == [("1+1?\na\nb\n", (0,)), ("1+1?\na b\n", (1,))]
+    assert [bpe.decode(row.ids) for row in orm] == ["1+1?\na\nb\n"] * 2
+
+
+@pytest.mark.parametrize("kind", ["prm", "hrm"])
+def test_a_running_text_without_a_step_cannot_be_asked(kind: Kind, bpe: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(ValueError, match=r"asked\[0\] has no step to be judged"):
+        JudgedText(kind, "token", "{problem}\n{steps}", "\n").rows([Asked("q", ("a",), ())], bpe)
 
 
 def test_what_has_no_step_cannot_be_asked() -> None:

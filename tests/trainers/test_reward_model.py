@@ -283,7 +283,6 @@ def test_the_dry_run_says_what_would_be_learned(tiny: Path, tmp_path: Path) -> N
         (["head=token"], "judging.template must contain {steps} for head: token"),
         (["head=token", "judging.template='{steps} {problem}'"], "must end with {steps}"),
         (["head=token", "judging={template: '{problem}{steps}', separator: ''}"], "it cannot be empty"),
-        (["head=token", "judging.template='{problem}{steps}'", "kind=hrm"], "no running text holds: use head: text"),
         (["data={name: prm800k}"], "'prm800k' needs the option 'path'"),
         (["data={name: chain_steps, count: 30, strategies: {direct: 1}}"], "do not hold both right and wrong ones"),
         (["max_length=3"], "do not hold both right and wrong ones"),
