@@ -27,6 +27,7 @@ class Judgement(NamedTuple):
 
 class Judge(ABC):
     of_solutions = False  # True: it was made to judge whole solutions; asked about a step, it judges all up to it
+    steps_end_with: str | None = None  # the separator of those it learned from; None: it takes any
     trained_on: frozenset[str] = frozenset()  # digests of problems (`rewards.trained_on`), as far as it is known
 
     @abstractmethod
@@ -37,6 +38,14 @@ class Judge(ABC):
     def judge(self, asked: Sequence[Asked], progress: Progress = no_progress) -> Judgement:
         """`log_odds`, with what else there is to tell."""
         return Judgement(self.log_odds(asked, progress))
+
+    def check_separator(self, separator: str) -> None:
+        """Raises UserError where texts are divided into other steps than it learned."""
+        if self.steps_end_with not in (None, separator):
+            raise UserError(
+                f"the reward model learned steps that end with {self.steps_end_with!r}, and these end with {separator!r}: "
+                f"set the separator to {self.steps_end_with!r}"
+            )
 
 
 def probability(log_odds: float) -> float:

@@ -45,8 +45,8 @@ class Judges(Judge):
         self._replacing = threading.Lock()
         self._actors = [self._start() for _ in range(workers)]
         loading = {number: actor.load.remote(load) for number, actor in enumerate(self._actors)}
-        of_solutions = [self._answer(number, "load", load, call) for number, call in loading.items()]
-        self.of_solutions = of_solutions[0]
+        loaded = [self._answer(number, "load", load, call) for number, call in loading.items()]
+        self.of_solutions, self.steps_end_with = loaded[0]
 
     def log_odds(self, asked: Sequence[Asked], progress: Progress = no_progress) -> list[float]:
         return self.judge(asked, progress).log_odds
@@ -110,10 +110,10 @@ class Judges(Judge):
 class Worker:
     """One of the processes."""
 
-    def load(self, make: Callable[[], Judge]) -> bool:
-        """Whether the judge is one of whole solutions."""
+    def load(self, make: Callable[[], Judge]) -> tuple[bool, str | None]:
+        """What `Judge` says of whole solutions and of steps."""
         self._judge = make()
-        return self._judge.of_solutions
+        return self._judge.of_solutions, self._judge.steps_end_with
 
     def judge(self, asked: Sequence[Asked]) -> Judgement:
         return self._judge.judge(asked)

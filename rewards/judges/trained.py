@@ -21,6 +21,7 @@ class Trained(Reader):
         spec = ModelSpec(locate(model), dtype, device)
         self.text = load_judged_text(Path(spec.location))
         self.of_solutions = self.text.kind == "orm"
+        self.steps_end_with = self.text.separator
         self.trained_on = trained_on(Path(spec.location))
         super().__init__(spec, tokens)
         self.model = spec.load_with_head(2, self.text.head).eval()

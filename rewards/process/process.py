@@ -57,12 +57,15 @@ class Process(Reward):
         self._tokenizer = tokenizer
 
     def judge_with(self, judge: Judge) -> None:
-        """Given what `load_judge` made, here or in other processes."""
+        """Given what `load_judge` made, here or in other processes. Raises UserError where it learned other steps."""
+        judge.check_separator(self._separator)
         self._judge = judge
 
     def score(self, groups: Sequence[Group], state: Any) -> list[Score]:
         """One score per completion, group after group; all steps of the batch are judged together."""
-        self._judge = self._judge or self.load_judge()
+        if self._judge is None:
+            self.judge_with(self.load_judge())
+        assert self._judge is not None
         accuracy = self._accuracy(groups)
         told = [(group.problem, completion) for group in groups for completion in group.completions]
         steps = [split(completion.text, self._separator, self._part) for _, completion in told]

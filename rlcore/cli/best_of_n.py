@@ -52,6 +52,8 @@ def measure_best_of_n(
         raise UserError("--judge: two have one name, and one of them would be lost")
     options = replace(options, samples=max(numbers))
     loaded = {name: load_judge(spec) for name, spec in specs.items()}
+    for judge in loaded.values():
+        judge.check_separator(separator)
     with asking(options) as given:
         asked = without_trained_on(given, loaded.values())
         pool = _pools(asked, options)
@@ -106,6 +108,7 @@ def measure_early_rejection(
     known_aggregate(aggregate)
     spec = _spec(judge)
     reward_model = load_judge(spec)
+    reward_model.check_separator(separator)
     with asking(options) as given:
         pool = _pools(without_trained_on(given, [reward_model]), options)
         tokenizer = given.prompter.tokenizer

@@ -40,6 +40,15 @@ class Likes(Judge):
         return [self.numbers[" ".join(each.current)] for each in asked]
 
 
+class Lines(Judge):
+    """It learned steps that are lines, and is asked about none."""
+
+    steps_end_with = "\n"
+
+    def log_odds(self, asked: Sequence[Asked], progress: Progress = no_progress) -> list[float]:
+        raise AssertionError
+
+
 # -- whole solutions -----------------------------------------------------------------------------------------------------------
 
 
@@ -219,6 +228,7 @@ def test_the_command_sets_reward_models_side_by_side(measure: Callable[..., dict
         (("--judge", "a={name: chain_truth}", "--aggregate", "lst"), "did you mean 'last'"),
         (("--judge", "a={name: chain_truth}", "--separator", ""), "--separator"),
         (("--judge", "a={name: chain_truth}") * 2, "--judge: two have one name"),
+        (("--judge", f"a={{name: {__name__}:Lines}}"), "set the separator to '\\n'"),
         (("--judge", "a=[1]"), "neither a folder nor a YAML mapping"),
     ],
     ids=lambda value: str(value)[-40:],

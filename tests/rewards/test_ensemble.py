@@ -37,9 +37,9 @@ class Sure(Judge):
 class Schooled(Sure):
     """It says what it was trained on."""
 
-    def __init__(self, *, problems: list[str], of_solutions: bool = False) -> None:
+    def __init__(self, *, problems: Sequence[str] = (), of_solutions: bool = False, separator: str | None = None) -> None:
         super().__init__(p=0.5)
-        self.trained_on, self.of_solutions = frozenset(problems), of_solutions
+        self.trained_on, self.of_solutions, self.steps_end_with = frozenset(problems), of_solutions, separator
 
 
 def ensemble(*probabilities: float, **options: Any) -> Mapping[str, Any]:
@@ -85,8 +85,15 @@ def test_what_its_members_were_trained_on_it_was_trained_on() -> None:
 
 
 def test_judges_of_steps_and_of_solutions_are_no_ensemble() -> None:
-    specs = [{"name": f"{__name__}:Schooled", "problems": [], "of_solutions": whole} for whole in (True, False)]
+    specs = [{"name": f"{__name__}:Schooled", "of_solutions": whole} for whole in (True, False)]
     with pytest.raises(UserError, match="judge steps and others whole solutions"):
+        load_judge({"name": "ensemble", "judges": specs})
+
+
+def test_judges_of_other_steps_are_no_ensemble() -> None:
+    specs = [{"name": f"{__name__}:Schooled", "separator": separator} for separator in (None, "\n", "\n\n")]
+    assert load_judge({"name": "ensemble", "judges": specs[:2]}).steps_end_with == "\n"
+    with pytest.raises(UserError, match=r"steps that end differently, with '\\n', '\\n\\n'"):
         load_judge({"name": "ensemble", "judges": specs})
 
 
