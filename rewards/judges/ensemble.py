@@ -46,10 +46,10 @@ class Ensemble(Judge):
         if len({member.of_solutions for member in self._members}) > 1:
             raise UserError("ensemble: some of these judge steps and others whole solutions, which is not the same question")
         self.of_solutions = self._members[0].of_solutions
-        separators = {member.steps_end_with for member in self._members if member.steps_end_with is not None}
-        if len(separators) > 1:
-            raise UserError(f"ensemble: these learned steps that end differently, with {', '.join(map(repr, sorted(separators)))}")
-        self.steps_end_with = next(iter(separators), None)
+        ends = sorted({member.steps_end_with for member in self._members if member.steps_end_with is not None})
+        if len(ends) > 1:
+            raise UserError(f"ensemble: these learned steps that end differently, with {', '.join(map(repr, ends))}")
+        self.steps_end_with = ends[0] if ends else None
         self.trained_on = frozenset().union(*(member.trained_on for member in self._members))
 
     def log_odds(self, asked: Sequence[Asked], progress: Progress = no_progress) -> list[float]:

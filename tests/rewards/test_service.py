@@ -138,7 +138,7 @@ def test_what_a_judge_refuses_there_it_refuses_here(judges: Judges, tiny: Path) 
 def test_steps_that_the_judge_did_not_learn_are_refused(judges: Judges, folder: Callable[[str], Path]) -> None:
     """Else a completion would be one step, and nobody would know why its scores are bad."""
     for judge in (load_judge(str(folder("text"))), judges):
-        with pytest.raises(UserError, match=r"steps that end with '\\n', and these end with '\\n\\n': set the separator to '\\n'"):
+        with pytest.raises(UserError, match=r"'\\n', and these end with '\\n\\n': set the separator to '\\n'"):
             Process(judge={"name": "chain_truth"}).judge_with(judge)
         Process(judge={"name": "chain_truth"}, separator="\n").judge_with(judge)
 
