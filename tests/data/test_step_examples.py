@@ -94,6 +94,15 @@ def test_steps_of_the_toy_world_have_their_truth_and_repairs_occur_in_them() -> 
     assert corrected.labels[-1] == "correct"
 
 
+def test_what_follows_a_wrong_step_of_the_toy_world_need_not_be_judged() -> None:
+    """As in PRM800K: until a step is true again, which `wait` is, and what takes the wrong step back."""
+    judged = {s.meta["strategy"]: s for s in chain_steps(count=300, difficulty=[3, 5], seed=3, inherited=False)}
+    wrong, corrected = judged["wrong"].labels, judged["corrected"].labels
+    first = wrong.index("wrong")
+    assert wrong == ("correct",) * first + ("wrong",) + (None,) * (len(wrong) - first - 1)
+    assert Counter(corrected) == {"correct": len(corrected) - 1, "wrong": 1}
+
+
 def test_the_counts_of_prm800ks_phase_1_test_set(real_data: Path) -> None:
     """As the released rules give them on the real file. No merged pair goes on from a wrong step of the model's."""
     solutions = prm800k(path=str(real_data / "prm800k_phase1_test.jsonl"))

@@ -1,4 +1,4 @@
-"""Solutions of the toy world's chains (`rlcore.data.sources.chain`), every step judged by what is true of it: no file."""
+"""Solutions of the toy world's chains (`rlcore.data.sources.chain`), judged by what is true of their steps: no file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from rlcore.data.sources.chain import chain
 from rlcore.data.steps import LabelledSolution
-from rlcore.toy import world
+from rlcore.toy.verdicts import verdicts
 
 MIX = {
     **{"direct": 0.1, "terse": 0.1, "steps": 0.2, "verbose": 0.1},
@@ -20,19 +20,20 @@ def chain_steps(
     count: int = 10_000,
     difficulty: Sequence[int] = (2, 5),
     strategies: Mapping[str, float] = MIX,
+    inherited: bool = True,
     seed: int = 0,
 ) -> list[LabelledSolution]:
-    """`meta["strategy"]` is how the solution was written."""
+    """`meta["strategy"]` is how the solution was written. `inherited: false` leaves errors that follow an error unjudged."""
     problems = chain(split=split, count=count, difficulty=difficulty, strategies=strategies, seed=seed)
     return [
         LabelledSolution(
             id=problem.id,
             problem=problem.prompt,
             answer=problem.answer,
-            steps=tuple(step.text for step in labelled),
-            labels=tuple("correct" if step.correct else "wrong" for step in labelled),
+            steps=steps,
+            labels=verdicts(problem.prompt, steps, inherited=inherited),
             meta={"strategy": problem.meta["strategy"]},
         )
         for problem in problems
-        for labelled in [world.label_steps(world.parse_chain(problem.prompt), str(problem.meta["solution"]))]
+        for steps in [tuple(str(problem.meta["solution"]).split("\n"))]
     ]
