@@ -55,9 +55,7 @@ def as_trl(
     if verifiable is not None and not verifiable.verifiable:
         raise UserError(f"as_trl: {_name(verifiable)!r} is not verifiable: its values are no accuracy")
     if reward.reads_accuracy and verifiable is None:
-        raise UserError(
-            f"as_trl: {name!r} reads which completions are right: give it the reward that says so, verifiable=Answer()"
-        )
+        raise UserError(f"as_trl: {name!r} reads which completions are right: add the reward that tells, verifiable=Answer()")
     verifies = reward.verifiable or verifiable is not None
     if tokenizer is not None:
         reward.begin(tokenizer)

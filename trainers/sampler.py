@@ -244,6 +244,7 @@ class Sampler:
         return {"tree/shared": Mean(used - computed_tokens(leaves, self.spec.tree.segment), used)}
 
     def _budgets(self, groups: Sequence[Group]) -> Metrics:
+        """The mean length budget of the problems."""
         if self.length_budget is None:
             return {}
         return {"length/budget": Mean(sum(budget_of(group.problem) for group in groups), len(groups))}

@@ -153,8 +153,8 @@ def _budgeted(problems: list[Problem], prompt: Prompt, trained: Recipe | None, o
     if not isinstance(trained, RL) or trained.length_budget is None:
         raise UserError("the template tells {budget}, and this model is of no run that gives budgets: write a number there")
     place = Path(options.model).absolute()
-    named = [re.fullmatch(r"step-(\d+)", folder.name) for folder in (place, *place.parents)]
-    step = next((int(found[1]) for found in named if found), trained.steps)
+    names = (re.fullmatch(r"step-(\d+)", folder.name) for folder in (place, *place.parents))
+    step = next((int(name[1]) for name in names if name), trained.steps)
     return [for_evaluation(problem, trained.length_budget, options.seed, step) for problem in problems]
 
 

@@ -110,7 +110,7 @@ def test_length_rewards_find_answers_and_budgets(answer: Answer) -> None:
     assert call(as_trl(Kimi(), verifiable=answer), texts, **columns) == pytest.approx([0.5, 0, -0.5])
     with pytest.raises(UserError, match=r"the length budget of 1\+1\? is None, .*in TRL: whole numbers in .* column `budget`"):
         call(as_trl(Triangle()), texts, **columns)
-    with pytest.raises(UserError, match="'kimi' reads which completions are right: give the reward that says so, verifiable="):
+    with pytest.raises(UserError, match="'kimi' reads which completions are right: add the reward that tells, verifiable="):
         as_trl(Kimi())
 
 
