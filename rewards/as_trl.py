@@ -1,11 +1,12 @@
 """A reward of ours for TRL's `reward_funcs` (GRPOTrainer, RLOOTrainer; TRL 1.16). `from_trl` is the other direction.
 
     reward_funcs=[as_trl(Answer(), tokenizer=tokenizer), as_trl(Overlong(max_tokens=512, buffer=128))]
+    reward_funcs=[as_trl(answer, tokenizer=tokenizer), as_trl(Kimi(), verifiable=answer, tokenizer=tokenizer)]
 
 The dataset's columns become the problem's fields: `answer` (which verifiable rewards cannot do without), `grader` and `id`
-where there are any; the rest is `meta`. Rows that follow one another with the same prompt and columns are the group of one
-problem. A reward that compares the members of a group needs each process to hold whole groups: batches that `num_generations`
-divides.
+where there are any; the rest is `meta`, such as the length `budget` that some rewards read. Rows that follow one another with
+the same prompt and columns are the group of one problem. A reward that compares the members of a group needs each process to
+hold whole groups: batches that `num_generations` divides.
 
 What TRL does not tell its reward functions is not there: prompt ids are empty, log-probs are NaN, weight versions are 0, and
 the sampling parameters are the default ones.
@@ -42,8 +43,8 @@ def as_trl(
     decoded from the completions' ids, and a completion that ends with neither EOS nor padding is truncated. Without it texts
     are those that TRL passes, and nothing is truncated: a number at which the token limit fell may count as an answer.
 
-    Raises UserError for a reward that learns from batches; the function does so for rows without the `answer` that a verifiable
-    reward needs, and for messages that hold more than text.
+    Raises UserError for a reward that learns from batches, and for one that reads accuracy where nothing gives it; the function
+    does so for rows without the `answer` that a verifiable reward needs, and for messages that hold more than text.
     """
     name = _name(reward)
     for component in (reward, verifiable):
@@ -53,6 +54,8 @@ def as_trl(
             )
     if verifiable is not None and not verifiable.verifiable:
         raise UserError(f"as_trl: {_name(verifiable)!r} is not verifiable: its values are no accuracy")
+    if reward.reads_accuracy and verifiable is None:
+        raise UserError(f"as_trl: {name!r} reads which completions are right: add the reward that tells, verifiable=Answer()")
     verifies = reward.verifiable or verifiable is not None
     if tokenizer is not None:
         reward.begin(tokenizer)

@@ -79,7 +79,7 @@ def _texts(problem: Problem, another: Problem, form: str, prompter: Prompter) ->
         "one step repeated": separator.join([*steps, answer][:1] * ONE_STEP_TIMES),
         "no separators": re.sub(r"\s*\n\s*", " ", reference),
         "answer only": _write(form, [], answer, separator),
-        "prompt copied": prompter.spec.template.replace("{problem}", problem.prompt),
+        "prompt copied": prompter.user(problem),
         "thank you": "Thank you.",
     }
 

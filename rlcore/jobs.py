@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +80,9 @@ def _train(loaded: Loaded, recipe: RL) -> dict[str, Any]:
         else:
             verify = parts.rewards.verify
             evaluation = PeriodicEvaluation(recipe, asked.held_out, parts.engine, parts.sampler.prompter, verify)
-            before = run.once("evaluation_before.json", evaluation.thorough)
+            before = run.once("evaluation_before.json", partial(evaluation.thorough, step=0))
             step = train(replace(parts, evaluate=parts.monitor.hearing(evaluation)), run)
-            summary = compare(before, evaluation.thorough(), recipe.rollout.temperature)
+            summary = compare(before, evaluation.thorough(step), recipe.rollout.temperature)
     stopped = {"stopped": run.alarmed} if run.alarmed else {}
     summary = _finish(run, {"engine": recipe.rollout.engine.model_dump(), **summary, "steps": step, **stopped})
     if run.alarmed:

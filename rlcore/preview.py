@@ -7,6 +7,7 @@ from typing import Any
 
 from rlcore import models, plugins
 from rlcore.data.mixture import load as load_problems
+from rlcore.length_budget import describe, for_training
 from rlcore.prompts import Prompter
 from rlcore.protocols import LearnedReward
 from rlcore.recipe.estimate import Shape, memory, token_budget
@@ -31,7 +32,9 @@ def _rl(recipe: RL) -> Iterator[str]:
     yield from asked.problems.describe()
     location = warmstart.architecture(recipe.model, recipe.seed)
     prompter = Prompter(recipe.prompt, models.load_tokenizer(location, recipe.trust_remote_code))
-    yield from _first(prompter, asked.problems.problems)
+    if recipe.length_budget:
+        yield describe(recipe.length_budget, recipe.steps)
+    yield from _first(prompter, [for_training(asked.problems.problems[0], recipe.length_budget, recipe.seed, step=1)])
     longest = longest_prompt(recipe, asked, prompter, models.context(location, recipe.trust_remote_code))
     budget = token_budget(recipe, longest, bool(needing(recipe, "greedy")))
     yield from (f"{name}: {count:,}" for name, count in budget.items())

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rlcore.errors import UserError
+from rlcore.length_budget import budget_of
 from rlcore.models import ModelSpec, eos_ids
-from rlcore.recipe.schema import Prompt
+from rlcore.recipe.schema import Example, Prompt
 from rlcore.types import Problem
 
 if TYPE_CHECKING:
@@ -22,15 +23,22 @@ class Prompter:
         if spec.chat == "template" and not has_template:
             raise UserError("prompt.chat is `template`, and the model's tokenizer has no chat template: use `plain` or `auto`")
         self.chat = has_template and spec.chat != "plain"
+        self._examples = [(self.user(self._as_problem(example)), example.answer) for example in spec.examples]
+
+    def user(self, problem: Problem) -> str:
+        """What the user says. Raises UserError where the template tells a budget and the problem has none."""
+        template = self.spec.template
+        if self.spec.tells_budget:
+            template = template.replace("{budget}", str(budget_of(problem)))
+        return template.replace("{problem}", problem.prompt)
 
     def text(self, problem: Problem) -> str:
         """The prompt as the model reads it, special tokens spelt out."""
-        user = self.spec.template.replace("{problem}", problem.prompt)
         if not self.chat:
-            shots = "".join(f"{self.spec.template.replace('{problem}', e.prompt)}\n{e.answer}\n\n" for e in self.spec.examples)
+            shots = "".join(f"{asked}\n{answer}\n\n" for asked, answer in self._examples)
             system = f"{self.spec.system}\n\n" if self.spec.system else ""
-            return f"{system}{shots}{user}\n"
-        return self._template([*self._opening(), {"role": "user", "content": user}], add_generation_prompt=True)
+            return f"{system}{shots}{self.user(problem)}\n"
+        return self._template([*self._opening(), {"role": "user", "content": self.user(problem)}], add_generation_prompt=True)
 
     def render(self, problem: Problem) -> tuple[int, ...]:
         """Prompt token ids. A template that spells out BOS is not given a second one."""
@@ -57,10 +65,14 @@ class Prompter:
 
     def _opening(self) -> list[dict[str, str]]:
         opening = [{"role": "system", "content": self.spec.system}] if self.spec.system else []
-        for example in self.spec.examples:
-            opening.append({"role": "user", "content": self.spec.template.replace("{problem}", example.prompt)})
-            opening.append({"role": "assistant", "content": example.answer})
+        for asked, answer in self._examples:
+            opening += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
         return opening
+
+    def _as_problem(self, example: Example) -> Problem:
+        """Its budget, where one is told, is what its answer takes."""
+        meta = {"budget": len(self.complete(example.answer))} if self.spec.tells_budget else {}
+        return Problem("example", example.prompt, example.answer, meta=meta)
 
     def _template(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
         thinking = {} if self.spec.enable_thinking is None else {"enable_thinking": self.spec.enable_thinking}

@@ -156,6 +156,7 @@ class Reward(ABC):
 
     verifiable: bool = False  # True: the raw value is accuracy (1 correct, 0 wrong), read by filters and statistics
     reads_accuracy: bool = False  # True: it looks into `Group.accuracy`, or learns from it, so something must be verifiable
+    reads_budget: bool = False  # True: it looks into the problem's length budget (`rlcore.length_budget`)
     pays_steps: bool = False  # True: what it spreads over the tokens are rewards of steps, each where its step ends
 
     @abstractmethod

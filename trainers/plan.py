@@ -9,6 +9,7 @@ from rlcore.data.mixture import Mixture
 from rlcore.data.mixture import load as load_problems
 from rlcore.data.overlap import refuse_overlap
 from rlcore.errors import UserError
+from rlcore.length_budget import with_largest
 from rlcore.prompts import Prompter, refuse_long
 from rlcore.recipe.schema import RL
 from rlcore.run.console import warn
@@ -44,6 +45,14 @@ def plan(recipe: RL) -> Plan:
     }
     if rewards.verifiable is None and (reading := [name for name, does in reads.items() if does]):
         raise UserError(f"{reading[0]} reads accuracy, and no reward component is verifiable: add `answer`")
+    budgeted = [label for label, component in rewards.components.items() if component.reads_budget]
+    if budgeted and recipe.length_budget is None:
+        raise UserError(f"reward {budgeted[0]!r} reads length budgets, and the recipe gives none: add `length_budget`")
+    if recipe.length_budget and not (budgeted or recipe.prompt.tells_budget):
+        raise UserError(
+            "length_budget changes nothing: write {budget} into prompt.template, add a reward that reads it, such as lcpo_max, "
+            "or leave it out"
+        )
     problems = Mixture(recipe.data, recipe.seed)
     held_out = load_problems(recipe.eval.data)[: recipe.eval.limit] if recipe.eval else []
     refuse_overlap(problems.problems, held_out)
@@ -65,7 +74,7 @@ def longest_prompt(recipe: RL, asked: Plan, prompter: Prompter, context: int) ->
     longest = 0
     for (key, limit), problems in ((training, asked.problems.problems), (evaluation, asked.held_out)):
         for problem in problems:
-            tokens = len(prompter.render(problem))
+            tokens = len(prompter.render(with_largest(problem, recipe.length_budget)))
             refuse_long(problem.id, tokens, limit, context, key)
             longest = max(longest, tokens)
     return longest

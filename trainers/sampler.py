@@ -34,6 +34,7 @@ import torch
 from rewards.compose import Rewards
 from rlcore.batch import GradedBatch, rows
 from rlcore.data.mixture import Mixture
+from rlcore.length_budget import budget_of, for_training
 from rlcore.prompts import Prompter
 from rlcore.protocols import Engine, Progress, no_progress
 from rlcore.recipe.schema import RL
@@ -63,6 +64,7 @@ class _Begun:
 
     problem: Problem
     number: int  # of all groups of the run: with the sample it decides the random numbers
+    step: int  # that began it, for the first time: with the problem it decides the length budget
     version: int  # of the weights when it was begun
     done: dict[int, Completion] = field(default_factory=dict)  # by sample
 
@@ -72,6 +74,7 @@ class Sampler:
         self.prompter, self.engine, self.rewards = prompter, engine, rewards
         self.spec, self.mode, self.seed, self.steps = recipe.rollout, recipe.mode, recipe.seed, recipe.steps
         self.dynamic, self.budget = recipe.algorithm.dynamic_sampling, recipe.algorithm.budget
+        self.length_budget = recipe.length_budget
         self.problems = Problems(problems, recipe.algorithm.curriculum, recipe.algorithm.replay)
         self.greedy = bool(needing(recipe, "greedy"))  # whether each group has a greedy completion too, the last of its samples
         self._samples = self.budget.pilot if self.budget else self.spec.samples  # that a group begins with
@@ -83,7 +86,7 @@ class Sampler:
         self._whole: Counter[int] = Counter()  # how many of them have all their completions, by the version they began at
         self._taken: set[_Key] = set()  # by the step that is being trained
         self._names: list[str] = []  # of the problems of its groups
-        self._again: list[tuple[Problem, int]] = []  # what a run that was resumed had begun: problems, and numbers of groups
+        self._again: list[tuple[Problem, int, int]] = []  # what a run that was resumed had begun: as `_next` has it
         self._thread = ThreadPoolExecutor(1)
         self._background: Future[None] | None = None
         self._held: list[Request] = []  # to be handed to the engine, with what was sampled of them before
@@ -108,8 +111,8 @@ class Sampler:
             useful = Mean(sum(mixed(groups, verified)), len(groups))
             spent |= {"groups/mixed": useful, "groups/rounds": Mean(rounds, 1)}
         self._names = [group.problem.id for group in groups]
-        metrics = self._staleness(groups, step) | self._shared(groups) | spent | self.problems.report()
-        return Rollouts(groups, verified, metrics)
+        told = self._staleness(groups, step) | self._shared(groups) | self._budgets(groups)
+        return Rollouts(groups, verified, told | spent | self.problems.report())
 
     @contextmanager
     def going_on(self) -> Iterator[None]:
@@ -152,20 +155,20 @@ class Sampler:
         return rows(batch, torch.isin(batch.group, torch.tensor(chosen, dtype=torch.long)).nonzero()[:, 0].tolist())
 
     def state(self) -> Any:
-        begun = [(group.problem, group.number) for group in self._begun.values()] + self._again
+        begun = [(group.problem, group.number, group.step) for group in self._begun.values()] + self._again
         return {
             "data": self.problems.state(),
             "rounds": self._rounds,
             "extra": self._extra,
             "groups": self._groups,
-            "begun": [{"problem": problem.id, "number": number} for problem, number in begun],
+            "begun": [{"problem": problem.id, "number": number, "step": step} for problem, number, step in begun],
         }
 
     def restore(self, state: Any) -> None:
         self.problems.restore(state["data"])
         self._rounds, self._extra, self._groups = state["rounds"], state["extra"], state["groups"]
         self._rounds -= len(state["begun"]) // self.spec.prompts_per_step
-        self._again = [(self.problems.by_id[group["problem"]], group["number"]) for group in state["begun"]]
+        self._again = [(self.problems.by_id[group["problem"]], group["number"], group["step"]) for group in state["begun"]]
 
     # -- a round ---------------------------------------------------------------------------------------------------------
 
@@ -173,8 +176,8 @@ class Sampler:
         """Begin what there is capacity for, and wait for a step's worth of groups."""
         version = step - 1
         while self._rounds < min(version + self.mode.staleness + 1, self.steps) + self._extra:
-            for problem, number in self._next():
-                self._begin(problem, number, version)
+            for problem, number, begun_in in self._next(step):
+                self._begin(problem, number, begun_in, version)
             self._rounds += 1
         self.engine.submit(self._held)
         self._held = []
@@ -189,14 +192,15 @@ class Sampler:
         sampled, greedy = completions[: self._samples], completions[self._samples :]
         return Group(begun.problem, sampled, greedy=greedy[0] if greedy else None)
 
-    def _next(self) -> list[tuple[Problem, int]]:
-        """The problems of the next round, with the numbers of their groups: those first that were begun before a resume."""
+    def _next(self, step: int) -> list[tuple[Problem, int, int]]:
+        """The problems of the next round, with the numbers of their groups and the steps that begin them: those first that were
+        begun before a resume."""
         count = self.spec.prompts_per_step
         if self._again:
             round_, self._again = self._again[:count], self._again[count:]
             return round_
         first, self._groups = self._groups, self._groups + count
-        return list(zip(self.problems.next(count), range(first, first + count), strict=True))
+        return [(problem, first + i, step) for i, problem in enumerate(self.problems.next(count))]
 
     def _wait_for(self, count: int) -> dict[_Key, _Begun]:
         """The first `count` whole groups of the oldest version."""
@@ -209,10 +213,11 @@ class Sampler:
         whole = ((key, group) for key, group in self._begun.items() if len(group.done) == self._size)
         return dict(itertools.islice(whole, count))
 
-    def _begin(self, problem: Problem, number: int, version: int) -> None:
+    def _begin(self, problem: Problem, number: int, step: int, version: int) -> None:
+        problem = for_training(problem, self.length_budget, self.seed, step)
         numbers = itertools.count(step=self._size)
         first = next(n for n in numbers if (problem.id, n) not in self._begun and (problem.id, n) not in self._taken)
-        self._begun[problem.id, first] = _Begun(problem, number, version)
+        self._begun[problem.id, first] = _Begun(problem, number, step, version)
         prompt_ids = self.prompter.render(problem)
         samplings = [self.spec.sampling] * self._samples + [replace(self.spec.sampling, temperature=0.0)] * self.greedy
         self._held += [
@@ -237,6 +242,12 @@ class Sampler:
         leaves = [c for group in groups for c in group.completions]
         used = sum(len(leaf.token_ids) for leaf in leaves)
         return {"tree/shared": Mean(used - computed_tokens(leaves, self.spec.tree.segment), used)}
+
+    def _budgets(self, groups: Sequence[Group]) -> Metrics:
+        """The mean length budget of the problems."""
+        if self.length_budget is None:
+            return {}
+        return {"length/budget": Mean(sum(budget_of(group.problem) for group in groups), len(groups))}
 
     def _staleness(self, groups: Sequence[Group], step: int) -> Metrics:
         """How many versions older than the weights that are updated the tokens are."""

@@ -24,8 +24,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rewards.accuracy import known_accuracy
 from rlcore.batch import GradedBatch
-from rlcore.errors import UserError
 from rlcore.protocols import StatefulReward
 from rlcore.recipe.schema import NonNegativeInt, Share
 from rlcore.run.metrics import Max, Mean, Metrics
@@ -81,8 +81,6 @@ class ShortRl(StatefulReward):
 
 def _progress(groups: Sequence[Group], state: float) -> tuple[float, float]:
     """The batch's accuracy, and MaxACC with it. A batch of which nothing could be judged moves nothing."""
-    if any(len(group.accuracy) != len(group.completions) for group in groups):
-        raise UserError("short_rl reads which completions are correct, and no reward component is verifiable: add `answer`")
-    valid = [accuracy for group in groups for accuracy in group.accuracy if accuracy is not None]
+    valid = [accuracy for group in groups for accuracy in known_accuracy("short_rl", group) if accuracy is not None]
     accuracy = sum(valid) / len(valid) if valid else state
     return accuracy, max(state, accuracy)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from rlcore.data.mixture import load as load_problems
 from rlcore.errors import UserError
 from rlcore.evaluation.evaluate import Evaluation, Verify, evaluate
 from rlcore.grading.pool import GRADER_VERSION
+from rlcore.length_budget import for_evaluation
 from rlcore.prompts import Prompter, stop_ids
 from rlcore.protocols import Engine
 from rlcore.recipe.load import load
@@ -89,6 +91,7 @@ def asking(options: EvalOptions) -> Iterator[Asking]:
     trained = _trained(options.model)
     prompt = _prompt(options, trained, chat=bool(getattr(tokenizer, "chat_template", None)))
     max_new_tokens = options.max_new_tokens or (trained.rollout.max_new_tokens if isinstance(trained, RL) else MAX_NEW_TOKENS)
+    problems = _budgeted(problems, prompt, trained, options)
     prompter = Prompter(prompt, tokenizer)
     spec = models.ModelSpec(location, options.dtype, options.device)
     engine: Engine = make(spec, tokenizer, stop_ids(spec, prompter))
@@ -141,6 +144,18 @@ def _prompt(options: EvalOptions, trained: Recipe | None, chat: bool) -> Prompt:
     prompt = trained.prompt if isinstance(trained, RL | Sft) else Prompt(template=CHAT_TEMPLATE if chat else "{problem}")
     given = {"template": options.template, "system": options.system}
     return prompt.model_copy(update={name: text for name, text in given.items() if text is not None})
+
+
+def _budgeted(problems: list[Problem], prompt: Prompt, trained: Recipe | None, options: EvalOptions) -> list[Problem]:
+    """Where the prompt tells a length budget: the one that the run's evaluation after the checkpoint's step has."""
+    if not prompt.tells_budget:
+        return problems
+    if not isinstance(trained, RL) or trained.length_budget is None:
+        raise UserError("the template tells {budget}, and this model is of no run that gives budgets: write a number there")
+    place = Path(options.model).absolute()
+    names = (re.fullmatch(r"step-(\d+)", folder.name) for folder in (place, *place.parents))
+    step = next((int(name[1]) for name in names if name), trained.steps)
+    return [for_evaluation(problem, trained.length_budget, options.seed, step) for problem in problems]
 
 
 def _source(text: str) -> Source:

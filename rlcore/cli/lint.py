@@ -17,6 +17,7 @@ from rlcore import models
 from rlcore.cli.output import check_json, write_json
 from rlcore.data.mixture import Mixture
 from rlcore.errors import UserError
+from rlcore.length_budget import for_training
 from rlcore.prompts import Prompter
 from rlcore.recipe.load import load
 from rlcore.recipe.schema import RL
@@ -52,7 +53,8 @@ def run(arguments: Sequence[str], json_file: str) -> None:
 
 
 def _problems(recipe: RL) -> list[Problem]:
-    drawn = {problem.id: problem for problem in Mixture(recipe.data, recipe.seed).next(PROBLEMS)}
+    first = Mixture(recipe.data, recipe.seed).next(PROBLEMS)
+    drawn = {problem.id: for_training(problem, recipe.length_budget, recipe.seed, step=1) for problem in first}
     answered = [problem for problem in drawn.values() if problem.answer]
     if not answered:
         raise UserError(f"none of the first {len(drawn)} problems has an answer, of which a reference could be made")

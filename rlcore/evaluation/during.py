@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from rlcore.evaluation.evaluate import Verify, evaluate
+from rlcore.length_budget import for_evaluation
 from rlcore.prompts import Prompter
 from rlcore.protocols import Engine
 from rlcore.recipe.schema import RL
@@ -23,26 +24,27 @@ class PeriodicEvaluation:
         limit = self.spec.max_new_tokens or recipe.rollout.max_new_tokens
         self.sampling = replace(recipe.rollout.sampling, max_new_tokens=limit)
         self.max_invalid_fraction = recipe.algorithm.max_invalid_fraction
-        self._known: dict[tuple[int, float], dict[str, float]] = {}  # by weight version and temperature
+        self.length_budget = recipe.length_budget
+        self._known: dict[tuple[int, int, float], dict[str, float]] = {}  # by weight version, step and temperature
 
     def __call__(self, step: int) -> dict[str, float]:
         if step % self.spec.every and step != self.steps:
             return {}
-        return {f"eval/{name}": value for name, value in self._at(self.sampling.temperature).items()}
+        return {f"eval/{name}": value for name, value in self._at(step, self.sampling.temperature).items()}
 
-    def thorough(self) -> dict[str, dict[str, float]]:
-        """Summaries by temperature: the rollout's and every one in `eval.temperatures`."""
+    def thorough(self, step: int) -> dict[str, dict[str, float]]:
+        """Summaries after a step by temperature: the rollout's and every one in `eval.temperatures`."""
         temperatures = dict.fromkeys([self.sampling.temperature, *self.spec.temperatures])
-        return {f"{temperature:g}": self._at(temperature) for temperature in temperatures}
+        return {f"{temperature:g}": self._at(step, temperature) for temperature in temperatures}
 
-    def _at(self, temperature: float) -> dict[str, float]:
-        key = (self.engine.version, temperature)
+    def _at(self, step: int, temperature: float) -> dict[str, float]:
+        key = (self.engine.version, step, temperature)
         if key not in self._known:
             sampling = replace(self.sampling, temperature=temperature)
             done = evaluate(
                 self.engine,
                 self.prompter,
-                self.problems,
+                [for_evaluation(problem, self.length_budget, self.spec.seed, step) for problem in self.problems],
                 self.verify,
                 self.spec.samples,
                 sampling,

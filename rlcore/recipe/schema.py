@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from rlcore.errors import nearest
 from rlcore.types import Sampling
@@ -68,7 +68,7 @@ class Example(Section):
 
 
 class Prompt(Section):
-    template: str = "{problem}"  # what the user says; {problem} is the problem's text
+    template: str = "{problem}"  # what the user says; {problem} is the problem's text, {budget} its `length_budget`
     system: str = ""
     examples: list[Example] = []  # few-shot turns before the problem
     chat: Literal["auto", "template", "plain"] = "auto"  # auto: the model's chat template where it has one
@@ -79,6 +79,50 @@ class Prompt(Section):
         if "{problem}" not in self.template:
             raise ValueError("the template must contain {problem}")
         return self
+
+    @property
+    def tells_budget(self) -> bool:
+        return "{budget}" in self.template
+
+
+def _without_budget(prompt: Prompt) -> Prompt:
+    if prompt.tells_budget:
+        raise ValueError("the template tells {budget}, and only a recipe of `job: rl` gives budgets (`length_budget`)")
+    return prompt
+
+
+PromptWithoutBudget = Annotated[Prompt, AfterValidator(_without_budget)]
+
+
+class Decay(Section):
+    """A length budget that shrinks from stage to stage of a run."""
+
+    start: PositiveInt  # tokens
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.7  # from one stage to the next
+    every: PositiveInt = 150  # steps of a stage
+
+
+class LengthBudget(Section):
+    """How many tokens the completions of a problem are to take: one of the two, see `rlcore/length_budget.py`. Prompts tell it
+    by {budget}, and rewards read it."""
+
+    uniform: tuple[PositiveInt, PositiveInt] | None = None  # drawn for each problem of each step: the lowest and the highest
+    decay: Decay | None = None  # one for all problems of a step
+
+    @model_validator(mode="after")
+    def _possible(self) -> LengthBudget:
+        if (self.uniform is None) == (self.decay is None):
+            raise ValueError("a length budget is either `uniform` or `decay`: set one of them, and not (or null) the other")
+        if self.uniform and self.uniform[0] > self.uniform[1]:
+            raise ValueError(f"uniform {list(self.uniform)} is not [low, high] with low <= high")
+        return self
+
+    @property
+    def largest(self) -> int:
+        if self.decay:
+            return self.decay.start
+        assert self.uniform
+        return self.uniform[1]
 
 
 class Tree(Section):
@@ -467,6 +511,7 @@ class RL(Job):
     steps: PositiveInt
     data: Sources
     prompt: Prompt = Prompt()
+    length_budget: LengthBudget | None = None  # None: problems have none
     rollout: Rollout = Rollout()
     rewards: Annotated[list[Annotated[Component, BeforeValidator(_named)]], Field(min_length=1), BeforeValidator(_listed)] = [
         Component(name="answer")
@@ -536,6 +581,17 @@ class RL(Job):
         return self
 
     @model_validator(mode="after")
+    def _budgeted(self) -> RL:
+        if self.prompt.tells_budget and self.length_budget is None:
+            raise ValueError("prompt.template tells {budget}, and the recipe gives no budgets: add `length_budget`")
+        if self.length_budget and self.length_budget.largest > self.rollout.max_new_tokens:
+            raise ValueError(
+                f"length_budget goes up to {self.length_budget.largest} tokens, and completions are cut at "
+                f"rollout.max_new_tokens {self.rollout.max_new_tokens}: lower the one or raise the other"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _choosing(self) -> RL:
         budget, replay, rollout = self.algorithm.budget, self.algorithm.replay, self.rollout
         if budget and self.mode.name != "sync":
@@ -563,7 +619,7 @@ class Sft(Job):
 
     job: Literal["sft"] = "sft"
     data: Sources
-    prompt: Prompt = Prompt()
+    prompt: PromptWithoutBudget = Prompt()
     optimizer: SftOptimizer = SftOptimizer()
     epochs: PositiveInt = 1
     batch_size: PositiveInt = 64
@@ -630,7 +686,7 @@ class Annotate(Job):
 
     job: Literal["annotate"] = "annotate"
     data: Sources
-    prompt: Prompt = Prompt()
+    prompt: PromptWithoutBudget = Prompt()
     rollout: Decoding = Decoding()  # `max_new_tokens` and `stop` are a whole solution's
     separator: str = "\n\n"  # ends a step
     search: Annotated[Plugin, _unless_named("full_tree")] = Plugin(name="full_tree")  # `rollout/searches`

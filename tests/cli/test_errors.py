@@ -113,11 +113,13 @@ def test_training_on_the_evaluation_problems_is_refused(rlcore: Callable, tiny: 
     assert "10 of 10 evaluation problems are in the training data" in rlcore("train", *small(tiny, tmp_path / "run"), same)
 
 
-def test_eval_and_report_refuse_in_one_line(rlcore: Callable, tmp_path: Path) -> None:
+def test_eval_and_report_refuse_in_one_line(rlcore: Callable, tiny: Path, tmp_path: Path) -> None:
     assert "did you mean 'gsm8k'" in rlcore("eval", "--model", "toy:chain", "--data", "gsm8")
     assert "did you mean 'batch_size'" in rlcore("eval", "--model", "x", "--data", "chain", "--engine", MISTYPED)
     assert "--engine '3' names nothing" in rlcore("eval", "--model", "x", "--data", "chain", "--engine", "3")
     assert "neither float32 nor bfloat16" in rlcore("eval", "--model", "x", "--data", "chain", "--dtype", "fp8")
+    budgeted = ("eval", "--model", str(tiny), "--data", "chain", "--template", "{problem} {budget}")
+    assert "the template tells {budget}, and this model is of no run that gives budgets" in rlcore(*budgeted)
     assert str(tmp_path) in rlcore("report", str(tmp_path))
 
 

@@ -189,3 +189,27 @@ def test_a_runs_checkpoint_is_asked_as_it_was_trained(tiny: Path, tmp_path: Path
     assert trained["max_new_tokens"] == 12
     changed = measure(policy, "--template", "{problem}!", "--system", "")
     assert (changed["template"], changed["system"]) == ("{problem}!", "")
+
+
+class Listener(Scripted):
+    """Keeps what it is asked."""
+
+    heard: list[str] = []  # noqa: RUF012
+
+    def __init__(self, spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int]) -> None:
+        super().__init__(tokenizer, lambda request: self.heard.append(tokenizer.decode(request.prompt_ids)) or "#### 1")
+
+
+def test_a_runs_checkpoint_is_told_the_length_budget_of_its_step(tiny: Path, tmp_path: Path, measure: Callable) -> None:
+    """B(t) is 40 in steps 1 and 2, 20 in 3 and 4; without a checkpoint's name it is that of the last step, 10."""
+    recipe = "model: a\nsteps: 6\ndata: gsm8k\nprompt: {template: '{problem}+{budget}'}\n"
+    recipe += "length_budget: {decay: {start: 40, factor: 0.5, every: 2}}\n"
+    for place, budget in (("checkpoints/step-3/policy", 20), ("final", 10)):
+        policy = tmp_path / "run" / place
+        shutil.copytree(tiny, policy if place == "final" else policy / "model")
+        (tmp_path / "run/recipe.yaml").write_text(recipe)
+        (tmp_path / "run/metrics.jsonl").write_text("")
+        Listener.heard.clear()
+        measure(policy, "--engine", f"{{name: '{__name__}:Listener'}}")
+        assert len(Listener.heard) == 60
+        assert all(text.endswith(f"=?+{budget}\n") for text in Listener.heard)

@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from rewards.as_trl import as_trl
+from rewards.length.kimi import Kimi
+from rewards.length.lcpo_exact import LcpoExact
+from rewards.length.lcpo_max import LcpoMax
 from rewards.length.overlong import Overlong
 from rewards.length.short_rl import ShortRl
+from rewards.length.triangle import Triangle
 from rewards.verifiable.answer import Answer
 from rewards.verifiable.format import Format
 from rlcore import plugins
@@ -95,6 +99,21 @@ def test_a_reward_finds_the_accuracy_of_the_verifiable_one(answer: Answer) -> No
     assert [group.accuracy for group in seen.groups] == [(1.0, 0.0), (None,)]
 
 
+def test_length_rewards_find_answers_and_budgets(answer: Answer) -> None:
+    """Lengths of 9 (right), 9 (wrong) and 12 (right), by hand; the budgets are 10, 10 and, of another problem, 2."""
+    texts, columns = [r"\boxed{2}", r"\boxed{3}", r"so \boxed{2}"], {"answer": ["2"] * 3, "budget": [10, 10, 2], "id": [*"aab"]}
+    both = {"alpha": 0.1}
+    assert call(as_trl(LcpoExact(**both)), texts, **columns) == pytest.approx([-0.1, -0.1, -1.0])
+    assert call(as_trl(LcpoMax(**both), verifiable=answer), texts, **columns) == pytest.approx([-0.4, 0, -1])
+    assert call(as_trl(Triangle()), texts, **columns) == pytest.approx([0.9, 0.9, 0])
+    del columns["budget"], columns["id"]  # one problem now, of lengths from 9 to 12
+    assert call(as_trl(Kimi(), verifiable=answer), texts, **columns) == pytest.approx([0.5, 0, -0.5])
+    with pytest.raises(UserError, match=r"the length budget of 1\+1\? is None, .*in TRL: whole numbers in .* column `budget`"):
+        call(as_trl(Triangle()), texts, **columns)
+    with pytest.raises(UserError, match="'kimi' reads which completions are right: add the reward that tells, verifiable="):
+        as_trl(Kimi())
+
+
 class Spread(Reward):
     def score(self, groups: Sequence[Group], state: object) -> list[Score]:
         lengths = [len(c.token_ids) for group in groups for c in group.completions]
@@ -172,6 +191,7 @@ def test_missing_answers_and_torn_texts_are_refused(answer: Answer) -> None:
 
 
 OPTIONS: dict[str, dict[str, Any]] = {  # of the rewards that cannot do without
+    "cosine": {"max_tokens": 12},
     "overlong": {"max_tokens": 12, "buffer": 12},
     "process": {"judge": {"name": "chain_truth"}, "separator": "\n"},
     "short_rl": {"length_tolerance": 1},
@@ -193,13 +213,19 @@ def test_every_stateless_reward_there_is_runs_in_trl(
     from datasets import Dataset
 
     rewards = [reward for reward in every_reward() if not isinstance(reward, StatefulReward)]
-    functions = [as_trl(reward, tokenizer=tokenizer) for reward in rewards]
-    assert {"answer", "format", "overlong", "process"} <= {function.__name__ for function in functions}
+    [verifiable] = [reward for reward in rewards if reward.verifiable]
+    functions = [as_trl(r, verifiable=verifiable if r.reads_accuracy else None, tokenizer=tokenizer) for r in rewards]
+    assert {function.__name__ for function in functions} == {
+        *("answer", "format", "process"),
+        *("cosine", "efficiency", "kimi", "lcpo_exact", "lcpo_max", "overlong", "triangle"),
+    }
     trainer = trl.GRPOTrainer(
         model=tiny_spec.load(),
         reward_funcs=functions,
         args=trl.GRPOConfig(**small(tmp_path, max_steps=1)),
-        train_dataset=Dataset.from_list([{"prompt": f"{p.prompt}\n", "answer": p.answer} for p in chain(count=20)]),
+        train_dataset=Dataset.from_list(
+            [{"prompt": f"{p.prompt}\n", "answer": p.answer, "budget": 6} for p in chain(count=20)]
+        ),
         processing_class=tokenizer,
     )
     trainer.train()

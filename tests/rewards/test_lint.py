@@ -336,6 +336,26 @@ def test_the_shipped_rewards_pass(linted: Callable) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "component",
+    [
+        {"name": "kimi", "weight": 0.5},
+        {"name": "efficiency"},
+        {"name": "cosine", "max_tokens": 256},
+        {"name": "lcpo_exact", "alpha": 0.01},
+        {"name": "lcpo_max", "alpha": 0.01},
+    ],
+    ids=lambda component: component["name"],
+)
+def test_a_length_reward_is_sound_and_pays_the_shorter_of_two_right_answers(linted: Callable, component: dict) -> None:
+    """The one probe that pays is the answer alone, which is right in fewer tokens. A solution on one line is as long."""
+    budgeted = [replace(problem, meta={**problem.meta, "budget": 6}) for problem in (FIRST, SECOND)]
+    report = linted({"name": "answer"}, component, problems=budgeted)
+    checks = [finding.check for finding in report.findings if finding.component == component["name"]]
+    assert checks == ["contract", "determinism", "order", "batch", "latency"]
+    assert [re.match("'(.*?)' pays", finding.told)[1] for finding in troubles(report)] == ["answer only"]
+
+
 # -- the command ---------------------------------------------------------------------------------------------------------
 
 

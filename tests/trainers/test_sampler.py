@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from rewards.compose import Rewards
 from rlcore.data.mixture import Mixture
 from rlcore.errors import UserError
+from rlcore.length_budget import budget_of
 from rlcore.prompts import Prompter
 from rlcore.protocols import Manifest, WeightUpdate
 from rlcore.recipe.load import load
@@ -312,6 +313,54 @@ def test_a_resumed_run_asks_for_the_greedy_completions_again(timed: Callable, mo
 
     assert len(seeds(unbroken)) == 60
     assert seeds(first + second) == seeds(unbroken)
+
+
+# -- length budgets ------------------------------------------------------------------------------------------------------
+
+BUDGETS = {
+    "uniform": "length_budget={uniform: [2, 60]}",
+    "decay": "length_budget={decay: {start: 60, factor: 0.5, every: 3}}",
+}
+
+
+def told(steps: list[list[Group]]) -> dict[int, int]:
+    """Each completion's budget by its seed."""
+    return {c.seed: budget_of(group.problem) for groups in steps for group in groups for c in group.completions}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_the_policy_is_told_the_budget_that_rewards_read(
+    timed: Callable, tokenizer: PreTrainedTokenizerBase, mode: str, budget: str
+) -> None:
+    """All completions of a group the same one, by which the step's mean is reported."""
+    made = timed(mode, BUDGETS[budget], "prompt.template='{problem}+{budget}'")
+    for step in range(1, 5):
+        rollouts = made.collect(step)
+        budgets = [budget_of(group.problem) for group in rollouts.groups]
+        assert rollouts.metrics["length/budget"] == Mean(sum(budgets), 5)
+        for group, own in zip(rollouts.groups, budgets, strict=True):
+            prompts = {tokenizer.decode(c.prompt_ids, skip_special_tokens=True) for c in group.completions}
+            assert prompts == {f"{group.problem.prompt}+{own}\n"}
+        if budget == "uniform":
+            assert len(set(budgets)) > 1
+        elif mode == "sync":
+            assert budgets == [60 if step <= 3 else 30] * 5
+        made.pause()
+        made.engine.sync(WeightUpdate(Manifest(step, {}), []))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_a_resumed_run_has_the_budgets_of_an_unbroken_one(timed: Callable, mode: str, budget: str) -> None:
+    """Also for what was begun before it broke, and is begun again later."""
+    unbroken = trained(timed(mode, BUDGETS[budget], "rewards=[triangle]"), range(1, 13))
+    before, after = (timed(mode, BUDGETS[budget], "rewards=[triangle]") for _ in range(2))
+    first = trained(before, range(1, 4))
+    after.restore(json.loads(json.dumps(before.state())))
+    second = trained(after, range(4, 13))
+    assert len(told(unbroken)) == 12 * 5 * 3
+    assert told(first + second) == told(unbroken)
 
 
 # -- which problems, and how many samples ---------------------------------------------------------------------------------
