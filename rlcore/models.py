@@ -111,18 +111,20 @@ class ModelSpec:
             self._refuse_transforms(model)
         return model.to(pick_device(self.device)), lacking
 
-    def load_with_head(self, labels: int, of: Literal["token", "text"] = "token") -> PreTrainedModel:
-        """The model with a head of so many numbers, for a token each or for a text, in the place of its language head. A head
-        that the checkpoint does not have begins at 0."""
+    def load_with_head(self, labels: int, of: Literal["token", "text"] = "token", *, begins: bool = False) -> PreTrainedModel:
+        """The model with a head of so many numbers, for a token each or for a text, in the place of its language head. Where it
+        `begins` to learn, a head that the checkpoint does not have is 0. Raises UserError for all else that it lacks."""
         import torch
         from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
         kind = AutoModelForTokenClassification if of == "token" else AutoModelForSequenceClassification
         model, missing = self._load(kind, num_labels=labels)
-        for name in missing:
-            torch.nn.init.zeros_(model.get_parameter(name))
         if not hasattr(model, "score"):
             raise UserError(f"model {self.location!r}: its kind has no head of the name `score` in transformers")
+        if lacking := [name for name in missing if not (begins and name.startswith("score."))]:
+            raise UserError(f"model {self.location!r} lacks weights: {', '.join(lacking[:3])}")
+        for name in missing:
+            torch.nn.init.zeros_(model.get_parameter(name))
         return model.to(pick_device(self.device))
 
     def _refuse_transforms(self, model: PreTrainedModel) -> None:

@@ -42,8 +42,8 @@ class Sprout:
 class Growing:
     """A tree while it grows; node 0 is the root."""
 
-    def __init__(self, problem: Problem, prompt_ids: tuple[int, ...], seed: int) -> None:
-        self.problem, self.prompt_ids = problem, prompt_ids
+    def __init__(self, problem: Problem, prompt_ids: tuple[int, ...], separator: str, seed: int) -> None:
+        self.problem, self.prompt_ids, self.separator = problem, prompt_ids, separator
         self.nodes = [Sprout(None, 0, seed)]
 
     def said(self, i: int) -> tuple[int, ...]:
@@ -70,7 +70,7 @@ class Growing:
 
     def finished(self) -> Tree:
         nodes = (Node((n.step,) if n.step else (), n.parent, n.visits, n.correct, n.ends) for n in self.nodes)
-        return Tree(self.problem.id, self.problem.prompt, self.problem.answer, tuple(nodes))
+        return Tree(self.problem.id, self.problem.prompt, self.problem.answer, tuple(nodes), self.separator)
 
 
 class Place(NamedTuple):
@@ -104,7 +104,7 @@ class Grower:
         self.failures: Counter[str] = Counter()
 
     def plant(self, problem: Problem) -> Growing:
-        return Growing(problem, self.prompter.render(problem), seed_from("annotate", self.seed, problem.id))
+        return Growing(problem, self.prompter.render(problem), self.separator, seed_from("annotate", self.seed, problem.id))
 
     def expand(self, places: Sequence[Place], children: int) -> list[Place]:
         """So many next steps at each place, all in one batch; they are in their trees then."""

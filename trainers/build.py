@@ -52,7 +52,7 @@ def build_policy(recipe: Job, location: str) -> PreTrainedModel | PeftModel:
 def build_classifier(recipe: RewardModel, location: str) -> PreTrainedModel | PeftModel:
     """The reward model to be trained, in float32, its head without adapters: that learns itself."""
     torch.manual_seed(recipe.seed)
-    model = ModelSpec(location, "float32", recipe.device, recipe.trust_remote_code).load_with_head(2, recipe.head)
+    model = ModelSpec(location, "float32", recipe.device, recipe.trust_remote_code).load_with_head(2, recipe.head, begins=True)
     return model if recipe.lora is None else _adapted(model, recipe.lora, exclude_modules=["score"])
 
 
@@ -97,7 +97,7 @@ def build_critic(recipe: RL, location: str, tokenizer: PreTrainedTokenizerBase, 
     torch.manual_seed(recipe.seed)
     spec = ModelSpec(location, "float32", recipe.device, recipe.trust_remote_code)
     return Critic(
-        spec.load_with_head(1),
+        spec.load_with_head(1, begins=True),
         tokenizer,
         ValueObjective(settings.clip),
         optimizer=recipe.optimizer.model_copy(update={"learning_rate": settings.learning_rate}),

@@ -16,6 +16,7 @@ from rewards.judged_text import RUNNING, STEP, WHOLE, Asked, JudgedText, Row
 from rlcore import plugins
 from rlcore.data.overlap import decontaminate, normalise
 from rlcore.data.step_examples import Example, Judged, examples
+from rlcore.data.trees import AnnotatedTree
 from rlcore.errors import UserError
 from rlcore.recipe.schema import RewardModel, Source
 from rlcore.run.console import say
@@ -51,6 +52,7 @@ def load_solutions(sources: Sequence[Source]) -> list[Judged]:
 def material(recipe: RewardModel, tokenizer: PreTrainedTokenizerBase) -> Material:
     """Says what was dropped and why. Raises UserError where nothing is left on a side, or all of it has one label."""
     solutions, elsewhere = load_solutions(recipe.data), load_solutions(recipe.evaluated_on)
+    _refuse_other_steps(solutions, recipe.judging.separator)
     clean = decontaminate(solutions, [solution.problem for solution in elsewhere], text=lambda solution: solution.problem)
     if elsewhere:
         say(f"solutions to problems that are not evaluated on: {clean}")
@@ -76,6 +78,14 @@ def material(recipe: RewardModel, tokenizer: PreTrainedTokenizerBase) -> Materia
         if len(set(labels)) < 2:
             raise UserError(f"the {len(labels)} {side} examples do not hold both right and wrong ones: give more data")
     return found
+
+
+def _refuse_other_steps(solutions: Sequence[Judged], separator: str) -> None:
+    """What a model says that it learned is what whoever asks it has to keep to."""
+    for solution in solutions:
+        if isinstance(solution, AnnotatedTree) and solution.tree.separator != separator:
+            found = solution.tree.separator
+            raise UserError(f"the steps of tree {solution.tree.id} end with {found!r}: set judging.separator to that")
 
 
 def labelled(made: Sequence[Example], recipe: RewardModel, tokenizer: PreTrainedTokenizerBase) -> list[Labelled]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rewards.compose import Rewards
+from rewards.process.prime import Prime
 from rlcore.data.mixture import Mixture
 from rlcore.data.mixture import load as load_problems
 from rlcore.data.overlap import refuse_overlap
 from rlcore.errors import UserError
 from rlcore.length_budget import with_largest
 from rlcore.prompts import Prompter, refuse_long
+from rlcore.protocols import LearnedReward
 from rlcore.recipe.schema import RL
 from rlcore.run.console import warn
 from rlcore.types import Problem
@@ -45,6 +47,9 @@ def plan(recipe: RL) -> Plan:
     }
     if rewards.verifiable is None and (reading := [name for name, does in reads.items() if does]):
         raise UserError(f"{reading[0]} reads accuracy, and no reward component is verifiable: add `answer`")
+    strangers = [k for k, c in rewards.components.items() if isinstance(c, LearnedReward) and not isinstance(c, Prime)]
+    if strangers:
+        raise UserError(f"reward {strangers[0]!r} learns in the run, and only `prime` is given a model to learn with")
     budgeted = [label for label, component in rewards.components.items() if component.reads_budget]
     if budgeted and recipe.length_budget is None:
         raise UserError(f"reward {budgeted[0]!r} reads length budgets, and the recipe gives none: add `length_budget`")

@@ -21,6 +21,7 @@ from rlcore.batch import TrainingBatch
 from rlcore.models import ModelSpec
 from rlcore.recipe.schema import FirstStage, RewardModel
 from rlcore.run.checkpoint import latest
+from rlcore.run.console import warn
 from rlcore.run.folder import Run
 from rlcore.run.metrics import values
 from rlcore.types import seed_from
@@ -83,6 +84,8 @@ def finish(recipe: RewardModel, run: Run, model: Scorer, material: Material) -> 
     trained_on.keep(run.folder / "model", material.problems)
     curves = {"as trained": reliability(found, labels), "calibrated": reliability(calibrated, labels)}
     draw(run.folder / "calibration.svg", curves)
+    if (gain := measures(found, labels)["gain"]) <= 0:
+        warn(f"this model knows nothing of the problems held out: {-gain:.3f} nats worse than the share of right ones alone")
     return {
         **{f"validation_{name}": value for name, value in measures(found, labels).items()},
         "validation_error_calibrated": measures(calibrated, labels)["error"],

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import PositiveFloat
 
+from rewards.accuracy import known_accuracy
 from rewards.credit import Credit, paid
 from rewards.judge import Judge, Judgement, named_judge, probability
 from rewards.judged_text import Asked
@@ -57,8 +58,13 @@ class Process(Reward):
         self._tokenizer = tokenizer
 
     def judge_with(self, judge: Judge) -> None:
-        """Given what `load_judge` made, here or in other processes. Raises UserError where it learned other steps."""
+        """Given what `load_judge` made, here or in other processes. Raises UserError where it learned other steps, or
+        none."""
         judge.check_separator(self._separator)
+        if judge.of_solutions and self._credit != "last":
+            raise UserError(
+                f"process: this reward model judges whole solutions, and {self._credit} pays for each step: set credit: last"
+            )
         self._judge = judge
 
     def score(self, groups: Sequence[Group], state: Any) -> list[Score]:
@@ -81,10 +87,10 @@ class Process(Reward):
         ]
 
     def _accuracy(self, groups: Sequence[Group]) -> list[float | None]:
-        """Of each completion, None where it could not be verified, or nothing was."""
-        if self._credit == "renorm" and any(len(group.accuracy) != len(group.completions) for group in groups):
-            raise UserError("process: credit renorm reads which answers are right, and no reward is verifiable: add `answer`")
-        return [a for group in groups for a in group.accuracy or (None,) * len(group.completions)]
+        """Of each completion, None where it could not be verified, or need not be."""
+        if self._credit != "renorm":
+            return [None for group in groups for _ in group.completions]
+        return [a for group in groups for a in known_accuracy("process: credit renorm", group)]
 
     def _score(self, completion: Completion, steps: Sequence[Step], judgement: Judgement, accuracy: float | None) -> Score:
         """`judgement` is on these steps; what the judge measured is told as its mean over them."""

@@ -48,6 +48,7 @@ class Tree:
     problem: str
     answer: str
     nodes: tuple[Node, ...]
+    separator: str  # that ended the steps
 
     def __post_init__(self) -> None:
         if not self.nodes or self.nodes[0].parent is not None or self.nodes[0].steps:
@@ -126,9 +127,9 @@ def read_trees(path: str, limit: int | None = None) -> list[Tree]:
 
 
 def _tree(row: Row) -> Tree:
-    id, problem, answer = row.text("id"), row.text("problem"), row.answer("answer")
+    id, problem, answer, separator = row.text("id"), row.text("problem"), row.answer("answer"), row.of("separator", str)
     try:
-        return Tree(id, problem, answer, tuple(_node(node) for node in row.objects("nodes")))
+        return Tree(id, problem, answer, tuple(_node(node) for node in row.objects("nodes")), separator)
     except ValueError as error:
         raise row.error(str(error)) from None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def grown(shape: list[tuple[int | None, int | None]], id: str = "t") -> Tree:
             visits[at], correct[at], at = visits[at] + 1, correct[at] + (right or 0), shape[at][0]
     steps = [() if parent is None else (f"s{i}",) for i, (parent, _) in enumerate(shape)]
     nodes = [Node(steps[i], parent, visits[i], correct[i], right is not None) for i, (parent, right) in enumerate(shape)]
-    return Tree(id, "Q", "2", tuple(nodes))
+    return Tree(id, "Q", "2", tuple(nodes), "\n")
 
 
 # Two first steps; after the first four ways to go on, of which the last has two ends.
@@ -79,7 +80,7 @@ LEAF = {"steps": ["a"], "parent": 0, "visits": 1, "correct": 1, "ends": True}
     ],
 )
 def test_what_is_no_tree_is_refused_with_its_line(nodes: list[dict[str, Any]], message: str, tmp_path: Path) -> None:
-    row = {"id": "t", "problem": "Q", "answer": "2", "nodes": nodes}
+    row = {"id": "t", "problem": "Q", "answer": "2", "nodes": nodes, "separator": "\n"}
     (tmp_path / "trees.jsonl").write_text(f"{to_json(SMALL)}\n{json.dumps(row)}\n")
     with pytest.raises(UserError, match=rf"trees\.jsonl:2: .*{message}"):
         read_trees(str(tmp_path / "trees.jsonl"))
@@ -161,7 +162,7 @@ def test_every_score_of_a_height_is_drawn_as_often_as_the_rarest_but_a_tenth_at_
 
 def test_nodes_that_were_not_visited_or_say_nothing_are_no_examples() -> None:
     nodes = (Node((), None, 1, 1), Node(("a",), 0, 0, 0, True), Node((), 0, 1, 1, True))
-    assert all(examples(kind, AnnotatedTree(Tree("t", "Q", "2", nodes), 0, 0)) == [] for kind in ("prm", "hrm", "orm"))
+    assert all(examples(kind, AnnotatedTree(Tree("t", "Q", "2", nodes, "\n"), 0, 0)) == [] for kind in ("prm", "hrm", "orm"))
 
 
 PAIR = grown([(None, None), (0, None), (0, 0), (1, 1), (1, 0)])  # everything of it is selected
@@ -209,13 +210,22 @@ def test_a_reward_model_learns_the_chances_that_trees_tell(tiny: Path, tmp_path:
     with (tmp_path / "trees.jsonl").open("w") as file:
         for i in range(200):
             steps = [Node((f"{i}{letter}{i}",), 0, 4, correct) for letter, correct in (("r", 3), ("w", 1))]
-            file.write(to_json(Tree(str(i), f"{i}+{i}=?", "2", (Node((), None, 8, 4), *steps))) + "\n")
+            file.write(to_json(Tree(str(i), f"{i}+{i}=?", "2", (Node((), None, 8, 4), *steps), "\n")) + "\n")
     data = f"data={{name: trees, path: {tmp_path / 'trees.jsonl'}}}"
     summary = jobs.run(load(arguments(tiny, tmp_path / "run", data, "epochs=8")), resume=False)
     assert summary["train_examples"] + summary["validation_examples"] == 400
     assert 0.12 < summary["validation_gain"] < 0.1309
     assert summary["validation_auc"] == 1
     assert summary["temperature"] == pytest.approx(1, abs=0.2)
+
+
+def test_trees_of_other_steps_than_the_recipe_says_are_refused(tiny: Path, tmp_path: Path) -> None:
+    """The model would say of itself that it learned the recipe's."""
+    path = tmp_path / "trees.jsonl"
+    path.write_text(to_json(replace(SMALL, separator="\n\n")) + "\n")
+    recipe = load(arguments(tiny, tmp_path / "run", f"data={{name: trees, path: {path}}}"))
+    with pytest.raises(UserError, match=r"the steps of tree t end with '\\n\\n': set judging\.separator to that"):
+        jobs.run(recipe, resume=False)
 
 
 def test_a_policys_chains_are_judged_by_their_truth(tmp_path: Path) -> None:
@@ -230,7 +240,7 @@ def test_a_policys_chains_are_judged_by_their_truth(tmp_path: Path) -> None:
         Node(("#### 1",), 0, 1, 0, True),
     ]
     path = tmp_path / "trees.jsonl"
-    path.write_text(to_json(Tree("t", "3+5-9=?", "9", tuple(nodes))) + "\n")
+    path.write_text(to_json(Tree("t", "3+5-9=?", "9", tuple(nodes), "\n")) + "\n")
     found = {solution.steps: solution.labels for solution in chain_trees(path=str(path))}
     assert not any(solution.meta for solution in chain_trees(path=str(path)))
     assert found == {
@@ -243,7 +253,7 @@ def test_a_policys_chains_are_judged_by_their_truth(tmp_path: Path) -> None:
 def test_a_chain_that_went_no_further_is_no_solution_to_judge_whole(tmp_path: Path) -> None:
     nodes = [Node((), None, 2, 1), Node(("3+5=8",), 0, 1, 0), Node(("#### 9",), 0, 1, 1, True)]
     path = tmp_path / "trees.jsonl"
-    path.write_text(to_json(Tree("t", "3+5-9=?", "9", tuple(nodes))) + "\n")
+    path.write_text(to_json(Tree("t", "3+5-9=?", "9", tuple(nodes), "\n")) + "\n")
     [cut, ended] = chain_trees(path=str(path))
     assert (cut.meta, ended.meta) == ({"unfinished": True}, {})
     assert [example.current for solution in (cut, ended) for example in examples("orm", solution)] == [("#### 9",)]
@@ -253,6 +263,6 @@ def test_a_chain_that_went_no_further_is_no_solution_to_judge_whole(tmp_path: Pa
 @pytest.mark.parametrize(("problem", "step"), [("What is 3+5?", "3+5=8"), ("3+5-9=?", "3+5=8\n8-9=9")])
 def test_a_tree_of_something_else_than_chains_is_refused_by_name(tmp_path: Path, problem: str, step: str) -> None:
     path = tmp_path / "trees.jsonl"
-    path.write_text(to_json(Tree("t", problem, "9", (Node((), None, 1, 1), Node((step,), 0, 1, 1, True)))) + "\n")
+    path.write_text(to_json(Tree("t", problem, "9", (Node((), None, 1, 1), Node((step,), 0, 1, 1, True)), "\n")) + "\n")
     with pytest.raises(UserError, match=r"trees\.jsonl: tree t is none of a chain, one line a step"):
         chain_trees(path=str(path))

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from rewards.as_trl import as_trl
 from rewards.credit import Credit, paid
+from rewards.judge import Judge
+from rewards.judged_text import Asked
 from rewards.judges.chain_truth import SURE
 from rewards.process.process import Process
 from rewards.steps import last_tokens, split
 from rlcore.errors import UserError
+from rlcore.protocols import Progress, no_progress
 from rlcore.toy.model import build_tokenizer
 from rlcore.types import Completion, Group, Problem, Sampling, Scored
+
+
+class OfSolutions(Judge):
+    of_solutions = True
+
+    def log_odds(self, asked: Sequence[Asked], progress: Progress = no_progress) -> list[float]:
+        return [0.0] * len(asked)
+
+
+def test_a_judge_of_whole_solutions_is_paid_for_no_step_but_the_last() -> None:
+    with pytest.raises(UserError, match="judges whole solutions, and min pays for each step: set credit: last"):
+        Process(judge={"name": "chain_truth"}).judge_with(OfSolutions())
+    Process(judge={"name": "chain_truth"}, credit="last").judge_with(OfSolutions())
 
 
 @pytest.mark.parametrize(
@@ -124,7 +140,7 @@ def test_renorm_reads_what_was_verified() -> None:
     same = [completed("3+5=8\n8-9=8\n#### 9")] * 3
     found = [score.value for score in reward.score([Group(CHAIN, same, (1.0, 0.0, None))], None) if isinstance(score, Scored)]
     assert found == pytest.approx([2, -1, 0])
-    with pytest.raises(UserError, match="no reward is verifiable: add `answer`"):
+    with pytest.raises(UserError, match="no reward component is verifiable: add `answer`"):
         reward.score([Group(CHAIN, same)], None)
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
 
 from rewards.calibration import measures
@@ -151,10 +152,20 @@ def test_scores_are_those_of_transformers_whatever_is_beside_them(trained: Path)
         assert odds.tolist() == pytest.approx(together, abs=1e-5, rel=1e-6)
 
 
+def test_a_model_without_its_head_is_no_reward_model(trained: Path, tmp_path: Path) -> None:
+    """It would find everything as likely as not, and nobody would know why."""
+    shutil.copytree(trained / "model", tmp_path / "model")
+    weights = load_file(tmp_path / "model/model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if "score" not in name}
+    save_file(kept, tmp_path / "model/model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"lacks weights: score\.weight"):
+        Trained(model=str(tmp_path / "model"))
+
+
 def learner_of(recipe: RewardModel, folder: Path) -> Any:
     from trainers.reward_model import _learner
 
-    model = ModelSpec(str(folder)).load_with_head(2, recipe.head)
+    model = ModelSpec(str(folder)).load_with_head(2, recipe.head, begins=True)
     return _learner(recipe, model, AutoTokenizer.from_pretrained(folder), [single(1, 1.0), single(1, 0.0)], None)
 
 

@@ -144,7 +144,7 @@ TREE = """{"id": "t", "problem": "3+5-9=?", "answer": "9", "nodes": [
 def test_nodes_that_come_out_right_are_solutions_and_go_on_where_the_tree_does(tiny: Path, tmp_path: Path) -> None:
     """What is said twice is learned once; what is not finished has no end of turn."""
     (tmp_path / "trees.jsonl").write_text(TREE.replace("\n", "") + "\n")
-    problems = trees(path=str(tmp_path / "trees.jsonl"), separator="\n")
+    problems = trees(path=str(tmp_path / "trees.jsonl"))
     assert [(p.id, p.prompt, p.meta["solution"]) for p in problems] == [
         ("t#0", "3+5-9=?", "3+5=8\n"),
         ("t#1", "3+5-9=?", "3+5=8\n#### 9"),
@@ -152,4 +152,4 @@ def test_nodes_that_come_out_right_are_solutions_and_go_on_where_the_tree_does(t
     tokenizer = models.load_tokenizer(str(tiny))
     texts = [tokenizer.decode(_encode(p, Prompter(Prompt(), tokenizer), 64)["input_ids"]) for p in problems]
     assert texts == ["3+5-9=?\n3+5=8\n", "3+5-9=?\n3+5=8\n#### 9<eos>"]
-    assert len(trees(path=str(tmp_path / "trees.jsonl"), separator="\n", at_least=0.5)) == 3
+    assert len(trees(path=str(tmp_path / "trees.jsonl"), at_least=0.5)) == 3

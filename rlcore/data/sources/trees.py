@@ -8,16 +8,16 @@ from rlcore.recipe.schema import Share
 from rlcore.types import Problem
 
 
-def trees(*, path: str, at_least: Share = 0.95, separator: str = "\n\n", limit: int | None = None) -> list[Problem]:
+def trees(*, path: str, at_least: Share = 0.95, limit: int | None = None) -> list[Problem]:
     """All nodes with a score of `at_least`, those in the middle of a solution too (`meta["unfinished"]`), each text of a tree
-    once. `separator` ended their steps. `limit` is of trees."""
+    once. `limit` is of trees."""
     problems = []
     for tree in read_trees(path, limit):
         told: dict[str, bool] = {}
         for i, node in enumerate(tree.nodes):
             if node.steps and node.visits and node.score >= at_least:
-                text = separator.join(tree.steps_to(i))
-                told.setdefault(text if node.ends else text + separator, not node.ends)
+                text = tree.separator.join(tree.steps_to(i))
+                told.setdefault(text if node.ends else text + tree.separator, not node.ends)
         problems += [
             Problem(f"{tree.id}#{number}", tree.problem, tree.answer, meta={"solution": text, "unfinished": unfinished})
             for number, (text, unfinished) in enumerate(told.items())
