@@ -1,5 +1,4 @@
-"""Makes a `Problem` of a row of someone's own data, and refuses one that nobody could solve. Used by the sources `file` and
-`hub`.
+"""Makes a `Problem` of a row of someone's own data, and refuses one that nobody could solve. Serves the sources `file`, `hub`.
 
 A grader (`rlcore.grading.graders`) is named for all rows, with its settings, or by a field of theirs:
 
@@ -35,8 +34,8 @@ def problem(
     solved = {"solution": row.text(solution)} if solution else {}
     gold = _json(row, answer) if name in ("json", "tool_calls") else row.answer(answer)
     made = Problem(id_, row.text(prompt), gold, name, {field: row.value(field) for field in meta} | settings | solved)
-    if refusal := graders.refusal(made):
-        raise row.error(f"field {answer!r}: {refusal}")
+    if fault := graders.gold_fault(made):
+        raise row.error(f"field {answer!r}: {' '.join(fault.split())}")
     return made
 
 

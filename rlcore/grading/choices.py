@@ -21,22 +21,21 @@ def options(given: Any) -> dict[str, str]:
         case None:
             return {}
         case {"label": list(letters), "text": list(texts)} if len(given) == 2 and len(letters) == len(texts):
-            pairs = dict(zip(letters, texts, strict=True))
+            pairs = list(zip(letters, texts, strict=True))
         case Mapping():
-            pairs = dict(given)
+            pairs = list(given.items())
         case list(texts) if len(texts) <= len(ascii_uppercase):
-            pairs = dict(zip(ascii_uppercase, texts, strict=False))
+            pairs = list(zip(ascii_uppercase, texts, strict=False))
         case _:
             raise ValueError(f"`options` is no list or object of texts but {str(given)[:40]}")
-    known = {str(letter).upper(): _plain(str(text)).casefold() for letter, text in pairs.items()}
-    if not all(known.values()) or len(set(known.values())) < len(known):
+    known = {str(letter).upper(): _plain(str(text)).casefold() for letter, text in pairs}
+    if not all(known.values()) or len(set(known.values())) < len(pairs):
         raise ValueError("of its `options` two are the same, or one is empty")
     return known
 
 
 def pick(answer: str, options: Mapping[str, str]) -> str | None:
-    """The letter of the one option that the answer picks, None where it picks none. Without options any letter by itself is
-    one."""
+    """The letter of the one option that the answer picks, None where it picks none. Without options any letter alone is one."""
     text = _plain(answer)
     found = _LETTER.fullmatch(text)
     letter = next(filter(None, found.group(1, 2, 3))).upper() if found else ""

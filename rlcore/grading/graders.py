@@ -31,9 +31,9 @@ def at_length(answer: str, problem: Problem) -> Verdict:
     return AT_LENGTH[problem.grader](answer, problem)
 
 
-def refusal(problem: Problem) -> str:
+def gold_fault(problem: Problem) -> str:
     """Why no answer to the problem can be right, as far as that shows at once: the grader does not know the gold answer, or the
-    settings beside it, as such. Empty where all is well."""
+    settings beside it, as such. Empty where nothing is wrong."""
     verdict = at_once(problem.answer, problem)
     return "" if verdict is None or verdict.kind == "correct" else verdict.reason
 
@@ -88,8 +88,7 @@ def choice(answer: str, problem: Problem) -> Verdict:
 
 
 def quantity(answer: str, problem: Problem) -> Verdict:
-    """A number with its unit, in any unit of the same kind: |answer − gold| ≤ max(abs_tol, rel_tol · |gold|), in the gold's
-    unit.
+    """A number with a unit, in any of the same kind: |answer − gold| ≤ max(abs_tol, rel_tol · |gold|), all in the gold's unit.
 
     `meta["rel_tol"]` and `meta["abs_tol"]` are 0 where they are missing; `meta["unit"]` is the gold's where that is a bare
     number. A bare answer is in the gold's unit. See `rlcore.grading.quantities`.

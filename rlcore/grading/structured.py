@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Any
 
 MAX_LENGTH = 100_000  # characters, of which reading takes milliseconds
-MAX_CALLS = 100  # whose best pairing takes a millisecond; the time grows with the cube of their number
+MAX_CALLS = 100  # far more than anybody makes at a time; each is compared with each of the reference
 
 
 class UnreadableError(ValueError):

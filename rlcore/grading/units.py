@@ -111,7 +111,7 @@ def read(text: str) -> Unit:
 
 
 _PART = re.compile(
-    r"\s+|(?P<sign>[*/()])|(?P<name>°[CFcf]?|[%$¢€£¥₹]|[^\W\d_]+)(?:\^?(?P<power>[-+]?[0-9]{1,2})(?![0-9]))?",
+    r"\s+|[*/()]|(?P<name>°[CFcf]?|[%$¢€£¥₹]|[^\W\d_]+)(?:\^?(?P<power>[-+]?[0-9]{1,2})(?![0-9]))?",
 )
 
 
@@ -120,7 +120,8 @@ def _read(text: str, table: Mapping[str, Unit]) -> Unit:
     parts = list(_PART.finditer(text))
     if "".join(part[0] for part in parts) != text:
         raise UnknownUnitError(text)
-    below = bracket = power = 1  # −1 behind a slash; that of the bracket we are in; that of `square`
+    below, power = 1, 1  # −1 behind a slash; 2 behind `square`
+    brackets = [1]  # of those we are in, −1 for one that is below
     for part in parts:
         match part[0].strip():
             case "" | "*":
@@ -128,16 +129,19 @@ def _read(text: str, table: Mapping[str, Unit]) -> Unit:
             case "/" | "per":
                 below = -1
             case "(":
-                below, bracket = 1, below
+                brackets.append(brackets[-1] * below)
+                below = 1
+            case ")" if len(brackets) > 1:
+                brackets.pop()
             case ")":
-                bracket = 1
+                raise UnknownUnitError(text)
             case "square" | "sq" | "cubic" | "cu" as word:
                 power = _POWERS[word]
             case "squared" | "cubed" as word if factors:
                 unit, earlier = factors.pop()
                 factors.append((unit, earlier * _POWERS[word]))
             case _:
-                factors.append((_named(part["name"] or text, table), int(part["power"] or power) * below * bracket))
+                factors.append((_named(part["name"], table), int(part["power"] or power) * below * brackets[-1]))
                 below = power = 1
     if [power for _, power in factors] == [1]:
         return factors[0][0]

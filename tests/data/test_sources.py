@@ -190,6 +190,11 @@ def test_file_has_rows_of_several_graders(tmp_path: Path) -> None:
         ({"grader": "choice", "meta": ["options"]}, {}, "field 'options' is missing; the row has 'prompt', 'answer', 'proof'"),
         ({"grader": "json"}, {"answer": "{"}, "field 'answer': gold answer unparsable: { (Expecting property name"),
         ({"grader": "tool_calls"}, {"answer": []}, "field 'answer': gold answer unparsable: [] (0 calls)"),
+        (
+            {"grader": "tool_calls"},
+            {"answer": "time()\nweather()"},
+            "field 'answer': gold answer unparsable: time() weather() (",
+        ),
         ({"grader": "roles"}, {}, "field 'answer': gold answer unparsable: 2"),
         (
             {"grader": {"name": "quantity", "rel_tol": -1}},
