@@ -24,7 +24,7 @@ def extract(text: str, order: Sequence[str]) -> str | None:
     for name in order:
         found = FINDERS[name](said)
         if found:
-            return (name in ORDER and boxed(found)) or found
+            return boxed(found) or found
     return None
 
 

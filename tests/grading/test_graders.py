@@ -184,6 +184,7 @@ def test_the_same_quantity(gold: str, answer: str) -> None:
         ("5", "5 m", "wrong unit"),
         ("1 MW", "1 mW", "wrong answer"),
         ("1 MW", "1 mw", "wrong answer"),  # mega or milli: neither
+        ("1 mW", "1 mw", "wrong answer"),
         ("50%", "0.5", "wrong answer"),
         ("$5", "5 €", "wrong unit"),
         ("20 °C", "20 K", "wrong answer"),
