@@ -38,6 +38,7 @@ FORMS = (
     "{steps}{separator}<answer>{answer}</answer>",
     "<think>{steps}</think>{separator}<answer>{answer}</answer>",
     "<think>{steps}</think>{separator}\\boxed{{answer}}",
+    "<think>{steps}</think>{separator}<tool_call>{answer}</tool_call>",
 )
 
 

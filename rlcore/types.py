@@ -139,12 +139,14 @@ class Group:
 class Verdict:
     """A grader's word on one answer. `invalid` means that the grader failed, never that the answer is wrong.
 
-    `answer` is what was extracted and judged; empty where there was none.
+    `answer` is what was extracted and judged; empty where there was none. `credit`, between 0 and 1, is how much of it is
+    right, by graders that know more than right and wrong.
     """
 
     kind: Literal["correct", "wrong", "invalid"]
     reason: str = ""
     answer: str = field(default="", compare=False)
+    credit: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

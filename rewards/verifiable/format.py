@@ -1,12 +1,14 @@
 """Whether a completion keeps to the form that the prompt asked for: 1 if it does, 0 with the reason if not.
 
-`think_answer` is the form of DeepSeek-R1 (arXiv 2501.12948, table 1), `<think>…</think> <answer>…</answer>`; `boxed` asks for
-an answer in `\\boxed{}`. It says nothing about the answer being right: that is `answer`.
+`think_answer` is the form of DeepSeek-R1 (arXiv 2501.12948, table 1), `<think>…</think> <answer>…</answer>`; `think_tool_call`
+that of ToolRL (arXiv 2504.13958), with `<tool_call>` in its place; `boxed` asks for an answer in `\\boxed{}`. It says nothing
+about the answer being right: that is `answer`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rlcore.errors import UserError, nearest
@@ -16,8 +18,8 @@ from rlcore.types import Group, Score, Scored
 
 
 class Format(Reward):
-    """`style`: "think_answer", each of the four tags exactly once and in this order; or "boxed", at least one box that closes,
-    outside the thoughts. Raises UserError for another style."""
+    """`style`: "think_answer" or "think_tool_call", each of the four tags exactly once and in this order; or "boxed", at least
+    one box that closes, outside the thoughts. Raises UserError for another style."""
 
     def __init__(self, *, style: str = "think_answer") -> None:
         if style not in _FAULTS:
@@ -30,14 +32,13 @@ class Format(Reward):
         return [Scored(float(not fault), fault) for fault in faults]
 
 
-_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
-
-
-def _think_answer_fault(text: str) -> str:
-    for tag in _TAGS:
-        if (count := text.count(tag)) != 1:
-            return f"{count} times {tag}"
-    places = [text.index(tag) for tag in _TAGS]
+def tags_fault(text: str, tag: str) -> str:
+    """What is wrong with the text as thoughts and then what `tag` holds; empty where nothing is."""
+    tags = ("<think>", "</think>", f"<{tag}>", f"</{tag}>")
+    for each in tags:
+        if (count := text.count(each)) != 1:
+            return f"{count} times {each}"
+    places = [text.index(each) for each in tags]
     return "" if places == sorted(places) else "tags out of order"
 
 
@@ -45,4 +46,8 @@ def _boxed_fault(text: str) -> str:
     return "" if extract(text, ["boxed"]) else "no box"
 
 
-_FAULTS = {"think_answer": _think_answer_fault, "boxed": _boxed_fault}
+_FAULTS: dict[str, Callable[[str], str]] = {
+    "think_answer": functools.partial(tags_fault, tag="answer"),
+    "think_tool_call": functools.partial(tags_fault, tag="tool_call"),
+    "boxed": _boxed_fault,
+}

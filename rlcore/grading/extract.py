@@ -10,10 +10,11 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 ORDER = ("boxed", "answer_tag", "hashes", "final_answer", "last_number")
+PLACES = {"json": ("json",), "tool_calls": ("tool_call",)}  # of graders whose answers stand nowhere else, by their name
 
 
 def extract(text: str, order: Sequence[str]) -> str | None:
-    """The answer that the first successful finder of `order` (names from `ORDER`) sees; None where there is none.
+    """The answer that the first successful finder of `order` (names from `FINDERS`) sees; None where there is none.
 
     Thoughts are no answers: only what follows the last `</think>` is read, and nothing where a `<think>` stays open.
     """
@@ -102,10 +103,31 @@ def _final_answer(text: str) -> str | None:
     return None
 
 
+def _json(text: str) -> str | None:
+    """What the answer tag has, or all; of that the last block of code, or from the first bracket to the last."""
+    said = _answer_tag(text) or text
+    before, closed, _ = said.rpartition("```")
+    _, opened, block = before.rpartition("```")
+    if closed and opened:
+        return re.sub(r"^\w+\s*\n", "", block).strip()  # without the language's name
+    if said is not text:
+        return said
+    places = [place for bracket in "{[" if (place := said.find(bracket)) >= 0]
+    return said[min(places) : max(map(said.rfind, "}]")) + 1] if places else None
+
+
+def _tool_call(text: str) -> str | None:
+    """What all tool-call tags have, one after the other."""
+    blocks = (block.partition("</tool_call>") for block in text.split("<tool_call>")[1:])
+    return "\n".join(content for content, closed, _ in blocks if closed).strip()
+
+
 FINDERS: Mapping[str, Callable[[str], str | None]] = {
     "boxed": boxed,
     "answer_tag": _answer_tag,
     "hashes": _hashes,
     "final_answer": _final_answer,
     "last_number": _last_number,
+    "json": _json,
+    "tool_call": _tool_call,
 }

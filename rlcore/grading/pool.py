@@ -16,12 +16,12 @@ from typing import Self
 
 from rlcore.errors import UserError, nearest
 from rlcore.grading.equal import normalise
-from rlcore.grading.extract import FINDERS, ORDER, extract
+from rlcore.grading.extract import FINDERS, ORDER, PLACES, extract
 from rlcore.grading.graders import at_once
 from rlcore.grading.workers import Workers
 from rlcore.types import NO_ANSWER, TRUNCATED, Problem, Verdict
 
-GRADER_VERSION = f"2+math-verify-{version('math-verify')}"  # the first number goes up whenever a verdict may change
+GRADER_VERSION = f"3+math-verify-{version('math-verify')}"  # the first number goes up whenever a verdict may change
 
 
 class Grader:
@@ -56,7 +56,7 @@ class Grader:
         Raises UserError for a grader that does not exist, or whose package is not installed.
         """
         verdicts: dict[int, Verdict] = {}
-        answers = [self._answer(text, truncated) for _, text, truncated in completions]
+        answers = [self._answer(*completion) for completion in completions]
         hard: dict[tuple[int, str], list[int]] = {}  # samples of a group often agree: one answer to one problem is one task
         for place, ((problem, _, truncated), answer) in enumerate(zip(completions, answers, strict=True)):
             if answer is None:
@@ -69,7 +69,10 @@ class Grader:
         for places, verdict in zip(hard.values(), self._judge(tasks), strict=True):
             verdicts |= dict.fromkeys(places, verdict)
         self._count(verdicts.values())
-        return [replace(verdicts[place], answer=normalise(answer or "")) for place, answer in enumerate(answers)]
+        return [
+            replace(verdicts[place], answer=verdicts[place].answer or normalise(answer or ""))
+            for place, answer in enumerate(answers)
+        ]
 
     def close(self) -> None:
         """End the worker processes."""
@@ -81,9 +84,12 @@ class Grader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _answer(self, text: str, truncated: bool) -> str | None:
-        """The last number of a text that was cut off is where the cut fell, and no answer."""
-        return extract(text, [name for name in self.extract_order if not (truncated and name == "last_number")])
+    def _answer(self, problem: Problem, text: str, truncated: bool) -> str | None:
+        """The last number of a text that was cut off is where the cut fell, and no answer; neither is one without the unit
+        behind it, where that counts."""
+        bare = truncated or problem.grader == "quantity"
+        order = PLACES.get(problem.grader, self.extract_order)
+        return extract(text, [name for name in order if not (bare and name == "last_number")])
 
     def _judge(self, tasks: Sequence[tuple[str, Problem]]) -> list[Verdict]:
         outcomes = self._workers.run(tasks) if tasks else []

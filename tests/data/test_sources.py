@@ -148,6 +148,86 @@ def test_file_reads_every_format_alike(suffix: str, tmp_path: Path) -> None:
     ]
 
 
+def test_file_names_the_grader_of_all_rows_with_its_settings(tmp_path: Path) -> None:
+    row = {"prompt": "How far?", "answer": "5 km", "kind": "easy", "n": 3}
+    [problem] = read("file", path=jsonl(tmp_path / "a.jsonl", row), grader={"name": "quantity", "rel_tol": 0.01}, meta=["n"])
+    assert problem == Problem("file/a/1", "How far?", "5 km", "quantity", {"n": 3, "rel_tol": 0.01})
+    puzzle = {"quiz": "Who is what?", "solution_text_format": "(1) Zoey is a knave\n(2) Oliver is a knight"}
+    fields = dict(prompt="quiz", answer="solution_text_format")
+    [problem] = read("file", path=jsonl(tmp_path / "b.jsonl", puzzle), grader="roles", **fields)
+    assert problem.grader == "roles"
+
+
+def test_file_has_rows_of_several_graders(tmp_path: Path) -> None:
+    calls = [{"name": "time", "arguments": {"zone": "CET"}}]
+    rows = [
+        {"prompt": "Which?", "answer": "b", "kind": "choice", "options": ["one", "two"]},
+        {"prompt": "Call.", "answer": calls, "kind": "tool_calls", "options": None},
+        {"prompt": "JSON?", "answer": '{"a": 1}', "kind": "json", "options": None},
+    ]
+    options: dict[str, Any] = {"grader": {"field": "kind"}, "meta": ["options"]}
+    problems = read("file", path=jsonl(tmp_path / "mine.jsonl", *rows), **options)
+    assert [(p.grader, p.answer, p.meta["options"]) for p in problems] == [
+        ("choice", "b", ["one", "two"]),
+        ("tool_calls", json.dumps(calls), None),
+        ("json", '{"a": 1}', None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "row", "says"),
+    [
+        (
+            {"grader": "quantity"},
+            {"answer": "5 apples"},
+            "field 'answer': gold answer unparsable: 5 apples (no unit is called apples)",
+        ),
+        (
+            {"grader": "choice", "meta": ["options"]},
+            {"options": ["a"]},
+            "field 'answer': gold answer unparsable: 2 (it is no option)",
+        ),
+        ({"grader": "choice", "meta": ["options"]}, {}, "field 'options' is missing; the row has 'prompt', 'answer', 'proof'"),
+        ({"grader": "json"}, {"answer": "{"}, "field 'answer': gold answer unparsable: { (Expecting property name"),
+        ({"grader": "tool_calls"}, {"answer": []}, "field 'answer': gold answer unparsable: [] (0 calls)"),
+        (
+            {"grader": "tool_calls"},
+            {"answer": "time()\nweather()"},
+            "field 'answer': gold answer unparsable: time() weather() (",
+        ),
+        ({"grader": "roles"}, {}, "field 'answer': gold answer unparsable: 2"),
+        (
+            {"grader": {"name": "quantity", "rel_tol": -1}},
+            {},
+            "field 'answer': gold answer unparsable: 2 (`rel_tol` is below 0)",
+        ),
+        ({"grader": {"field": "kind"}}, {}, "field 'kind' is missing"),
+    ],
+)
+def test_a_gold_answer_that_its_grader_cannot_read_is_refused(
+    options: dict[str, Any], row: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    path = jsonl(tmp_path / "data.jsonl", MINE | row)
+    with pytest.raises(UserError) as error:
+        read("file", path=path, **options)
+    assert str(error.value).startswith(f"{path}:1: {says}")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("grader", "says"),
+    [
+        ("exakt", "there is no grader 'exakt'; did you mean 'exact'?"),
+        ({}, "grader must have a name, or the field that holds it"),
+        ({"name": "json", "field": "kind"}, "grader must have a name, or the field that holds it"),
+    ],
+)
+def test_a_grader_that_does_not_exist_is_refused(grader: Any, says: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        read("file", path=jsonl(tmp_path / "data.jsonl", MINE), grader=grader)
+    assert says in str(error.value)
+
+
 def test_file_cut_in_two_gives_each_problem_to_one_side_whatever_its_place(tmp_path: Path) -> None:
     rows = [{"prompt": f"What is {i}+1?", "answer": str(i + 1)} for i in range(400)]
     forth, back = jsonl(tmp_path / "forth.jsonl", *rows), jsonl(tmp_path / "back.jsonl", *reversed(rows))

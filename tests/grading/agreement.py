@@ -252,6 +252,7 @@ def render(judged: Sequence[Judged]) -> str:
             "of reference answers of MATH500, each of a kind that is known to keep the answer or to change it, and asks three",
             f"graders: ours (`rlcore.grading`), plain math-verify {version('math-verify')} (its defaults), and PRM800K's rules",
             "(`grade_answer`, written anew from their description in `tests/grading/prm800k_rules.py`).",
+            "How answers are graded that are no mathematics: [graders.md](graders.md).",
             "",
             f"Ours is right on {right} of {len(judged)}. math-verify says the same on {agree['math-verify']}, PRM800K's rules",
             f"on {agree['PRM800K']}; each of the {len(differing)} pairs on which one of them does not is listed and explained.",

@@ -208,6 +208,8 @@ KNIGHTS = "Alice is a knight, Bob is a knave"
         ("Alice is a knight, Bob is a knave or a knight", "wrong"),
         ("Alice is not a knight, Bob is a knave", "wrong"),
         ("Alice is a knight, Bob is a knave. Or: knight, knave", "wrong"),
+        ("Alice is a knight, Bob is a knave; or both are knights", "wrong"),
+        ("Alice is a knave, Alice is a knight", "wrong"),
         ("", "wrong"),
     ],
 )
@@ -218,8 +220,9 @@ def test_roles(answer: str, kind: str) -> None:
     assert verdict.kind == kind
 
 
-def test_roles_with_an_unreadable_gold() -> None:
-    verdict = at_once(KNIGHTS, Problem("p", "", "5", grader="roles"))
+@pytest.mark.parametrize("gold", ["5", "", "Alice is a knight, Alice is a knave", "Alice is a knight or a knave"])
+def test_roles_with_an_unreadable_gold(gold: str) -> None:
+    verdict = at_once(KNIGHTS, Problem("p", "", gold, grader="roles"))
     assert verdict is not None
     assert verdict.kind == "invalid"
 

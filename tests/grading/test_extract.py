@@ -64,6 +64,20 @@ from rlcore.grading.extract import FINDERS, ORDER, extract
         ("last_number", "1,2,3", "3"),
         ("last_number", "water is H2O", None),
         ("last_number", "none", None),
+        ("json", 'So {"a": [1]} it is.', '{"a": [1]}'),
+        ("json", "It is [1, 2].", "[1, 2]"),
+        ("json", "```json\n[1]\n```\nor\n```\n[2]\n```", "[2]"),
+        ("json", '<answer>```json\n{"a": 1}\n```</answer>', '{"a": 1}'),
+        ("json", "{1} <answer> true </answer>", "true"),
+        ("json", '<answer>{"a": "\\\\boxed{5}"}</answer>', '{"a": "\\\\boxed{5}"}'),
+        ("json", "```json\n", None),
+        ("json", "} none {", None),
+        ("json", "none", None),
+        ("tool_call", "<tool_call> 1\n2 </tool_call>", "1\n2"),
+        ("tool_call", "<tool_call>1</tool_call> and <tool_call>2</tool_call>", "1\n2"),
+        ("tool_call", "<tool_call>1</tool_call><tool_call>2", "1"),  # cut off
+        ("tool_call", "1</tool_call>", None),
+        ("tool_call", "<tool_call></tool_call>", None),
     ],
 )
 def test_finders(finder: str, text: str, answer: str | None) -> None:
@@ -95,7 +109,24 @@ def test_the_order_is_the_callers() -> None:
 @pytest.mark.parametrize("finder", FINDERS)
 @pytest.mark.parametrize(
     "unit",
-    [r"\boxed{", r"\boxed ", "{", "}", "<answer>", "</answer>", "#### 1 ", "####", "answer is ", "1", "1,111", " ", "$", "-"],
+    [
+        r"\boxed{",
+        r"\boxed ",
+        "{",
+        "}",
+        "<answer>",
+        "</answer>",
+        "```",
+        "<tool_call>",
+        "#### 1 ",
+        "####",
+        "answer is ",
+        "1",
+        "1,111",
+        " ",
+        "$",
+        "-",
+    ],
 )
 def test_a_megabyte_takes_linear_time(finder: str, unit: str) -> None:
     """A megabyte of any finder's favourite start, with an end that spoils it, takes no more than a few seconds."""

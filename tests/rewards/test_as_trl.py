@@ -216,7 +216,7 @@ def test_every_stateless_reward_there_is_runs_in_trl(
     [verifiable] = [reward for reward in rewards if reward.verifiable]
     functions = [as_trl(r, verifiable=verifiable if r.reads_accuracy else None, tokenizer=tokenizer) for r in rewards]
     assert {function.__name__ for function in functions} == {
-        *("answer", "format", "process"),
+        *("answer", "format", "logic_rl", "partial_credit", "process"),
         *("cosine", "efficiency", "kimi", "lcpo_exact", "lcpo_max", "overlong", "triangle"),
     }
     trainer = trl.GRPOTrainer(

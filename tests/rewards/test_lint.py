@@ -284,6 +284,13 @@ def test_the_reference_takes_the_form_that_is_paid_best(linted: Callable, compon
     assert report.form == form
 
 
+def test_tool_calls_stand_in_their_tags(linted: Callable) -> None:
+    calls = [Problem(f"p/{n}", "?", f'{{"name": "f", "arguments": {{"n": {n}}}}}', "tool_calls") for n in (1, 2)]
+    report = linted({"name": "answer"}, {"name": "format", "style": "think_tool_call"}, problems=calls)
+    assert report.form == FORMS[7]
+    assert not troubles(report)
+
+
 def test_problems_without_a_solution_or_another_answer(linted: Callable) -> None:
     """The answer alone, in a form that is found; and a wrong one is made up."""
     report = linted({"name": "answer", "extract": ["hashes"]}, problems=[replace(FIRST, meta={})])

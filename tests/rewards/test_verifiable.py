@@ -1,10 +1,11 @@
-"""The verifiable rewards `answer` and `format`: their values, their reasons, and one score per completion in order.
+"""The verifiable rewards `answer`, `format` and `partial_credit`: values, reasons, and one score per completion in order.
 
 Graders and their failures are tests/grading's; here they only become scores.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 
 from rewards.verifiable.answer import Answer
 from rewards.verifiable.format import Format
+from rewards.verifiable.partial_credit import PartialCredit
+from rlcore.data.sources.gym import gym
 from rlcore.errors import UserError
 from rlcore.plugins import bind, find
 from rlcore.types import Completion, Group, Invalid, Problem, Sampling, Scored
@@ -81,6 +84,9 @@ def test_bad_settings_of_answer() -> None:
         ("think_answer", "<answer>b</answer><think>a</think>", "tags out of order"),
         ("think_answer", "<think><answer>b</answer></think>", "tags out of order"),
         ("think_answer", "", "0 times <think>"),
+        ("think_tool_call", "<think>a</think>\n<tool_call>\n{}\n</tool_call>", ""),
+        ("think_tool_call", "<think>a</think><answer>b</answer>", "0 times <tool_call>"),
+        ("think_tool_call", "<think>a</think><tool_call>{}</tool_call><tool_call>{}</tool_call>", "2 times <tool_call>"),
         ("boxed", r"so \boxed{\frac{1}{2}}", ""),
         ("boxed", r"\boxed{1} or \boxed{2}", ""),
         ("boxed", r"\boxed{1", "no box"),
@@ -98,9 +104,61 @@ def test_an_unknown_style_names_the_nearest() -> None:
         Format(style="box")
 
 
+ROME = '{"name": "weather", "arguments": {"city": "Rome", "day": 1}}'
+CET = '{"name": "time", "arguments": {"zone": "CET"}}'
+
+
+def test_partial_credit_pays_what_is_right_of_tool_calls() -> None:
+    """ToolRL's scale and the docstring's numbers: −3 + 6 · 2.5/6; beside `answer`, to which anything but all is 0."""
+    groups = [group(f"{ROME}\n{CET}", tagged(ROME, CET), tagged(ROME.replace("1", "2")), "none", grader="tool_calls")]
+    partial, strict = PartialCredit(low=-3, high=3), Answer()
+    assert [score.value for score in partial.score(groups, None)] == pytest.approx([3, -0.5, -3])
+    assert [score.value for score in strict.score(groups, None)] == [1, 0, 0]
+    partial.close()
+    strict.close()
+    assert not partial.verifiable
+
+
+def tagged(*calls: str) -> str:
+    return f"<think></think><tool_call>{chr(10).join(calls)}</tool_call>"
+
+
+def test_partial_credit_is_the_tasks_own_score() -> None:
+    """Reasoning Gym pays a puzzle of knights and knaves of which one of two is right 0.3 + 0.7 · 1/2."""
+    pytest.importorskip("reasoning_gym")
+    [problem] = gym(task="knights_knaves", count=1, config={"n_people": 2})
+    right, half = (
+        problem.answer,
+        re.sub(r"\w+\.$", "knave." if problem.answer.endswith("knight.") else "knight.", problem.answer),
+    )
+    completions = group("", *(f"<answer>{answer}</answer>" for answer in (right, half, "no idea"))).completions
+    reward = PartialCredit(extract=["answer_tag"])
+    assert [score.value for score in reward.score([Group(problem, completions)], None)] == pytest.approx([1, 0.65, 0])
+    reward.close()
+
+
+def test_partial_credit_of_right_and_wrong() -> None:
+    """Where the grader knows no more; a grader that failed stays Invalid."""
+    reward = PartialCredit(low=0.5)
+    scores = reward.score([group("5", r"\boxed{5}", r"\boxed{6}", "hm"), group("{{{", r"\boxed{5}")], None)
+    assert [score.value if isinstance(score, Scored) else score for score in scores] == [
+        1,
+        0.5,
+        0.5,
+        Invalid("gold answer unparsable: {{{"),
+    ]
+    reward.close()
+    with pytest.raises(UserError, match=r"low must be below high \(1\), not 1"):
+        PartialCredit(low=1)
+
+
 @pytest.mark.parametrize(
     ("name", "cls", "options"),
-    [("answer", Answer, {"extract": ["boxed"], "workers": 1, "deadline_s": 1.0}), ("format", Format, {"style": "boxed"})],
+    [
+        ("answer", Answer, {"extract": ["boxed"], "workers": 1, "deadline_s": 1.0}),
+        ("format", Format, {"style": "boxed"}),
+        ("partial_credit", PartialCredit, {"low": -3, "high": 3, "extract": ["boxed"]}),
+    ],
 )
 def test_recipes_find_them_by_name(name: str, cls: type, options: dict[str, Any]) -> None:
     assert find("rewards", name) is cls

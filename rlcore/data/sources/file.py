@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from pathlib import Path
 
+from rlcore.data.problems import Grading, problem
 from rlcore.data.rows import rows_of_file
 from rlcore.data.splits import SPLITS, known_split, split_of
 from rlcore.types import Problem
@@ -15,19 +18,15 @@ def file(
     prompt: str = "prompt",
     answer: str = "answer",
     solution: str | None = None,
+    grader: Grading = "math",
+    meta: Sequence[str] = (),
     split: str | None = None,
     limit: int | None = None,
 ) -> list[Problem]:
-    """`prompt`, `answer` and `solution` name the fields. `split` cuts one file in two: a problem's text decides its side."""
+    """`prompt`, `answer`, `solution` and `meta` name the fields; `rlcore.data.problems` says what `grader` may be. `split`
+    cuts one file in two: a problem's text decides its side."""
     where = Path(path).expanduser()
     wanted = (known_split("file", split),) if split else SPLITS
-    problems = (
-        Problem(
-            id=f"file/{where.stem}/{row.number}",
-            prompt=row.text(prompt),
-            answer=row.answer(answer),
-            meta={"solution": row.text(solution)} if solution else {},
-        )
-        for row in rows_of_file(where, limit)
-    )
-    return [problem for problem in problems if split_of(problem.prompt) in wanted]
+    read = functools.partial(problem, prompt=prompt, answer=answer, solution=solution, grader=grader, meta=meta)
+    problems = [read(row, f"file/{where.stem}/{row.number}") for row in rows_of_file(where, limit)]
+    return [each for each in problems if split_of(each.prompt) in wanted]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+
+from rlcore.data.problems import Grading, problem
 from rlcore.data.rows import rows_of_hub
 from rlcore.types import Problem
 
@@ -14,16 +18,12 @@ def hub(
     prompt: str = "prompt",
     answer: str = "answer",
     solution: str | None = None,
+    grader: Grading = "math",
+    meta: Sequence[str] = (),
     limit: int | None = None,
 ) -> list[Problem]:
-    """`prompt`, `answer` and `solution` name the fields."""
+    """`prompt`, `answer`, `solution` and `meta` name the fields; `rlcore.data.problems` says what `grader` may be."""
     remedy = "check its name, config and split, and the network; or download it and use the source 'file'"
-    return [
-        Problem(
-            id=f"{dataset}/{split}/{row.number}",
-            prompt=row.text(prompt),
-            answer=row.answer(answer),
-            meta={"solution": row.text(solution)} if solution else {},
-        )
-        for row in rows_of_hub(dataset, config, split, limit, remedy=remedy)
-    ]
+    rows = rows_of_hub(dataset, config, split, limit, remedy=remedy)
+    read = functools.partial(problem, prompt=prompt, answer=answer, solution=solution, grader=grader, meta=meta)
+    return [read(row, f"{dataset}/{split}/{row.number}") for row in rows]
