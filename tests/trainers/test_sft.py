@@ -138,7 +138,8 @@ TREE = """{"id": "t", "problem": "3+5-9=?", "answer": "9", "nodes": [
   {"steps": ["3+5=8"], "parent": 0, "visits": 2, "correct": 2, "ends": false},
   {"steps": ["#### 9"], "parent": 1, "visits": 1, "correct": 1, "ends": true},
   {"steps": ["#### 9"], "parent": 1, "visits": 1, "correct": 1, "ends": true},
-  {"steps": ["3+5=7"], "parent": 0, "visits": 2, "correct": 1, "ends": false}]}"""
+  {"steps": ["3+5=7"], "parent": 0, "visits": 2, "correct": 1, "ends": false}],
+  "separator": "\\n"}"""
 
 
 def test_nodes_that_come_out_right_are_solutions_and_go_on_where_the_tree_does(tiny: Path, tmp_path: Path) -> None:
