@@ -17,7 +17,7 @@ from rlcore.protocols import Progress, no_progress
 
 
 class Judgement(NamedTuple):
-    log_odds: list[float]  # of each that was asked
+    log_odds: list[float | None]  # of each that was asked; None: it ends beyond what the judge can read
     measured: Mapping[str, list[float]] = {}  # what else the judge found of each, by name: told, and nobody is paid for it
 
     def of(self, which: slice) -> Judgement:
@@ -26,14 +26,24 @@ class Judgement(NamedTuple):
 
 
 class Judge(ABC):
+    """Once made it has its facts, at little cost; what it judges with is loaded by `load`, or by the first question."""
+
     of_solutions = False  # True: it was made to judge whole solutions; asked about a step, it judges all up to it
     steps_end_with: str | None = None  # the separator of those it learned from; None: it takes any
     trained_on: frozenset[str] = frozenset()  # digests of problems (`rewards.trained_on`), as far as it is known
 
+    def load(self) -> None:  # noqa: B027  # most that are no model have nothing to load
+        """Raises UserError for weights of another kind of model."""
+
+    @property
+    def weights(self) -> int:
+        """Bytes of what `load` loads."""
+        return 0
+
     @abstractmethod
-    def log_odds(self, asked: Sequence[Asked], progress: Progress = no_progress) -> list[float]:
-        """log P(right)/P(wrong) of each. What it is asked together with changes no answer. `progress` hears how many are done.
-        Raises UserError for what is longer than the model can read."""
+    def log_odds(self, asked: Sequence[Asked], progress: Progress = no_progress) -> list[float | None]:
+        """log P(right)/P(wrong) of each; None of what ends beyond what it can read. What it is asked together with changes no
+        answer. `progress` hears how many are done."""
 
     def judge(self, asked: Sequence[Asked], progress: Progress = no_progress) -> Judgement:
         """`log_odds`, with what else there is to tell."""
@@ -55,12 +65,14 @@ def probability(log_odds: float) -> float:
 
 def load_judge(spec: str | Mapping[str, Any]) -> Judge:
     """A folder that `job: reward_model` wrote, or a plugin in `rewards/judges` with its options:
-    `{name: qwen_math_prm, model: FOLDER}`."""
-    return named_judge(spec)()
+    `{name: qwen_math_prm, model: FOLDER}`. Ready to judge."""
+    judge = named_judge(spec)()
+    judge.load()
+    return judge
 
 
 def named_judge(spec: str | Mapping[str, Any]) -> Callable[[], Judge]:
-    """What loads it, here or in another process. Raises UserError at once for a name or an option that there is not."""
+    """What makes it, here or in another process. Raises UserError at once for a name or an option that there is not."""
     fields = {"name": "trained", "model": spec} if isinstance(spec, str) else dict(spec)
     if not isinstance(fields.get("name"), str):
         raise UserError(f"judge {spec!r} has no `name`: give one of {', '.join(plugins.names('rewards.judges'))}")

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -58,7 +58,9 @@ class Row:
     def within(self, tokens: int) -> Row | None:
         """Up to the last end that lies in the first so many tokens; None where there is none."""
         count = sum(end < tokens for end in self.ends)
-        return Row(self.ids[: self.ends[count - 1] + 1], self.ends[:count], self.asked[:count]) if count else None
+        if not count:
+            return None
+        return replace(self, ids=self.ids[: self.ends[count - 1] + 1], ends=self.ends[:count], asked=self.asked[:count])
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,8 +22,9 @@ from rewards.judge import Judge
 from rewards.judged_text import Asked, Row, packed
 from rlcore.batch import cut_by_length, pad
 from rlcore.errors import UserError
-from rlcore.models import ModelSpec, context, load_tokenizer, pick_device
+from rlcore.models import ModelSpec, context, load_tokenizer, parameters, pick_device
 from rlcore.protocols import Progress, no_progress
+from rlcore.recipe.estimate import WIDTH
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,7 +39,6 @@ class Reader(Judge):
     """Neither what a text is batched with nor padding changes a score."""
 
     kind = "reward model"  # what refusals call it
-    model: PreTrainedModel
 
     def __init__(self, spec: ModelSpec, tokens: int) -> None:
         """`tokens`: of a pass, padding included."""
@@ -45,6 +46,22 @@ class Reader(Judge):
         self.tokens = min(tokens, TOKENS_ON_CPU) if pick_device(spec.device) == "cpu" else tokens
         self.tokenizer = load_tokenizer(spec.location)
         self.context = context(spec.location)
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        return self.read_weights().eval()
+
+    @property
+    def weights(self) -> int:
+        """Without a head, which is small."""
+        return WIDTH[self.spec.dtype] * parameters(self.spec.location)
+
+    def load(self) -> None:
+        _ = self.model
+
+    @abstractmethod
+    def read_weights(self) -> PreTrainedModel:
+        """Raises UserError for those of another kind of model."""
 
     @abstractmethod
     def rows(self, asked: Sequence[Asked]) -> list[Row]:
@@ -55,12 +72,10 @@ class Reader(Judge):
         """(N,) the log-odds at every end of the rows, in their order. `ids` (B, T): their tokens, on the model's device."""
 
     @torch.no_grad()
-    def log_odds(self, asked: Sequence[Asked], progress: Progress = no_progress) -> list[float]:
+    def log_odds(self, asked: Sequence[Asked], progress: Progress = no_progress) -> list[float | None]:
         repeated = Counter(asked)
         questions = list(repeated)
-        rows = self.rows(questions)
-        if (longest := max((len(row.ids) for row in rows), default=0)) > self.context:
-            raise UserError(f"a text of {longest} tokens is longer than the reward model's context of {self.context}")
+        rows = [read for row in self.rows(questions) if (read := row.within(self.context))]
         result: dict[Asked, float] = {}
         for part in cut_by_length({i: len(row.ids) for i, row in enumerate(rows)}, self.tokens):
             some = [rows[i] for i in part]
@@ -68,14 +83,15 @@ class Reader(Judge):
             answered = [questions[number] for row in some for number in row.asked]
             result.update(zip(answered, values, strict=True))
             progress(sum(repeated[question] for question in answered))
-        return [result[question] for question in asked]
+        progress(sum(count for question, count in repeated.items() if question not in result))
+        return [result.get(question) for question in asked]
 
-    def load(self, kind: Any) -> PreTrainedModel:
+    def weights_of(self, kind: Any) -> PreTrainedModel:
         """The model as a class of transformers or of ours. Raises UserError where its weights are not those of that class."""
         model, lacking = self.spec.load_as(kind)
         if lacking:
             raise self.refusal(f"weights {', '.join(lacking[:3])} of the right shape")
-        return model.eval()
+        return model
 
     def single_token(self, text: str) -> int:
         ids = self.tokenizer(text, add_special_tokens=False).input_ids

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 from rewards.judge import Judge, Judgement
 from rewards.judged_text import Asked, packed
@@ -23,16 +23,17 @@ from rlcore.protocols import Progress, no_progress
 from rlcore.remote import START_S, answers, kill
 from rlcore.run.console import warn
 
+T = TypeVar("T")
 PARTS = 4  # for each process, so that none waits long for the others at the end
 
 
 class Judges(Judge):
-    """`load` is called in each of `workers` processes with `gpus` GPUs and `environment`. Raises what it raises; UserError once
+    """`make` is called in each of `workers` processes with `gpus` GPUs and `environment`. Raises what it raises; UserError once
     more than `max_restarts` of the processes were lost."""
 
     def __init__(
         self,
-        load: Callable[[], Judge],
+        make: Callable[[], Judge],
         *,
         workers: int,
         gpus: float = 0,
@@ -40,15 +41,15 @@ class Judges(Judge):
         deadline_s: float = 600.0,
         max_restarts: int = 5,
     ) -> None:
-        self.load, self.gpus, self.environment = load, gpus, dict(environment or {})
+        self.make, self.gpus, self.environment = make, gpus, dict(environment or {})
         self.deadline_s, self.restarts, self.max_restarts = deadline_s, 0, max_restarts
         self._replacing = threading.Lock()
         self._actors = [self._start() for _ in range(workers)]
-        loading = {number: actor.load.remote(load) for number, actor in enumerate(self._actors)}
-        loaded = [self._answer(number, "load", load, call) for number, call in loading.items()]
+        loading = {number: actor.load.remote(make) for number, actor in enumerate(self._actors)}
+        loaded = [self._answer(number, "load", make, call) for number, call in loading.items()]
         self.of_solutions, self.steps_end_with = loaded[0]
 
-    def log_odds(self, asked: Sequence[Asked], progress: Progress = no_progress) -> list[float]:
+    def log_odds(self, asked: Sequence[Asked], progress: Progress = no_progress) -> list[float | None]:
         return self.judge(asked, progress).log_odds
 
     def judge(self, asked: Sequence[Asked], progress: Progress = no_progress) -> Judgement:
@@ -95,7 +96,7 @@ class Judges(Judge):
             self._replace(number, found.lost[number])
             call = None
             if method != "load":
-                self._answer(number, "load", self.load)
+                self._answer(number, "load", self.make)
 
     def _replace(self, number: int, why: str) -> None:
         with self._replacing:
@@ -113,6 +114,7 @@ class Worker:
     def load(self, make: Callable[[], Judge]) -> tuple[bool, str | None]:
         """What `Judge` says of whole solutions and of steps."""
         self._judge = make()
+        self._judge.load()
         return self._judge.of_solutions, self._judge.steps_end_with
 
     def judge(self, asked: Sequence[Asked]) -> Judgement:
@@ -140,7 +142,7 @@ def divided(asked: Sequence[Asked], parts: int) -> Iterator[list[int]]:
 def _together(found: Sequence[Judgement], order: Sequence[int]) -> Judgement:
     """One after the other, and of them those of these places."""
 
-    def ordered(values: Iterable[list[float]]) -> list[float]:
+    def ordered(values: Iterable[list[T]]) -> list[T]:
         every = list(chain.from_iterable(values))
         return [every[at] for at in order]
 

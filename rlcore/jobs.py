@@ -118,7 +118,7 @@ def _sft(loaded: Loaded, recipe: Sft) -> dict[str, Any]:
 def _reward_model(loaded: Loaded, recipe: RewardModel) -> dict[str, Any]:
     location = warmstart.resolve(recipe.model, recipe.seed)
     tokenizer = models.load_tokenizer(location, recipe.trust_remote_code)
-    material = judged.material(recipe, tokenizer)
+    material = judged.material(recipe, tokenizer, models.context(location, recipe.trust_remote_code))
     steps = sum(reward_model.stage_steps(recipe, len(material.train)))
     run = Run(loaded, steps=steps, keep=recipe.checkpoint, stop=Stop())
     model = build_classifier(recipe, location)

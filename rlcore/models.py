@@ -11,14 +11,16 @@ import inspect
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from rlcore.errors import UserError
+from rlcore.run.console import say
 from rlcore.toy import model as toy_model
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ def cached(key: str, make: Callable[[Path], None]) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to the model cache {cache_dir()}: {error.strerror}; set RLCORE_CACHE_DIR") from error
-    with FileLock(f"{target}.lock"):
+    with _held(FileLock(f"{target}.lock"), key):
         if not target.exists():
             aside = target.with_name(f".{target.name}")
             shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
@@ -51,6 +53,20 @@ def cached(key: str, make: Callable[[Path], None]) -> Path:
             finally:
                 shutil.rmtree(aside, ignore_errors=True)
     return target
+
+
+@contextmanager
+def _held(lock: FileLock, key: str) -> Iterator[None]:
+    """Says so where another process has it."""
+    try:
+        lock.acquire(timeout=1)
+    except Timeout:
+        say(f"another process is making {key}: waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def locate(name: str, seed: int = 0) -> str:
@@ -65,9 +81,13 @@ def locate(name: str, seed: int = 0) -> str:
         folder = Path(name) / "model" if (Path(name) / "model" / "config.json").exists() else Path(name)
         if not (folder / "config.json").exists():
             checkpoints = sorted(Path(name).glob("checkpoints/step-*/policy"), key=lambda p: p.stat().st_mtime)
+            if not checkpoints and (Path(name) / "recipe.yaml").exists():
+                raise UserError(f"model {name!r} is a run that is not finished: rlcore train {name} --resume")
             instead = str(checkpoints[-1]) if checkpoints else "the folder that save_pretrained wrote"
             raise UserError(f"model {name!r} is a folder without config.json: give {instead}")
         return str(folder)
+    if Path(name).is_file():
+        raise UserError(f"model {name!r} is a file: give the folder that save_pretrained wrote")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"model folder {name!r} does not exist")
     return name
@@ -96,10 +116,13 @@ class ModelSpec:
     adapter_rank: int = 0  # of the LoRA adapter that engines serve beside it; 0: none
 
     def load(self) -> PreTrainedModel:
-        """The model, with SDPA attention (FlashAttention kernels where the device has them)."""
+        """The model, with SDPA attention (FlashAttention kernels where the device has them). Raises UserError for a model of
+        another kind, such as a reward model, whose language head would be random."""
         from transformers import AutoModelForCausalLM
 
-        model, _ = self._load(AutoModelForCausalLM)
+        model, missing = self._load(AutoModelForCausalLM)
+        if missing:
+            raise UserError(f"model {self.location!r} lacks {', '.join(missing[:3])}: it is no causal language model")
         self._refuse_transforms(model)
         return model.to(pick_device(self.device))
 
@@ -137,9 +160,11 @@ class ModelSpec:
     def _load(self, kind: Any, **settings: Any) -> tuple[PreTrainedModel, list[str]]:
         """On the CPU; and the names of the parameters that the checkpoint did not have, or not in that shape."""
         import torch
-        from transformers.utils.logging import disable_progress_bar
+        from transformers.utils import logging
 
-        disable_progress_bar()  # of loading from disk, which takes moments; a hub download keeps its own
+        logging.disable_progress_bar()  # of loading from disk, which takes moments; a hub download keeps its own
+        told = logging.get_verbosity()
+        logging.set_verbosity_error()  # the parameters that a checkpoint lacks are told, or refused, by the caller
         try:
             model, info = kind.from_pretrained(
                 self.location,
@@ -151,6 +176,8 @@ class ModelSpec:
             )
         except (OSError, ValueError, json.JSONDecodeError) as error:
             raise _not_loaded("model", self.location, error) from error
+        finally:
+            logging.set_verbosity(told)
         return model, sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])})
 
 
@@ -163,6 +190,16 @@ def without_weights(location: str, trust_remote_code: bool = False) -> PreTraine
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     return model
+
+
+def parameters(location: str) -> int:
+    """Of the model without a head, from its configuration alone."""
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    config = AutoConfig.from_pretrained(location)
+    with torch.device("meta"):
+        return int(AutoModel.from_config(config).num_parameters())
 
 
 def context(location: str, trust_remote_code: bool = False) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from rewards.process.process import Process
 from rlcore import models, plugins
 from rlcore.data.mixture import load as load_problems
 from rlcore.length_budget import describe, for_training
@@ -45,7 +46,8 @@ def _rl(recipe: RL) -> Iterator[str]:
     plugins.bind("rollout.engines", spec.name, spec.options)
     engine = plugins.find("rollout.engines", spec.name)
     learned = [label for label, reward in asked.rewards.components.items() if isinstance(reward, LearnedReward)]
-    need = memory(recipe, _shape(location, recipe.trust_remote_code), longest, engine, learned)
+    judges = {label: reward.judge.weights for label, reward in asked.rewards.components.items() if isinstance(reward, Process)}
+    need = memory(recipe, _shape(location, recipe.trust_remote_code), longest, engine, learned, judges)
     for process, parts in need.items():
         yield f"memory of {process}, at worst: {_size(sum(parts.values()))}, of which"
         yield from (f"  {name}: {_size(count)}" for name, count in parts.items())
@@ -61,7 +63,7 @@ def _sft(recipe: Sft) -> Iterator[str]:
 def _reward_model(recipe: RewardModel) -> Iterator[str]:
     location = warmstart.architecture(recipe.model, recipe.seed)
     tokenizer = models.load_tokenizer(location, recipe.trust_remote_code)
-    found = material(recipe, tokenizer)
+    found = material(recipe, tokenizer, models.context(location, recipe.trust_remote_code))
     counts = [sum(len(text.labels) for text in side) for side in (found.train, found.validation)]
     yield f"{counts[0]} training examples, {counts[1]} of other problems for validation"
     first_text = found.train[0]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rlcore import jobs, preview
 from rlcore.errors import UserError
@@ -91,6 +92,30 @@ def test_the_dry_run_of_a_supervised_job(tiny: Path) -> None:
 
 def test_every_job_has_its_own_work_and_preview() -> None:
     assert set(jobs.WORK) == set(preview.OF_JOB) == set(JOBS.values())
+
+
+@pytest.mark.parametrize(
+    ("judge", "separator", "message"),
+    [
+        ("no/such/folder", "\\n", "model folder 'no/such/folder' does not exist"),
+        ("{name: chain_truth}", "\\n\\n", "the reward model learned steps that end with"),
+    ],
+)
+def test_a_judge_is_refused_in_a_dry_run(loaded: Callable[..., Loaded], judge: str, separator: str, message: str) -> None:
+    paid = f'rewards=[answer, {{name: process, judge: {judge}, separator: "{separator}"}}]'
+    with pytest.raises(UserError, match=message):
+        list(preview.preview(loaded(9, 9, paid).recipe))
+
+
+def test_a_judges_weights_are_counted(loaded: Callable[..., Loaded], tiny: Path, tmp_path: Path) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(tiny, num_labels=1)
+    model.save_pretrained(tmp_path / "judge")
+    AutoTokenizer.from_pretrained(tiny).save_pretrained(tmp_path / "judge")
+    judge = f"{{name: sequence_classifier, model: {tmp_path / 'judge'}, template: '{{problem}}{{current}}'}}"
+    paid = f"rewards=[answer, {{name: process, judge: {judge}, credit: last}}]"
+    lines = list(preview.preview(loaded(9, 9, paid).recipe))
+    [line] = [line for line in lines if "process's reward model" in line]
+    assert line.endswith(f"{4 * model.base_model.num_parameters() / 2**20:.1f} MiB")
 
 
 def test_tokens_of_older_policies_without_a_correction_are_warned_of(

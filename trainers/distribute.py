@@ -87,10 +87,10 @@ def build_implicit_group(
     return LearnerGroup(ranks), RemoteReference(ranks, "reference_logprobs")
 
 
-def build_judges(recipe: RL, cluster: Cluster, load: Callable[[], Judge], ending: ExitStack) -> Judges:
-    """What `load` makes, in processes of its own, ready to judge."""
+def build_judges(recipe: RL, cluster: Cluster, make: Callable[[], Judge], ending: ExitStack) -> Judges:
+    """What `make` makes, in processes of its own, ready to judge."""
     judges = Judges(
-        load,
+        make,
         workers=cluster.judges,
         gpus=cluster.gpus_per_judge,
         environment=_environment(recipe, cluster.judges, cluster.gpus_per_judge),

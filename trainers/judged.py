@@ -49,8 +49,10 @@ def load_solutions(sources: Sequence[Source]) -> list[Judged]:
     return [solution for source in sources for solution in plugins.bind("rlcore.data.formats", source.name, source.options)()]
 
 
-def material(recipe: RewardModel, tokenizer: PreTrainedTokenizerBase) -> Material:
-    """Says what was dropped and why. Raises UserError where nothing is left on a side, or all of it has one label."""
+def material(recipe: RewardModel, tokenizer: PreTrainedTokenizerBase, context: int) -> Material:
+    """`context`: what the model can read, in tokens, where that is less than `max_length`.
+
+    Says what was dropped and why. Raises UserError where nothing is left on a side, or all of it has one label."""
     solutions, elsewhere = load_solutions(recipe.data), load_solutions(recipe.evaluated_on)
     _refuse_other_steps(solutions, recipe.judging.separator)
     clean = decontaminate(solutions, [solution.problem for solution in elsewhere], text=lambda solution: solution.problem)
@@ -61,22 +63,24 @@ def material(recipe: RewardModel, tokenizer: PreTrainedTokenizerBase) -> Materia
         for solution in clean.kept
         for example in examples(recipe.kind, solution, neutral=recipe.neutral, repaired=recipe.repaired)
     ]
-    say(f"{len(solutions)} judged solutions, {len(made)} examples: {_counted(made)}")
+    say(f"{len(clean.kept)} judged solutions, {len(made)} examples: {_counted(made)}")
     if len(distinct := list(dict.fromkeys(made))) < len(made):
         say(f"{len(made) - len(distinct)} examples dropped: solutions that begin alike ask them again")
         made = distinct
     if recipe.shuffle_labels:
         made = shuffled(made, recipe.seed)
     held = [is_held_out(example.problem, recipe.validation) for example in made]
+    most = min(recipe.max_length, context)
     found = Material(
-        labelled([example for example, out in zip(made, held, strict=True) if not out], recipe, tokenizer),
-        labelled([example for example, out in zip(made, held, strict=True) if out], recipe, tokenizer),
+        labelled([example for example, out in zip(made, held, strict=True) if not out], recipe, tokenizer, most),
+        labelled([example for example, out in zip(made, held, strict=True) if out], recipe, tokenizer, most),
         {example.problem for example in made},
     )
     for side, texts in (("training", found.train), ("validation", found.validation)):
         labels = [label for each in texts for label in each.labels]
         if len(set(labels)) < 2:
-            raise UserError(f"the {len(labels)} {side} examples do not hold both right and wrong ones: give more data")
+            cause = "give more data" if labels or not made else f"they end beyond {most} tokens: see max_length"
+            raise UserError(f"the {len(labels)} {side} examples do not hold both right and wrong ones: {cause}")
     return found
 
 
@@ -88,13 +92,17 @@ def _refuse_other_steps(solutions: Sequence[Judged], separator: str) -> None:
             raise UserError(f"the steps of tree {solution.tree.id} end with {found!r}: set judging.separator to that")
 
 
-def labelled(made: Sequence[Example], recipe: RewardModel, tokenizer: PreTrainedTokenizerBase) -> list[Labelled]:
-    """Without what is asked beyond `max_length`, which is counted."""
+def labelled(made: Sequence[Example], recipe: RewardModel, tokenizer: PreTrainedTokenizerBase, most: int) -> list[Labelled]:
+    """Without what ends beyond so many tokens, which is counted."""
     rows = judged_text(recipe).rows([Asked(e.problem, e.previous, e.current) for e in made], tokenizer)
-    fitting = [short for row in rows if (short := row.within(recipe.max_length))]
+    fitting = [short for row in rows if (short := row.within(most))]
     if lost := len(made) - sum(len(row.asked) for row in fitting):
-        say(f"{lost} examples dropped: they end beyond max_length {recipe.max_length} tokens")
+        say(f"{lost} examples dropped: they end beyond {most} tokens, the {_bound(recipe, most)}")
     return [Labelled(row, tuple(made[i].label for i in row.asked)) for row in fitting]
+
+
+def _bound(recipe: RewardModel, most: int) -> str:
+    return "recipe's max_length" if most == recipe.max_length else "model's context"
 
 
 def is_held_out(problem: str, share: float) -> bool:

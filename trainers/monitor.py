@@ -112,7 +112,11 @@ class Monitor(Unwatched):
         """What a step's completions show, before it is judged."""
         self._samples = self._read(graded)
         completions = [c for group in graded.groups for c in group.completions]
-        empty = [_states_nothing(s.steps, c) for s, c in zip(self._samples, completions, strict=True)]
+        answered = {(row["problem_id"], row["sample"]) for row in graded.ledger if row["verifiable"] and row["judged"]}
+        empty = [
+            _states_nothing(sample.steps, completion, (sample.problem, sample.sample) in answered)
+            for sample, completion in zip(self._samples, completions, strict=True)
+        ]
         ended = [not c.truncated and not nothing for c, nothing in zip(completions, empty, strict=True)]
         now = self._now = _signs(self._samples, empty, ended)
         count, steps = len(completions), sum(sample.steps for sample in self._samples)
@@ -220,10 +224,10 @@ def repetition(token_ids: Sequence[int], repeated: int) -> float:
     return (suffixes - different) / (suffixes - 1)
 
 
-def _states_nothing(steps: int, completion: Completion) -> bool:
-    """No step, or a single short one that has ended and has no answer in it: a greeting."""
+def _states_nothing(steps: int, completion: Completion, answered: bool) -> bool:
+    """No step, or a single short one that has ended without an answer, to the grader or in the usual places."""
     is_short = steps == 1 and not completion.truncated and len(completion.text) <= GREETING
-    return steps == 0 or (is_short and extract(completion.text, ORDER) is None)
+    return steps == 0 or (is_short and not answered and extract(completion.text, ORDER) is None)
 
 
 def _signs(samples: Sequence[Sample], empty: Sequence[bool], ended: Sequence[bool]) -> Signs:

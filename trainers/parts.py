@@ -38,7 +38,7 @@ def build_parts(recipe: RL, asked: Plan, location: str, ending: ExitStack) -> Pa
     critic: Critic | LearnerGroup | None
     if recipe.cluster is None:
         for process in judging_rewards:
-            process.judge_with(process.load_judge())
+            process.judge.load()
         engine = build_engine(recipe, location, tokenizer, prompter)
         policy = build_policy(recipe, location)
         learner = build_learner(recipe, policy, tokenizer, asked.objective)
@@ -53,7 +53,7 @@ def build_parts(recipe: RL, asked: Plan, location: str, ending: ExitStack) -> Pa
         for reward in learned_rewards:
             reward.learn_with(*build_implicit_group(recipe, recipe.cluster, reward, location, ending))
         for process in judging_rewards:
-            process.judge_with(build_judges(recipe, recipe.cluster, process.load_judge, ending))
+            process.judge_with(build_judges(recipe, recipe.cluster, process.make_judge, ending))
         engine = build_pool(recipe, recipe.cluster, location, tokenizer, prompter)
     ending.callback(engine.close)
     tree = recipe.rollout.tree

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from rewards.compose import Rewards
 from rewards.process.prime import Prime
+from rewards.process.process import Process
 from rlcore.data.mixture import Mixture
 from rlcore.data.mixture import load as load_problems
 from rlcore.data.overlap import refuse_overlap
@@ -58,6 +59,9 @@ def plan(recipe: RL) -> Plan:
             "length_budget changes nothing: write {budget} into prompt.template, add a reward that reads it, such as lcpo_max, "
             "or leave it out"
         )
+    for component in rewards.components.values():
+        if isinstance(component, Process):
+            component.judge_with(component.make_judge())  # without its weights, which `trainers.parts` loads
     problems = Mixture(recipe.data, recipe.seed)
     held_out = load_problems(recipe.eval.data)[: recipe.eval.limit] if recipe.eval else []
     refuse_overlap(problems.problems, held_out)

@@ -73,7 +73,7 @@ def best(run: Run) -> Path:
     return root / f"step-{run.best_step or latest(root)}" / "reward_model"
 
 
-def finish(recipe: RewardModel, run: Run, model: Scorer, material: Material) -> dict[str, float]:
+def finish(recipe: RewardModel, run: Run, model: Scorer, material: Material) -> dict[str, float | str]:
     """Write the plain checkpoint to the folder's `model`, with how its texts are written and the temperature that calibrates
     it, and `calibration.svg`. What the validation set says of the model."""
     found, labels = log_odds(model, material.validation), labels_of(material.validation)
@@ -93,6 +93,7 @@ def finish(recipe: RewardModel, run: Run, model: Scorer, material: Material) -> 
         "train_examples": len(labels_of(material.train)),
         "validation_examples": len(labels),
         "best_step": run.best_step or 0,
+        "reward_model": str(run.folder / "model"),
     }
 
 

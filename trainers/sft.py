@@ -39,7 +39,8 @@ def train(
 
     from trainers.near_reference import NearReference
 
-    rows = [_encode(problem, prompter, recipe.max_length) for problem in problems]
+    context = getattr(model.config, "max_position_embeddings", None) or recipe.max_length
+    rows = [_encode(problem, prompter, min(recipe.max_length, context)) for problem in problems]
     settings = recipe.optimizer
     steps = recipe.epochs * -(-len(rows) // recipe.batch_size)
     cpu = next(model.parameters()).device.type == "cpu"
@@ -83,14 +84,16 @@ def train(
     return {"loss": result.training_loss, "steps": result.global_step, "examples": len(rows)}
 
 
-def _encode(problem: Problem, prompter: Prompter, max_length: int) -> dict[str, list[int]]:
+def _encode(problem: Problem, prompter: Prompter, most: int) -> dict[str, list[int]]:
     solution = problem.meta.get("solution")
     if not solution:
         raise UserError(f"problem {problem.id} has no solution to learn from: this data source cannot be used for job: sft")
     prompt, completion = prompter.render(problem), prompter.complete(str(solution), ends=not problem.meta.get("unfinished"))
-    if len(prompt) + len(completion) > max_length:
+    if len(prompt) + len(completion) > most:
         count = len(prompt) + len(completion)
-        raise UserError(f"problem {problem.id} has {count} tokens with its solution, more than max_length {max_length}")
+        raise UserError(
+            f"problem {problem.id} has {count} tokens with its solution, and max_length and the model's context allow {most}"
+        )
     return {"input_ids": [*prompt, *completion], "labels": [IGNORED] * len(prompt) + [*completion]}
 
 

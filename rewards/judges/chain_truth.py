@@ -15,7 +15,9 @@ SURE = 20.0  # log-odds
 class ChainTruth(Judge):
     """Raises ValueError for problems that are no chains."""
 
-    def log_odds(self, asked: Sequence[Asked], progress: Progress = no_progress) -> list[float]:
+    steps_end_with = "\n"
+
+    def log_odds(self, asked: Sequence[Asked], progress: Progress = no_progress) -> list[float | None]:
         """Of the last line of what is judged, where it stands."""
         found = [label_steps(parse_chain(each.problem), "\n".join(each.previous + each.current))[-1] for each in asked]
         progress(len(found))

@@ -22,7 +22,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from rewards.judge import Judge, Judgement, load_judge, probability
+from rewards.judge import Judge, Judgement, named_judge, probability
 from rewards.judged_text import Asked
 from rlcore.errors import UserError
 from rlcore.protocols import Progress, no_progress
@@ -41,7 +41,7 @@ class Ensemble(Judge):
     ) -> None:
         if len(judges) < 2:
             raise UserError("ensemble: give two judges or more, one alone has nobody to disagree with")
-        self._members = [load_judge(spec) for spec in judges]
+        self._members = [named_judge(spec)() for spec in judges]
         self._combine, self._penalty = combine, penalty
         if len({member.of_solutions for member in self._members}) > 1:
             raise UserError("ensemble: some of these judge steps and others whole solutions, which is not the same question")
@@ -52,16 +52,29 @@ class Ensemble(Judge):
         self.steps_end_with = ends[0] if ends else None
         self.trained_on = frozenset().union(*(member.trained_on for member in self._members))
 
-    def log_odds(self, asked: Sequence[Asked], progress: Progress = no_progress) -> list[float]:
+    def log_odds(self, asked: Sequence[Asked], progress: Progress = no_progress) -> list[float | None]:
         return self.judge(asked, progress).log_odds
 
     def judge(self, asked: Sequence[Asked], progress: Progress = no_progress) -> Judgement:
         """`progress` hears the last member."""
         first = [member.log_odds(asked) for member in self._members[:-1]]
         answers = zip(*first, self._members[-1].log_odds(asked, progress), strict=True)
-        steps = [[probability(z) for z in answer] for answer in answers]
-        log_odds = [_log_odds(_combined(self._combine, each, self._penalty)) for each in steps]
-        return Judgement(log_odds, {"disagreement": [statistics.pstdev(each) for each in steps]})
+        log_odds: list[float | None] = []
+        disagreement = []
+        for answer in answers:
+            read = [probability(z) for z in answer if z is not None]
+            whole = len(read) == len(answer)
+            log_odds.append(_log_odds(_combined(self._combine, read, self._penalty)) if whole else None)
+            disagreement.append(statistics.pstdev(read) if whole else math.nan)
+        return Judgement(log_odds, {"disagreement": disagreement})
+
+    @property
+    def weights(self) -> int:
+        return sum(member.weights for member in self._members)
+
+    def load(self) -> None:
+        for member in self._members:
+            member.load()
 
 
 def _combined(combine: Combine, probabilities: Sequence[float], penalty: float) -> float:

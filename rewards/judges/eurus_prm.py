@@ -10,6 +10,7 @@ authors' snippet for scoring steps adds up likewise.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -49,8 +50,22 @@ class EurusPrm(Reader):
         if any(ids.get(token, i) != i for token, i in self.tokenizer.get_vocab().items()):
             raise UserError(f"reference {reference!r} has other tokens than {model!r}: it must be the model that this began as")
         self.beta = beta
-        self.model = self.load(AutoModelForCausalLM)
-        self.reference = other.load().eval()
+        self._other = other
+
+    def read_weights(self) -> PreTrainedModel:
+        return self.weights_of(AutoModelForCausalLM)
+
+    @cached_property
+    def reference(self) -> PreTrainedModel:
+        return self._other.load().eval()
+
+    @property
+    def weights(self) -> int:
+        return 2 * super().weights
+
+    def load(self) -> None:
+        super().load()
+        _ = self.reference
 
     def rows(self, asked: Sequence[Asked]) -> list[Row]:
         return running(asked, self._pieces)

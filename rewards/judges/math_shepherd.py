@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from pydantic import PositiveInt
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rewards.judged_text import Asked, JudgedText, Row
 from rewards.reader import TOKENS, Dtype, Reader, next_token_odds
@@ -32,7 +32,9 @@ class MathShepherd(Reader):
         super().__init__(ModelSpec(locate(model), dtype, device), tokens)
         self.single_token("ки")
         self.right, self.wrong = self.single_token("+"), self.single_token("-")
-        self.model = self.load(AutoModelForCausalLM)
+
+    def read_weights(self) -> PreTrainedModel:
+        return self.weights_of(AutoModelForCausalLM)
 
     def rows(self, asked: Sequence[Asked]) -> list[Row]:
         return LAYOUT.rows([Asked(each.problem, (), _numbered(each.previous + each.current)) for each in asked], self.tokenizer)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from pydantic import PositiveInt
 from torch import Tensor
-from transformers import AutoModelForTokenClassification
+from transformers import AutoModelForTokenClassification, PreTrainedModel
 
 from rewards.judged_text import Asked, Row
 from rewards.reader import TOKENS, Dtype, Reader, running, two_classes
@@ -36,9 +36,12 @@ class PurePrm(Reader):
     ) -> None:
         super().__init__(ModelSpec(locate(model), dtype, device), tokens)
         self.separator = self.encode(separator)
-        self.model = self.load(AutoModelForTokenClassification)
-        if self.model.config.num_labels != 2:
-            raise self.refusal(f"two labels, but {self.model.config.num_labels}")
+
+    def read_weights(self) -> PreTrainedModel:
+        model = self.weights_of(AutoModelForTokenClassification)
+        if model.config.num_labels != 2:
+            raise self.refusal(f"two labels, but {model.config.num_labels}")
+        return model
 
     def rows(self, asked: Sequence[Asked]) -> list[Row]:
         return running(asked, self._pieces)

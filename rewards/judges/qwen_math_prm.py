@@ -17,7 +17,7 @@ from rewards.reader import TOKENS, Dtype, Reader, running, two_classes
 from rlcore.models import ModelSpec, locate
 
 if TYPE_CHECKING:
-    from transformers import Qwen2Config
+    from transformers import PreTrainedModel, Qwen2Config
 
 
 class QwenMathPrm(Reader):
@@ -38,7 +38,9 @@ class QwenMathPrm(Reader):
         super().__init__(ModelSpec(locate(model), dtype, device), tokens)
         self.system, self.separator = system, self.single_token("<extra_0>")
         self.chat(("user", ""))  # refused before anything large is loaded
-        self.model = self.load(_Qwen2WithTwoLayerHead)
+
+    def read_weights(self) -> PreTrainedModel:
+        return self.weights_of(_Qwen2WithTwoLayerHead)
 
     def rows(self, asked: Sequence[Asked]) -> list[Row]:
         return running(asked, self._pieces)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from pydantic import PositiveInt
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rewards.judged_text import Asked, Row
 from rewards.reader import TOKENS, Dtype, Reader, next_token_odds, running
@@ -29,7 +29,9 @@ class Rlhflow(Reader):
         super().__init__(ModelSpec(locate(model), dtype, device), tokens)
         self.right, self.wrong = self.single_token("+"), self.single_token("-")
         self._pieces("", ("", ""))  # refused before anything large is loaded
-        self.model = self.load(AutoModelForCausalLM)
+
+    def read_weights(self) -> PreTrainedModel:
+        return self.weights_of(AutoModelForCausalLM)
 
     def rows(self, asked: Sequence[Asked]) -> list[Row]:
         return running(asked, self._pieces)

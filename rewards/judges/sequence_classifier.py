@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from pydantic import PositiveInt
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from rewards.judged_text import Asked, JudgedText, Row
 from rewards.reader import TOKENS, Dtype, Reader, at_ends
@@ -44,9 +44,12 @@ class SequenceClassifier(Reader):
             raise UserError(f"sequence_classifier: template {template!r} must contain {{problem}} and {{current}}")
         self.template = JudgedText("orm", "text", template, separator) if template else None
         self.separator = separator
-        self.model = self.load(AutoModelForSequenceClassification)
-        if self.model.config.num_labels != 1:
-            raise self.refusal(f"single score, but {self.model.config.num_labels}")
+
+    def read_weights(self) -> PreTrainedModel:
+        model = self.weights_of(AutoModelForSequenceClassification)
+        if model.config.num_labels != 1:
+            raise self.refusal(f"single score, but {model.config.num_labels}")
+        return model
 
     def rows(self, asked: Sequence[Asked]) -> list[Row]:
         texts = [self._written(each.problem, each.previous + each.current) for each in asked]

@@ -19,7 +19,7 @@ from rewards.reader import TOKENS, Dtype, Reader, at_ends, running
 from rlcore.models import ModelSpec, locate
 
 if TYPE_CHECKING:
-    from transformers import Qwen2Config
+    from transformers import PreTrainedModel, Qwen2Config
 
 
 class SkyworkPrm(Reader):
@@ -40,7 +40,9 @@ class SkyworkPrm(Reader):
         if not self.tokenizer.bos_token:
             raise self.refusal("token for the beginning of a text")
         self.separator = self.single_token(separator)
-        self.model = self.load(_Qwen2WithValueHead)
+
+    def read_weights(self) -> PreTrainedModel:
+        return self.weights_of(_Qwen2WithValueHead)
 
     def rows(self, asked: Sequence[Asked]) -> list[Row]:
         return running(asked, self._pieces)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import PositiveInt
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from rewards.judged_text import Asked, Row, load_judged_text
 from rewards.reader import TOKENS, Dtype, Reader, shared, two_classes
@@ -24,7 +25,9 @@ class Trained(Reader):
         self.steps_end_with = self.text.separator
         self.trained_on = trained_on(Path(spec.location))
         super().__init__(spec, tokens)
-        self.model = spec.load_with_head(2, self.text.head).eval()
+
+    def read_weights(self) -> PreTrainedModel:
+        return self.spec.load_with_head(2, self.text.head)
 
     def rows(self, asked: Sequence[Asked]) -> list[Row]:
         return list(shared(self.text.rows(asked, self.tokenizer)))

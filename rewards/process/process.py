@@ -22,7 +22,7 @@ from rewards.judged_text import Asked
 from rewards.steps import Part, Step, last_tokens, split
 from rlcore.errors import UserError
 from rlcore.protocols import Reward
-from rlcore.types import Completion, Group, Score, Scored
+from rlcore.types import Completion, Group, Invalid, Score, Scored
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,8 +47,8 @@ class Process(Reward):
     ) -> None:
         if not separator:
             raise UserError("process: the separator between steps cannot be empty")
-        self.load_judge = named_judge(judge)
-        self._judge: Judge | None = None  # None before `judge_with` or the first score, which loads it here
+        self.make_judge = named_judge(judge)
+        self._judge: Judge | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._separator, self._part = separator, part
         self.reads_accuracy = credit == "renorm"
@@ -58,7 +58,7 @@ class Process(Reward):
         self._tokenizer = tokenizer
 
     def judge_with(self, judge: Judge) -> None:
-        """Given what `load_judge` made, here or in other processes. Raises UserError where it learned other steps, or
+        """Given what `make_judge` made, here or in other processes. Raises UserError where it learned other steps, or
         none."""
         judge.check_separator(self._separator)
         if judge.of_solutions and self._credit != "last":
@@ -67,11 +67,16 @@ class Process(Reward):
             )
         self._judge = judge
 
+    @property
+    def judge(self) -> Judge:
+        """Who judges: what `judge_with` was given, else what is made here when it is first needed."""
+        if self._judge is None:
+            self.judge_with(self.make_judge())
+        assert self._judge is not None
+        return self._judge
+
     def score(self, groups: Sequence[Group], state: Any) -> list[Score]:
         """One score per completion, group after group; all steps of the batch are judged together."""
-        if self._judge is None:
-            self.judge_with(self.load_judge())
-        assert self._judge is not None
         accuracy = self._accuracy(groups)
         told = [(group.problem, completion) for group in groups for completion in group.completions]
         steps = [split(completion.text, self._separator, self._part) for _, completion in told]
@@ -80,7 +85,7 @@ class Process(Reward):
             for (problem, _), each in zip(told, steps, strict=True)
             for i in range(len(each))
         ]
-        judgement, ends = self._judge.judge(asked), list(itertools.accumulate(map(len, steps)))
+        judgement, ends = self.judge.judge(asked), list(itertools.accumulate(map(len, steps)))
         return [
             self._score(completion, each, judgement.of(slice(end - len(each), end)), right)
             for (_, completion), each, end, right in zip(told, steps, ends, accuracy, strict=True)
@@ -97,8 +102,10 @@ class Process(Reward):
         if not steps:
             return Scored(0.0, "no steps", measured={"steps": 0})
         if self._credit == "renorm" and accuracy is None:
-            return Scored(0.0, "not verified", measured={"steps": len(steps)})
-        probabilities = [probability(z) for z in judgement.log_odds]
+            return Invalid("not verified")
+        probabilities = [probability(z) for z in judgement.log_odds if z is not None]
+        if len(probabilities) < len(steps):
+            return Invalid("longer than what the reward model can read")
         rewards = paid(self._credit, probabilities, **self._settings, accuracy=accuracy)
         worst = min(range(len(steps)), key=lambda i: probabilities[i])
         reason = f"{len(steps)} steps, the worst (P {probabilities[worst]:.2f}) is number {worst + 1}"

@@ -201,10 +201,10 @@ def written(curve: Curve) -> dict[str, Any]:
 def table(curves: Mapping[str, Mapping[str, Curve]], without: Mapping[str, Curve], counts: Sequence[int]) -> list[str]:
     rows = {f"{name}, {method}": curve for name, of in curves.items() for method, curve in of.items()} | dict(without)
     width = max(map(len, rows))
-    head = "".join(f"{f'N={n}':>22}" for n in counts)
+    head = "".join(f"{f'N={n}':>25}" for n in counts)
     return [
         f"  {'':<{width}}{head}",
-        *(f"  {name:<{width}}" + "".join(f"{_percent(curve[n]):>22}" for n in counts) for name, curve in rows.items()),
+        *(f"  {name:<{width}}" + "".join(f"{_percent(curve[n]):>25}" for n in counts) for name, curve in rows.items()),
     ]
 
 

@@ -41,7 +41,12 @@ def evaluate(
     asked = [Asked(s.problem, s.steps[:i], s.steps[i : i + 1]) for s in solutions for i in range(len(s.steps))]
     with watched("judging steps", len(asked)) as progress:
         found = iter(reward_model.log_odds(asked, progress))
-    judged = [JudgedSolution(solution, [next(found) for _ in solution.steps]) for solution in solutions]
+    pairs = [(s, [z for _ in s.steps if (z := next(found)) is not None]) for s in solutions]
+    judged = [JudgedSolution(solution, read) for solution, read in pairs if len(read) == len(solution.steps)]
+    if len(judged) < len(solutions):
+        say(f"{len(solutions) - len(judged)} of {len(solutions)} solutions left out: longer than the reward model can read")
+    if not judged:
+        raise UserError(f"--data {data}: no solution is short enough for the reward model")
     result = step_measures(judged, threshold)
     if plot:
         draw(Path(plot), {"calibrated" if kind["name"] == "trained" else kind["name"]: reliability(*labelled_steps(judged))})
@@ -55,7 +60,10 @@ def _solutions(data: str) -> list[LabelledSolution]:
     spec = named(data, "--data", "prmbench")
     read = plugins.bind("rlcore.data.formats", spec.pop("name"), spec)()
     if any(not isinstance(each, LabelledSolution | AnnotatedSolution) for each in read):
-        raise UserError(f"--data {data}: these are no judged solutions")
+        raise UserError(
+            f"--data {data}: these are no solutions with a verdict on each step (trees hold Monte-Carlo scores: measure with "
+            "rlcore reward best-of-n)"
+        )
     usable = [each for each in read if "unusable" not in each.meta]
     if len(usable) < len(read):
         say(f"{len(read) - len(usable)} of {len(read)} solutions are unusable")

@@ -21,6 +21,7 @@ from rewards.credit import paid
 from rewards.judge import Judge, probability
 from rewards.judged_text import Asked
 from rewards.steps import split
+from rlcore.errors import UserError
 from rlcore.evaluation.evaluate import Evaluation
 from rlcore.evaluation.statistics import Estimate, majority_at_k, over_problems, pass_at_k
 from rlcore.protocols import Progress, no_progress
@@ -131,5 +132,13 @@ def solution_scores(
 
 
 def judged_once(judge: Judge, asked: Sequence[Asked], progress: Progress = no_progress) -> dict[Asked, float]:
+    """Raises UserError for what is longer than the judge can read: it has no place among the others."""
     distinct = list(dict.fromkeys(asked))
-    return dict(zip(distinct, judge.log_odds(distinct, progress), strict=True))
+    found = dict(zip(distinct, judge.log_odds(distinct, progress), strict=True))
+    read = {each: z for each, z in found.items() if z is not None}
+    if len(read) < len(found):
+        raise UserError(
+            f"{len(found) - len(read)} of {len(found)} judged texts are longer than the reward model can read: "
+            "lower --max-new-tokens, or take another reward model"
+        )
+    return read

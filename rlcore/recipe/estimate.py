@@ -24,23 +24,30 @@ class Shape:
 
 
 def memory(
-    recipe: RL, shape: Shape, longest_prompt: int, engine: type[Engine], learned: Sequence[str] = ()
+    recipe: RL,
+    shape: Shape,
+    longest_prompt: int,
+    engine: type[Engine],
+    learned: Sequence[str] = (),
+    judges: Mapping[str, int] | None = None,
 ) -> dict[str, dict[str, int]]:
     """Bytes by process and purpose, every completion as long as `max_new_tokens` lets it be. `learned` are the labels of the
-    reward components that learn."""
+    reward components that learn, `judges` the bytes of those that ask a reward model."""
     tokens = longest_prompt + recipe.rollout.max_new_tokens
     sampling, training = _sampling(recipe, shape, tokens, engine), _training(recipe, shape, tokens)
     reference = {"reference model": _reference(recipe, shape)}
     critic = _critic(recipe, shape, tokens) if recipe.algorithm.has_own_critic else {}
     rewards = {label: _learned_reward(recipe, shape, tokens, label) for label in learned}
+    judging = {f"{label}'s reward model": count for label, count in (judges or {}).items() if count}
     cluster = recipe.cluster
     if cluster is None:
-        together = sampling | training | reference | critic
+        together = sampling | training | reference | critic | judging
         return {"this process": together | {name: count for parts in rewards.values() for name, count in parts.items()}}
     processes = {f"each of {cluster.workers} workers": sampling, f"each of {cluster.ranks} ranks": training}
     if critic:
         processes[f"each of {cluster.ranks} ranks of the critic"] = critic
     processes |= {f"each of {cluster.ranks} ranks of {label}": parts for label, parts in rewards.items()}
+    processes |= {f"each of {cluster.judges} judges for {name}": {name: count} for name, count in judging.items()}
     if cluster.reference == "own":
         return processes | {"the reference model's process": reference}
     return processes | {f"each of {cluster.ranks} ranks": training | reference}

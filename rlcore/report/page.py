@@ -8,6 +8,7 @@ and `browser.js` inlined.
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from html import escape
@@ -45,6 +46,7 @@ def _page(run: Run, samples: Samples | None) -> str:
         headline=headline(run),
         contents="".join(f'<a href="#{_anchor(section)}">{section.title}</a>' for section in curves),
         curves="".join(_section(section, run.metrics, raised if section.title == MONITOR else None) for section in curves),
+        calibration=_calibration(run.folder / "calibration.svg"),
         note=_note(run),
         samples=_samples(samples),
         recipe=escape(run.recipe_text),
@@ -113,6 +115,16 @@ def _note(run: Run) -> str:
         note += f" Where there are {DENSE} points or more, the line is their rolling mean (up to {window(points)} steps wide)"
         note += " and the band one standard deviation to either side; the points are faint behind it."
     return note
+
+
+def _calibration(plot: Path) -> str:
+    """Of a reward model, what is right of what it claims."""
+    if not plot.exists():
+        return ""
+    data = b64encode(plot.read_bytes()).decode()
+    title = "what is right of what it claims, on the problems held out"
+    picture = f'<figure><img src="data:image/svg+xml;base64,{data}" alt="{title}"><figcaption>{title}</figcaption></figure>'
+    return f'<section id="calibration"><h2>Calibration</h2>{picture}</section>'
 
 
 def _samples(samples: Samples | None) -> str:

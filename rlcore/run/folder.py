@@ -83,7 +83,8 @@ class Run:
         self.begin(step, written)
         self._stopped = self._stop_reason() if step else ""
         if step >= self.steps:
-            say(f"nothing left to train: step {step} of {self.steps} is done; to go on, raise steps=")
+            more = "; to go on, raise steps=" if "steps" in type(self.recipe).model_fields else ""
+            say(f"nothing left to do: step {step} of {self.steps} is done{more}")
         elif self._stopped:
             say(f"nothing left to train: {self._stopped}; to go on, raise that rule of the recipe's `stop`")
         return step
@@ -269,11 +270,12 @@ def claim(loaded: Loaded, resume: bool) -> Iterator[None]:
     """Make the run folder, hold it against other processes, write the resolved recipe. Raises UserError where it cannot be.
 
     A folder without a checkpoint holds nothing to go on from: the run starts over in it. A run that is refused before its
-    first metrics leaves no folder behind.
+    first metrics leaves no folder behind, and one that is refused before its first checkpoint leaves the recipe that was there.
     """
     folder = Path(loaded.recipe.folder)
     recipe_file = folder / "recipe.yaml"
-    if checkpoint.latest(folder / "checkpoints") or (folder / "summary.json").exists():
+    begun = checkpoint.latest(folder / "checkpoints")
+    if begun or (folder / "summary.json").exists():
         if not resume:
             raise UserError(f"{folder} holds a run already: add --resume to go on with it, or choose another with name=NAME")
         _refuse_changes(loaded, recipe_file)
@@ -282,6 +284,7 @@ def claim(loaded: Loaded, resume: bool) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
+        before = recipe_file.read_text(encoding="utf-8") if begun else ""
         write_aside(recipe_file, loaded.to_yaml())
     except Timeout:
         raise UserError(f"another process is running in {folder}") from None
@@ -292,6 +295,8 @@ def claim(loaded: Loaded, resume: bool) -> Iterator[None]:
     except UserError:
         if ours and not any(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path != recipe_file):
             shutil.rmtree(folder)
+        elif before and checkpoint.latest(folder / "checkpoints") == begun:
+            write_aside(recipe_file, before)  # what the next attempt is compared with is the run that there is
         raise
     finally:
         lock.release()
@@ -309,8 +314,11 @@ def _refuse_changes(loaded: Loaded, recipe_file: Path) -> None:
     """Both recipes as today's schema has them, so that a default which came later is no difference."""
     before, now = (each.recipe.model_dump(mode="json") for each in (load([str(recipe_file)]), loaded))
     changed = [key for key in differences(before, now) if key.partition(".")[0] not in CHANGEABLE]
+    if "job" in changed:
+        raise UserError(f"{recipe_file.parent} holds a run of job: {before['job']}: choose another folder with name=NAME")
     if changed:
+        listed = ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
         raise UserError(
-            f"{recipe_file.parent} was started with another {', '.join(changed)}: resume with the same recipe "
+            f"{recipe_file.parent} was started with another {listed}: resume with the same recipe "
             f"(rlcore train {recipe_file.parent} --resume), or start anew with name=NAME"
         )

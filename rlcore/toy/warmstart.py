@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from rlcore import models, prompts
-from rlcore.data.mixture import load as load_problems
+from rlcore.data import mixture
 from rlcore.data.sources import chain
 from rlcore.errors import UserError, nearest
 from rlcore.prompts import Prompter
@@ -21,7 +21,7 @@ from rlcore.recipe.load import load, shipped
 from rlcore.recipe.schema import Job, Sft
 from rlcore.run.console import Console, say
 from rlcore.toy import model, world
-from trainers import sft
+from trainers import near_reference, sft
 from trainers.build import build_policy
 
 PREFIX = "toy:"
@@ -54,16 +54,19 @@ def _recipe(name: str) -> Sft:
     return recipe
 
 
-def _digest(recipe: Job, parent: str) -> str:
-    """Changes with the recipe, the parent, the code that makes problems and trains on them, and the libraries' versions."""
-    code = [inspect.getsource(module) for module in (world, chain, model, sft, prompts)]
+def _digest(recipe: Sft, parent: str) -> str:
+    """Changes with what the recipe says of training, the parent, the code that makes problems and trains on them, and the
+    libraries' versions."""
+    code = [inspect.getsource(module) for module in (world, chain, mixture, model, sft, near_reference, prompts)]
+    trained = (set(Sft.model_fields) - set(Job.model_fields)) | {"optimizer", "lora", "dtype", "seed"}
+    said = recipe.model_dump(mode="json", include=trained, exclude_none=True)
     libraries = [version(package) for package in ("torch", "transformers", "trl")]
-    dependencies = json.dumps([recipe.model_dump(mode="json"), parent.removeprefix(str(models.cache_dir())), code, libraries])
+    dependencies = json.dumps([said, parent.removeprefix(str(models.cache_dir())), code, libraries])
     return hashlib.sha256(dependencies.encode()).hexdigest()[:12]
 
 
 def _train(recipe: Sft, parent: str, folder: Path) -> None:
-    problems = load_problems(recipe.data)
+    problems = mixture.load(recipe.data)
     steps = recipe.epochs * -(-len(problems) // recipe.batch_size)
     console = Console(f"toy:{recipe.name}", steps)
     say(f"making toy:{recipe.name}, {steps} steps of supervised training; once, then kept in {models.cache_dir()}")

@@ -35,7 +35,7 @@ class Likes(Judge):
         self.numbers, self.of_solutions = numbers, of_solutions
         self.asked: list[Asked] = []
 
-    def log_odds(self, asked: Sequence[Asked], progress: Progress = no_progress) -> list[float]:
+    def log_odds(self, asked: Sequence[Asked], progress: Progress = no_progress) -> list[float | None]:
         self.asked += asked
         return [self.numbers[" ".join(each.current)] for each in asked]
 
@@ -45,7 +45,7 @@ class Lines(Judge):
 
     steps_end_with = "\n"
 
-    def log_odds(self, asked: Sequence[Asked], progress: Progress = no_progress) -> list[float]:
+    def log_odds(self, asked: Sequence[Asked], progress: Progress = no_progress) -> list[float | None]:
         raise AssertionError
 
 

@@ -28,7 +28,7 @@ class Sure(Judge):
     def __init__(self, *, p: float) -> None:
         self.log = math.log(p / (1 - p)) if 0 < p < 1 else math.copysign(math.inf, p - 0.5)
 
-    def log_odds(self, asked: Sequence[Asked], progress: Progress = no_progress) -> list[float]:
+    def log_odds(self, asked: Sequence[Asked], progress: Progress = no_progress) -> list[float | None]:
         Sure.asked += 1
         progress(len(asked))
         return [self.log] * len(asked)

@@ -383,9 +383,13 @@ def test_weights_that_can_hold_code_are_refused(shapes: dict[str, Shape], tmp_pa
         load_judge({"name": "pure_prm", "model": location})
 
 
-def test_a_text_beyond_the_context_is_refused(shape: Shape) -> None:
-    with pytest.raises(UserError, match="is longer than the reward model's context of 400"):
-        load_judge(shape.spec).log_odds([ASKED[0]._replace(problem="1+1" * 200)])
+def test_of_a_text_beyond_the_context_there_is_no_score(shape: Shape) -> None:
+    """Nor is there another one of what it is asked together with."""
+    judge, heard = load_judge(shape.spec), list[int]()
+    found = judge.log_odds([ASKED[0]._replace(problem="1+1" * 200), ASKED[0]], heard.append)
+    assert found[0] is None
+    assert found[1] == pytest.approx(judge.log_odds(ASKED[:1])[0], abs=1e-5)
+    assert sum(heard) == 2
 
 
 def test_they_are_measured_on_the_command_line(shapes: dict[str, Shape], tmp_path: Path) -> None:

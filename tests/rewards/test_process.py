@@ -17,13 +17,13 @@ from rewards.steps import last_tokens, split
 from rlcore.errors import UserError
 from rlcore.protocols import Progress, no_progress
 from rlcore.toy.model import build_tokenizer
-from rlcore.types import Completion, Group, Problem, Sampling, Scored
+from rlcore.types import Completion, Group, Invalid, Problem, Sampling, Scored
 
 
 class OfSolutions(Judge):
     of_solutions = True
 
-    def log_odds(self, asked: Sequence[Asked], progress: Progress = no_progress) -> list[float]:
+    def log_odds(self, asked: Sequence[Asked], progress: Progress = no_progress) -> list[float | None]:
         return [0.0] * len(asked)
 
 
@@ -149,6 +149,24 @@ def test_in_trl_it_is_the_sum() -> None:
     texts = ["3+5=8\n#### 9", "3+5=7\n#### 9", ""]
     found = function(prompts=[CHAIN.prompt] * 3, completions=texts, completion_ids=[[1]] * 3)
     assert found == pytest.approx([1, -1, 0], abs=10 * 2.8**-SURE)
+
+
+def test_what_the_judge_cannot_read_to_its_end_is_invalid() -> None:
+    class ShortSighted(Judge):
+        def log_odds(self, asked: Sequence[Asked], progress: Progress = no_progress) -> list[float | None]:
+            return [0.0 if len(each.previous) < 2 else None for each in asked]
+
+    reward = Process(judge={"name": "chain_truth"}, credit="sum", separator="\n")
+    reward.judge_with(ShortSighted())
+    short, long = (completed(text) for text in ("a\nb", "a\nb\nc"))
+    found = reward.score([Group(CHAIN, [short, long])], None)
+    assert isinstance(found[0], Scored)
+    assert found[1] == Invalid("longer than what the reward model can read")
+
+
+def test_steps_that_the_truth_does_not_know_are_refused() -> None:
+    with pytest.raises(UserError, match=r"steps that end with '\\n', and these end with '\\n\\n'"):
+        _ = Process(judge={"name": "chain_truth"}).judge
 
 
 def test_refusals() -> None:

@@ -59,7 +59,7 @@ def test_a_resumed_run_with_no_steps_left_says_so(make: Callable, capsys: pytest
     go(make("run", "steps=2"))
     assert "nothing left" not in capsys.readouterr().err
     go(make("run", "steps=2"))
-    assert "nothing left to train: step 2 of 2 is done; to go on, raise steps=" in capsys.readouterr().err
+    assert "nothing left to do: step 2 of 2 is done; to go on, raise steps=" in capsys.readouterr().err
     go(make("run", "steps=3"))
     assert "nothing left" not in capsys.readouterr().err
 
@@ -134,6 +134,25 @@ def test_a_run_that_is_older_than_a_key_of_the_schema_can_be_resumed(make: Calla
     (tmp_path / "run/recipe.yaml").write_text(yaml.safe_dump(old))
     changed = load([*overrides, "algorithm.mask_truncated=true"])
     with pytest.raises(UserError, match="was started with another algorithm"), claim(changed, resume=True):
+        pass
+
+
+def test_a_resume_that_is_refused_leaves_the_recipe_of_the_run(make: Callable, tmp_path: Path) -> None:
+    go(make("run", "steps=1"))
+    kept = (tmp_path / "run/recipe.yaml").read_text()
+    longer = load(["quickstart", f"output={tmp_path / 'run'}", "checkpoint.every=1", "steps=7"])
+    with pytest.raises(UserError, match="out of memory"), claim(longer, resume=True):
+        raise UserError("out of memory")
+    assert (tmp_path / "run/recipe.yaml").read_text() == kept
+
+
+def test_a_run_of_another_job_is_named_in_a_line(make: Callable, tmp_path: Path) -> None:
+    go(make("run", "steps=1"))
+    other = load(["sft_gsm8k", f"output={tmp_path / 'run'}"])
+    with (
+        pytest.raises(UserError, match="holds a run of job: rl: choose another folder with name=NAME"),
+        claim(other, resume=True),
+    ):
         pass
 
 

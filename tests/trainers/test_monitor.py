@@ -40,8 +40,9 @@ def graded(
         Completion("p", i, 0, (), ids := tuple(map(ord, t)), ids, ids, ids, Sampling(), "length" if i in cut else "stop", t)
         for i, t in enumerate(texts)
     ]
-    ledger = [{"problem_id": "p", "sample": i, "component": "prm", "weighted": pay} for i, pay in enumerate(pays)]
-    ledger += [{"problem_id": "p", "sample": i, "component": "format", "weighted": 99.0} for i in range(len(pays))]
+    said = {"verifiable": False, "judged": "x"}
+    ledger = [{"problem_id": "p", "sample": i, "component": "prm", "weighted": pay} | said for i, pay in enumerate(pays)]
+    ledger += [{"problem_id": "p", "sample": i, "component": "format", "weighted": 99.0} | said for i in range(len(pays))]
     return SimpleNamespace(groups=[Group(Problem("p", "?", "1"), completions, tuple(accuracy))], ledger=ledger)
 
 
@@ -73,6 +74,16 @@ def test_metrics_of_a_step() -> None:
     assert monitor.judge(1) == []
     after = values(monitor.measure(graded(["1", "1", "2", "2"], pays=[4.0, 4.0, None, 4.0], accuracy=[1, 0, 0, 0])))
     assert after["monitor/gap"] == pytest.approx((4 - 1) / 2**0.5 - (0.25 - 0.5) / 0.5)  # pays deviate by √2 from 1
+
+
+def test_what_a_grader_found_an_answer_in_is_not_empty() -> None:
+    """Whatever kind of answer it is: the usual places are those of mathematics."""
+    step = graded(["yes", "no", "Thanks!"])
+    step.ledger += [
+        {"problem_id": "p", "sample": i, "component": "answer", "weighted": 0.0, "verifiable": True, "judged": found}
+        for i, found in enumerate(["yes", "no", ""])
+    ]
+    assert values(Monitor(Settings(), "\n", []).measure(step))["monitor/empty"] == pytest.approx(1 / 3)
 
 
 def test_a_cut_completion_of_one_step_is_not_empty_but_has_not_ended() -> None:

@@ -88,15 +88,18 @@ def test_it_learns_what_can_be_learned(trained: Path) -> None:
     assert summary["validation_auc"] > 0.9
     assert summary["validation_error_calibrated"] <= summary["validation_error"] + 0.02
     assert (trained / "calibration.svg").stat().st_size > 1000
+    report = (trained / "report.html").read_text()
+    assert 'src="data:image/svg+xml;base64,' in report
+    assert str(trained / "model") in report
 
 
 def test_what_solutions_begin_with_alike_is_learned_once(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """The same solutions twice are the same examples."""
     recipe, tokenizer = recipe_of(*arguments(tiny, tmp_path)), AutoTokenizer.from_pretrained(tiny)
     twice = recipe.model_copy(update={"data": recipe.data * 2})
-    once = material(recipe, tokenizer)
+    once = material(recipe, tokenizer, 4096)
     capsys.readouterr()
-    assert material(twice, tokenizer) == once
+    assert material(twice, tokenizer, 4096) == once
     told = capsys.readouterr()
     assert "examples dropped: solutions that begin alike ask them again" in told.out + told.err
 
@@ -124,7 +127,7 @@ def test_adapters_and_the_head_learn_and_plain_weights_are_written(tiny: Path, t
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     recipe = recipe_of(str(folder / "recipe.yaml"))
-    texts = material(recipe, AutoTokenizer.from_pretrained(folder / "model")).validation
+    texts = material(recipe, AutoTokenizer.from_pretrained(folder / "model"), 4096).validation
     found = log_odds(learner_of(recipe, folder / "model"), texts)
     assert measures(found, labels_of(texts))["gain"] == pytest.approx(summary["validation_gain"], abs=1e-5)
 
@@ -135,7 +138,7 @@ def test_scores_are_those_of_transformers_whatever_is_beside_them(trained: Path)
     recipe = recipe_of(str(trained / "recipe.yaml"))
     kind = AutoModelForTokenClassification if recipe.head == "token" else AutoModelForSequenceClassification
     model = kind.from_pretrained(trained / "model").eval()
-    texts = material(recipe, tokenizer).validation[:9]
+    texts = material(recipe, tokenizer, 4096).validation[:9]
     learner = learner_of(recipe, trained / "model")
     together = log_odds(learner, texts)
     alone = [z for text in texts for z in log_odds(learner, [text])]
@@ -231,7 +234,7 @@ def test_a_resumed_run_is_the_unbroken_one(tiny: Path, tmp_path: Path, monkeypat
 
 
 def count(tiny: Path, tmp_path: Path) -> int:
-    return len(material(recipe_of(*arguments(tiny, tmp_path)), AutoTokenizer.from_pretrained(tiny)).train)
+    return len(material(recipe_of(*arguments(tiny, tmp_path)), AutoTokenizer.from_pretrained(tiny), 4096).train)
 
 
 def test_the_first_stage_moves_the_head_alone(tiny: Path, tmp_path: Path) -> None:
@@ -266,7 +269,7 @@ def test_no_problem_is_on_both_sides(tiny: Path, tmp_path: Path) -> None:
 
 def test_problems_that_are_evaluated_on_are_taken_out(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     overlapping = arguments(tiny, tmp_path, f"evaluated_on={{name: '{__name__}:marked', count: 40}}")
-    fewer = material(recipe_of(*overlapping), AutoTokenizer.from_pretrained(tiny))
+    fewer = material(recipe_of(*overlapping), AutoTokenizer.from_pretrained(tiny), 4096)
     assert "80 of 120 remain" in capsys.readouterr().err
     assert len(fewer.train) < count(tiny, tmp_path)
 
@@ -296,7 +299,7 @@ def test_the_dry_run_says_what_would_be_learned(tiny: Path, tmp_path: Path) -> N
         (["head=token", "judging={template: '{problem}{steps}', separator: ''}"], "it cannot be empty"),
         (["data={name: prm800k}"], "'prm800k' needs the option 'path'"),
         (["data={name: chain_steps, count: 30, strategies: {direct: 1}}"], "do not hold both right and wrong ones"),
-        (["max_length=3"], "do not hold both right and wrong ones"),
+        (["max_length=3"], "they end beyond 3 tokens: see max_length"),
     ],
 )
 def test_what_cannot_work_is_refused(overrides: list[str], message: str, tiny: Path, tmp_path: Path) -> None:
