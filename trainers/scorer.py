@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -64,10 +65,14 @@ class Scorer:
     def forward(self, batch: GradedBatch, each: Pass) -> tuple[Tensor, ...]:
         """(b, t) log-probs and entropies of a pass's completions, or what the module gives in their place; t is the longest of
         them."""
+        return self.module(*self.arguments(batch, each))
+
+    def arguments(self, batch: GradedBatch, each: Pass) -> tuple[Any, ...]:
+        """Of the module."""
         lengths = [int(n) for n in batch.present[each.rows].sum(1)]
         prompts = [batch.prompt_ids[i] for i in each.rows]
         tokens = batch.tokens[each.rows][:, : max(lengths)]
-        return self.module(self.dtype, prompts, tokens, lengths, batch.sampling.temperature or 1.0, each.chunks)
+        return self.dtype, prompts, tokens, lengths, batch.sampling.temperature or 1.0, each.chunks
 
     @property
     def device(self) -> torch.device:

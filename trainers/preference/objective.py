@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,6 +91,9 @@ def told(rewards: Tensor) -> Metrics:
     }
 
 
+Judged = dict[str, Tensor]  # (n, …) each, of n pairs
+
+
 class PairLearner(Learner):
     """A learner of `PairObjective`."""
 
@@ -106,9 +110,17 @@ class PairLearner(Learner):
         self.model.train()
         return found
 
-    def rewards(self, batch: TrainingBatch) -> Tensor:
-        """(n, 2) of the batch's pairs, in their order."""
-        result = torch.zeros(len(batch.advantages) // 2, 2)
-        for rows, inputs in self.looks(batch):
-            result[[row // 2 for row in rows[::2]]] = self.objective.rewards(inputs).cpu()
-        return result
+    def judged(self, batch: TrainingBatch) -> Judged:
+        """The batch's pairs, in their order."""
+        looks = self.looks(batch)
+        order = torch.tensor([row // 2 for rows, _ in looks for row in rows[::2]]).argsort()
+
+        def together(of: Callable[[PairInputs], Tensor]) -> Tensor:
+            return torch.cat([of(inputs).cpu() for _, inputs in looks])[order]
+
+        return {name: together(of) for name, of in self.told().items()}
+
+    def told(self) -> dict[str, Callable[[Any], Tensor]]:
+        """What is made of a micro-batch's inputs, (n, …) each: `rewards`, (n, 2)."""
+        assert isinstance(self.objective, PairObjective)
+        return {"rewards": self.objective.rewards}

@@ -57,13 +57,15 @@ def load_pairs(sources: Sequence[Source]) -> list[Pairing]:
 def material(recipe: Preference, prompter: ConversationPrompter) -> Material:
     """Says what was dropped or cut, and why. Raises UserError where nothing is left on a side."""
     found, elsewhere = _usable(load_pairs(recipe.data)), _usable(load_pairs(recipe.evaluated_on))
+    sides: tuple[list[Pairing], list[Pairing]]
     if elsewhere:
         clean = decontaminate(found, [prompt_of(pair) for pair in elsewhere], text=prompt_of)
         say(f"pairs of prompts that are not evaluated on: {clean}")
         sides = clean.kept, elsewhere
     else:
         held = [is_held_out(prompt_of(pair), recipe.validation) for pair in found]
-        sides = tuple([pair for pair, out in zip(found, held, strict=True) if out is side] for side in (False, True))
+        apart = list(zip(found, held, strict=True))
+        sides = [pair for pair, out in apart if not out], [pair for pair, out in apart if out]
     train, validation = (_encoded(side, recipe.max_length, prompter) for side in sides)
     if not train or not validation:
         raise UserError(f"{len(train)} pairs are left to learn from and {len(validation)} to measure on: give more data")

@@ -6,9 +6,12 @@ held.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -19,9 +22,11 @@ from rlcore import plugins
 from rlcore.batch import TrainingBatch
 from rlcore.recipe.schema import Preference
 from rlcore.run.console import say
-from rlcore.run.folder import Run
+from rlcore.run.folder import Run, write_aside
 from rlcore.run.metrics import values
-from trainers.preference.objective import PairLearner, PairObjective, PreferenceLoss, told
+from trainers.preference.codes import codes_told
+from trainers.preference.latent import LatentLearner, LatentLogprobs, LatentObjective
+from trainers.preference.objective import Judged, PairLearner, PairObjective, PreferenceLoss, told
 from trainers.preference.pairs import Material, Pair, batch_of
 from trainers.scorer import Scorer
 from trainers.supervised import best, learn, orders
@@ -81,14 +86,24 @@ def finish(recipe: Preference, run: Run, trained: Trained) -> dict[str, float]:
     """Write the plain checkpoint to the folder's `model`, with what its log-probs are worth as rewards; what the pairs held out
     say of it."""
     shutil.copytree(best(run, NAME) / "model", run.folder / "model", dirs_exist_ok=True)
-    trained.learner.objective.loss.reward.save(run.folder / "model")
-    found = validated(trained.learner, trained.validation)
+    preference_loss(recipe).reward.save(run.folder / "model")
+    found = judged(trained.learner, trained.validation)
+    write_aside(run.folder / "pairs.jsonl", "".join(f"{json.dumps(row)}\n" for row in _rows(found, trained.validation.pairs)))
     return {
-        **{name.replace("/", "_"): value for name, value in found.items()},
+        **{name.replace("/", "_"): value for name, value in measured(found, trained.validation.pairs).items()},
         "train_pairs": len(trained.training.pairs),
         "validation_pairs": len(trained.validation.pairs),
         "best_step": run.best_step or 0,
     }
+
+
+def _rows(found: Judged, pairs: Sequence[Pair]) -> Iterator[dict[str, Any]]:
+    """Of each held-out pair its rewards, what the data knows that decided it, and its codes' probabilities."""
+    for i, pair in enumerate(pairs):
+        chosen, rejected = found["rewards"][i].tolist()
+        row = {"id": pair.id, "chosen": chosen, "rejected": rejected, "factor": pair.meta.get("factor")}
+        codes = {name.removeprefix("log_"): found[name][i].exp().tolist() for name in found if name.startswith("log_")}
+        yield row | codes
 
 
 def preference_loss(recipe: Preference) -> PreferenceLoss:
@@ -112,10 +127,7 @@ def build_learner(
     loss: PreferenceLoss,
     pairs: int,
 ) -> PairLearner:
-    return PairLearner(
-        model,
-        tokenizer,
-        PairObjective(loss),
+    settings: dict[str, Any] = dict(
         optimizer=recipe.optimizer,
         update=recipe.update,
         aggregate="sequence_sum",
@@ -123,16 +135,28 @@ def build_learner(
         dtype=recipe.dtype,
         total_steps=steps(recipe, pairs),
     )
+    if (latent := recipe.latent) is None:
+        return PairLearner(model, tokenizer, PairObjective(loss), **settings)
+    head = partial(LatentLogprobs, settings=latent, seed=recipe.seed)
+    objective = LatentObjective(loss, latent.kl_weight)
+    return LatentLearner(model, tokenizer, objective, head=head, latent=latent, seed=recipe.seed, **settings)
 
 
 def validated(learner: PairLearner, side: Side) -> dict[str, float]:
-    found = values(told(rewards_of(learner, side)))
-    return {f"validation/{name}": value for name, value in found.items()}
+    return measured(judged(learner, side), side.pairs)
 
 
-def rewards_of(learner: PairLearner, side: Side) -> Tensor:
-    """(pairs, 2) implicit rewards of the better and the worse."""
-    return torch.cat([learner.rewards(side.batch(part)) for part in _parts(len(side.pairs))])
+def judged(learner: PairLearner, side: Side) -> Judged:
+    parts = [learner.judged(side.batch(part)) for part in _parts(len(side.pairs))]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def measured(found: Judged, pairs: Sequence[Pair]) -> dict[str, float]:
+    metrics = values(told(found["rewards"]))
+    if "log_prior" in found:
+        codes = codes_told(found["log_posterior"], found["log_prior"], [pair.meta.get("factor") for pair in pairs])
+        metrics |= {f"codes/{name}": value for name, value in codes.items()}
+    return {f"validation/{name}": value for name, value in metrics.items()}
 
 
 def _reference(recipe: Preference, model: PreTrainedModel | PeftModel, pairs: Sequence[Pair]) -> list[Tensor]:
