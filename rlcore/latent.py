@@ -5,8 +5,9 @@
     code       z = Σ_k w_k e_k       e_k: the rows of the codebook E (K, H)
     policy     logits_t = W (h_t + z)    the same z at every position; W: the language head
 
-h_x and h_{x,y} are the backbone's last hidden states, after its final norm, at the last token of the prompt and of the answer, made
-without z. (LPC, arXiv 2505.04993, eqs. 5–11. How it builds its networks could not be found: one hidden layer with a GELU is ours.) Beside a plain checkpoint they are `latent.safetensors` and `latent.json`.
+h_x and h_{x,y} are the backbone's last hidden states, after its final norm, at the last token of the prompt and of the answer;
+they are made without z. (LPC, arXiv 2505.04993, eqs. 5–11. How it builds its networks could not be found: one hidden layer with
+a GELU is ours.) They are kept in the folder `latent` of a plain checkpoint.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
-WEIGHTS, SIZES = "latent.safetensors", "latent.json"
+FOLDER = "latent"  # not beside the weights: whoever loads a plain checkpoint takes all *.safetensors there for its weights
+WEIGHTS, SIZES = "codes.safetensors", "codes.json"
 
 
 class LatentCodes(nn.Module):
@@ -45,20 +47,22 @@ class LatentCodes(nn.Module):
         return log_softmax(self.posterior(torch.cat([chosen, rejected], -1).float()), -1)
 
     def save(self, folder: Path) -> None:
+        folder = folder / FOLDER
+        folder.mkdir(exist_ok=True)
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}, folder / WEIGHTS)
         (folder / SIZES).write_text(json.dumps(self.sizes) + "\n", encoding="utf-8")
 
 
 def is_latent(folder: str) -> bool:
-    return (Path(folder) / SIZES).is_file()
+    return (Path(folder) / FOLDER / SIZES).is_file()
 
 
 def load_latent(folder: str) -> LatentCodes | None:
     """What `save` left in a checkpoint's folder, to the bit; None where there is nothing."""
     if not is_latent(folder):
         return None
-    latent = LatentCodes(**json.loads((Path(folder) / SIZES).read_text(encoding="utf-8")))
-    latent.load_state_dict(load_file(Path(folder) / WEIGHTS))
+    latent = LatentCodes(**json.loads((Path(folder) / FOLDER / SIZES).read_text(encoding="utf-8")))
+    latent.load_state_dict(load_file(Path(folder) / FOLDER / WEIGHTS))
     return latent.requires_grad_(False).eval()
 
 

@@ -4,10 +4,10 @@
     z = Σ_k [(1 − g) ŵ_q + g ŵ_p]_k e_k
     L = preference loss of π(·|x, z) + λ · KL(q ‖ p)
 
-G are K numbers of Gumbel noise a pair, λ is `kl_weight`. The reference is not conditioned on z. g goes on a straight line from the
-posterior to the prior while training (eq. 11), as answers are later made by the prior alone: held-out pairs are judged with its
-expected code, Σ_k p_k e_k. What could not be found in what the paper (arXiv 2505.04993) says, and is ours: that codes are mixed
-rather than probabilities, with one G for both; that τ too goes on a straight line; and every number in
+G are K numbers of Gumbel noise a pair, λ is `kl_weight`. The reference is not conditioned on z. g goes on a straight line from
+the posterior to the prior while training (eq. 11), as answers are later made by the prior alone: held-out pairs are judged with
+its expected code, Σ_k p_k e_k. What could not be found in what the paper (arXiv 2505.04993) says, and is ours: that codes are
+mixed rather than probabilities, with one G for both; that τ too goes on a straight line; and every number in
 `rlcore.recipe.schema.Latent`. With K = 1, ŵ is 1 and KL is 0: the control.
 
 Worked: q = (½, ½), p = (¼, ¾): KL = ½ log 2 + ½ log ⅔ = 0.144. With G = 0, τ = 1, g = ½: ŵ = (⅜, ⅝).
