@@ -23,21 +23,21 @@ from rlcore.models import without_weights
 from rlcore.types import Code, Request, seed_from
 
 LATENT_ASKED = "log-probs of given tokens depend on the latent code, which is not asked for: sample, or use a plain checkpoint"
-LATENT_SYNCED = (
-    "a model with latent codes is served and not trained further: `job: rl` takes a plain checkpoint (remove `latent/`)"
-)
+LATENT_SYNCED = "a model with latent codes is served, not trained further: remove its folder `latent` for `job: rl`"
 CODE_WEIGHTS = "code_weights"  # in vLLM's sampling parameters
 TOKENS = 16384  # of prompts that are read together, padding included
 
 
 class CodeChooser:
-    """`decoder` is the backbone that the codes learned with; `usual`: the code of requests that name none. Raises UserError for
+    """`decoder` is the backbone that the codes learned with; `usual`: the code of requests that name none,
+    the expected one if None. Raises UserError for
     one that there is not."""
 
-    def __init__(self, latent: LatentCodes, decoder: nn.Module, usual: Code) -> None:
+    def __init__(self, latent: LatentCodes, decoder: nn.Module, usual: Code | None) -> None:
         self.device = next(decoder.parameters()).device
-        self.latent, self.decoder, self.usual = latent.to(self.device), decoder, usual
-        self._index(usual)
+        self.latent, self.decoder = latent.to(self.device), decoder
+        self.usual: Code = "expected" if usual is None else usual
+        self._index(self.usual)
 
     @torch.inference_mode()
     def weights(self, requests: Sequence[Request]) -> Tensor:

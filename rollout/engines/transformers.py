@@ -54,9 +54,7 @@ class Transformers(Engine):
             raise UserError("the transformers engine's cache has no sliding-window attention: use another model or engine")
         model.set_attn_implementation(attention.NAME)
         self.model, self.tokenizer = model.eval(), tokenizer
-        self._chooser = (
-            None if latent is None else CodeChooser(latent, model.get_decoder(), "expected" if code is None else code)
-        )
+        self._chooser = None if latent is None else CodeChooser(latent, model.get_decoder(), code)
         self._code_logits = None if latent is None else code_logits(latent, model.get_output_embeddings().weight)
         self.stop_ids = torch.tensor(sorted(stop_ids), device=model.device)
         self.capacity = batch_size

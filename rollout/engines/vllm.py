@@ -280,7 +280,7 @@ def _chooser(spec: ModelSpec, code: Code | None) -> CodeChooser | None:
     if (latent := load_latent(spec.location)) is None:
         refuse_code(code, spec.location)
         return None
-    return CodeChooser(latent, spec.load().eval().get_decoder(), "expected" if code is None else code)
+    return CodeChooser(latent, spec.load().eval().get_decoder(), code)
 
 
 class WeightReceiver:

@@ -160,4 +160,4 @@ def test_a_plain_model_has_no_codes(tiny: Path, tokenizer: PreTrainedTokenizerBa
     with pytest.raises(UserError, match="a model without latent codes"):
         Transformers(ModelSpec(str(tiny), device="cpu"), tokenizer, [1], code="sampled")
     with pytest.raises(UserError, match="a model without latent codes"):
-        make("transformers").submit([Request("p", 0, 0, (1, 2), Sampling(), code=0)])
+        make("transformers")().submit([Request("p", 0, 0, (1, 2), Sampling(), code=0)])
