@@ -33,3 +33,7 @@ class ImplicitReward:
 
     def save(self, folder: Path) -> None:
         (folder / FILE).write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
+
+
+def load_implicit_reward(folder: Path) -> ImplicitReward:
+    return ImplicitReward(**json.loads((folder / FILE).read_text(encoding="utf-8")))
