@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from rlcore.batch import GradedBatch
 from rlcore.latent import LatentCodes
 from rlcore.recipe.schema import Latent
+from rlcore.run.metrics import Metrics
 from rlcore.types import seed_from
 from trainers.logprobs import TokenLogprobs, hidden_states, precision, predicting, token_logprobs_after
 from trainers.objective import Loss, Part, mean
@@ -111,7 +112,7 @@ class LatentObjective(PairObjective):
         kl = divergence(log_q, log_p)
         losses = self.loss(rewards[:, 0] - rewards[:, 1]) + self.kl_weight * kl
         each = torch.ones_like(kl)
-        metrics = {
+        metrics: Metrics = {
             "kl": mean(kl.detach(), each),
             "prior_entropy": mean(entropy(log_p.detach()), each),
             "posterior_entropy": mean(entropy(log_q.detach()), each),
@@ -159,8 +160,8 @@ class LatentLearner(PairLearner):
 
     @property
     def codes(self) -> LatentCodes:
-        found: LatentCodes = self.module.codes  # type: ignore[attr-defined]
-        return found
+        assert isinstance(self.module, LatentLogprobs)
+        return self.module.codes
 
     def save(self, folder: Path) -> None:
         """`model/` holds the codes too."""

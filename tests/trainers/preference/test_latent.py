@@ -33,8 +33,7 @@ def learner_of(tiny: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, *
     recipe = load(arguments(tiny, tmp_path / "run", *overrides)).recipe
     assert isinstance(recipe, Preference)
     model = ModelSpec(str(tiny), device="cpu").load()
-    learner = build_learner(recipe, model, tokenizer, preference_loss(recipe), len(PAIRS))
-    return learner  # type: ignore[return-value]
+    return build_learner(recipe, model, tokenizer, preference_loss(recipe), len(PAIRS))  # type: ignore[return-value]
 
 
 def test_the_divergence_and_the_draw_by_hand() -> None:

@@ -1,8 +1,8 @@
 """Log-probs, rewards, losses and gradients against TRL 1.16: its DPOTrainer (sigmoid and IPO), and CPOTrainer for SimPO, both
 experimental and with `cpo_alpha` 0. The trainers get the prompts and answers as texts and encode them themselves.
 
-Float32, one batch of pairs of different lengths, a policy that is not its reference. Not exercised: the optimiser, LoRA, several
-processes, truncation (theirs cuts prompts too).
+Float32, one batch of pairs of different lengths, a policy that is not its reference. Not exercised: the optimiser, LoRA,
+several processes, truncation (theirs cuts prompts too).
 """
 
 from __future__ import annotations
@@ -45,7 +45,10 @@ def pairs(tokenizer: PreTrainedTokenizerBase) -> list[Pair]:
         found = tokenizer(text, add_special_tokens=False).input_ids
         return (*found, tokenizer.eos_token_id) if ends else tuple(found)
 
-    return [Pair(str(i), ids(f"{p}\n", False), ids(w, True), ids(l, True), {}) for i, (p, w, l) in enumerate(TEXTS)]
+    return [
+        Pair(str(i), ids(f"{p}\n", False), ids(better, True), ids(worse, True), {})
+        for i, (p, better, worse) in enumerate(TEXTS)
+    ]
 
 
 @pytest.fixture
