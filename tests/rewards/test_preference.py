@@ -36,7 +36,7 @@ def folder(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def groups(tokenizer: PreTrainedTokenizerBase) -> list[Group]:
     def completion(sample: int, text: str) -> Completion:
-        ids = tuple(tokenizer(text, add_special_tokens=False).input_ids) + (tokenizer.eos_token_id,)
+        ids = (*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id)
         zeros = (0,) * len(ids)
         return Completion("p", sample, 0, (3,), ids, (1,) * len(ids), (0.0,) * len(ids), zeros, Sampling(), "stop", text)
 

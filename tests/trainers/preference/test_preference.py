@@ -229,3 +229,35 @@ def test_what_is_refused(overrides: list[str], message: str, tiny: Path, tmp_pat
     with pytest.raises(UserError, match=message):
         jobs.run(load(arguments(tiny, tmp_path / "run", *overrides)), resume=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_recipe_of_the_toy_runs(tiny: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    small = ["data.count=40", "evaluated_on.count=20", "epochs=1", "batch_size=20", "threads=1"]
+    summary = jobs.run(load(["lpc_chain", f"model={tiny}", f"output={folder}", *small]), resume=False)
+    assert summary["validation_pairs"] == 20
+    assert 1 <= summary["validation_codes_perplexity"] <= 8 + 1e-9
+    assert summary["validation_codes_information"] <= summary["validation_codes_factor_entropy"]
+    [first, *_] = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
+    assert first["factor"] in ("brief", "checked", "right", "repaired")
+    assert sum(first["prior"]) == pytest.approx(1)
+
+
+def test_the_recipe_for_ultrafeedback_runs(tiny: Path, tmp_path: Path) -> None:
+    """On pairs of its shape."""
+    asked = [{"role": "user", "content": "say a"}]
+    rows = [
+        {
+            "prompt": f"say {i}",
+            "chosen": [{**asked[0], "content": f"say {i}"}, {"role": "assistant", "content": f"a{i}"}],
+            "rejected": [{**asked[0], "content": f"say {i}"}, {"role": "assistant", "content": f"b{i}"}],
+            "score_chosen": 9.0,
+        }
+        for i in range(60)
+    ]
+    (tmp_path / "prefs.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    small = ["dtype=float32", "validation=0.2", "batch_size=20", "threads=1", "max_length=64"]
+    given = ["dpo_ultrafeedback", f"model={tiny}", f"data.path={tmp_path / 'prefs.jsonl'}", f"output={tmp_path / 'run'}"]
+    summary = jobs.run(load([*given, *small]), resume=False)
+    assert summary["train_pairs"] + summary["validation_pairs"] == 60
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
