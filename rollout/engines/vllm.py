@@ -76,7 +76,7 @@ class Vllm(Engine):
         plain = without_weights(spec.location, spec.trust_remote_code)  # to check updates against
         self._intake = Intake({name: tuple(p.shape) for name, p in plain.named_parameters()})
         on_cpu = pick_device(spec.device) == "cpu"
-        self._chooser = _chooser(spec, code)
+        self._location, self._chooser = spec.location, _chooser(spec, code)
         self._llm = vllm.LLM(
             model=spec.location,
             dtype=spec.dtype,
@@ -216,7 +216,7 @@ class Vllm(Engine):
         if self._chooser is not None:
             return [{CODE_WEIGHTS: weights} for weights in self._chooser.weights(requests).tolist()] if requests else []
         for request in requests:
-            refuse_code(request.code, self._llm.llm_engine.model_config.model)
+            refuse_code(request.code, self._location)
         return [None] * len(requests)
 
     def _sampling_params(self, request: Request, code: dict[str, list[float]] | None) -> SamplingParams:

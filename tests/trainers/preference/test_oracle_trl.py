@@ -109,7 +109,7 @@ def test_dpo_and_ipo_are_trls(
     value = trainer.compute_loss(model, batch)
     value.backward()
     compare(ours(loss), value, model)
-    logged = {name: values[-1] for name, values in trainer._metrics["train"].items()}
+    logged = {name: values[-1] for name, values in trainer._metrics["train" if model.training else "eval"].items()}
     learner, mine = ours(loss)
     assert sums(learner, mine).mean(0).tolist() == pytest.approx([logged["logps/chosen"], logged["logps/rejected"]], rel=1e-6)
 
