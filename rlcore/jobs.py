@@ -13,6 +13,7 @@ import torch
 
 from rlcore import __version__, models
 from rlcore.cluster.connect import connected
+from rlcore.conversation import ConversationPrompter
 from rlcore.data.mixture import load as load_problems
 from rlcore.errors import UserError
 from rlcore.evaluation.during import PeriodicEvaluation, compare
@@ -21,7 +22,7 @@ from rlcore.models import ModelSpec
 from rlcore.prompts import Prompter, stop_ids
 from rlcore.protocols import LearnerLost
 from rlcore.recipe.load import Loaded
-from rlcore.recipe.schema import RL, Annotate, Checkpoint, Job, RewardModel, Sft, Stop
+from rlcore.recipe.schema import RL, Annotate, Checkpoint, Job, Preference, RewardModel, Sft, Stop
 from rlcore.report.page import write_report
 from rlcore.run.checkpoint import latest
 from rlcore.run.console import say, warn
@@ -34,6 +35,8 @@ from trainers.build import build_classifier, build_policy
 from trainers.loop import train
 from trainers.parts import build_parts
 from trainers.plan import plan
+from trainers.preference import pairs
+from trainers.preference import trainer as preference
 
 
 def run(loaded: Loaded, resume: bool) -> dict[str, Any]:
@@ -130,6 +133,20 @@ def _reward_model(loaded: Loaded, recipe: RewardModel) -> dict[str, Any]:
         return _finish(run, reward_model.finish(recipe, run, best, material))
 
 
+def _preference(loaded: Loaded, recipe: Preference) -> dict[str, Any]:
+    preference.preference_loss(recipe)  # refused before anything is loaded
+    location = warmstart.resolve(recipe.model, recipe.seed)
+    tokenizer = models.load_tokenizer(location, recipe.trust_remote_code)
+    material = pairs.material(recipe, ConversationPrompter(recipe.prompt, tokenizer))
+    run = Run(loaded, steps=preference.steps(recipe, len(material.train)), keep=recipe.checkpoint, stop=Stop())
+    model = build_policy(recipe, location)
+    with ExitStack() as ending:
+        ending.callback(run.console.stop)
+        with run.interruptible():
+            trained = preference.train(recipe, run, model, tokenizer, material)
+        return _finish(run, preference.finish(recipe, run, trained))
+
+
 def _annotate(loaded: Loaded, recipe: Annotate) -> dict[str, Any]:
     asked = annotate.plan(recipe)
     for line in asked.describe():
@@ -153,6 +170,7 @@ WORK: Mapping[type[Job], Callable[[Loaded, Any], dict[str, Any]]] = {
     RL: _rl,
     Sft: _sft,
     RewardModel: _reward_model,
+    Preference: _preference,
     Annotate: _annotate,
 }
 

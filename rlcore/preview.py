@@ -7,18 +7,21 @@ from typing import Any
 
 from rewards.process.process import Process
 from rlcore import models, plugins
+from rlcore.conversation import ConversationPrompter
 from rlcore.data.mixture import load as load_problems
 from rlcore.length_budget import describe, for_training
 from rlcore.prompts import Prompter
 from rlcore.protocols import LearnedReward
 from rlcore.recipe.estimate import Shape, memory, token_budget
-from rlcore.recipe.schema import RL, Annotate, Job, Recipe, RewardModel, Sft
+from rlcore.recipe.schema import RL, Annotate, Job, Preference, Recipe, RewardModel, Sft
 from rlcore.toy import warmstart
 from rlcore.types import Problem
 from rollout import annotate
 from trainers.algorithm import needing
 from trainers.judged import material
 from trainers.plan import longest_prompt, plan
+from trainers.preference import pairs
+from trainers.preference import trainer as preference
 from trainers.reward_model import stage_steps
 
 
@@ -77,6 +80,22 @@ def _reward_model(recipe: RewardModel) -> Iterator[str]:
     yield f"tokens an epoch: {sum(lengths):,}, at most {max(lengths)} a text"
 
 
+def _preference(recipe: Preference) -> Iterator[str]:
+    preference.preference_loss(recipe)
+    location = warmstart.architecture(recipe.model, recipe.seed)
+    tokenizer = models.load_tokenizer(location, recipe.trust_remote_code)
+    found = pairs.material(recipe, ConversationPrompter(recipe.prompt, tokenizer))
+    yield f"{len(found.train)} training pairs, {len(found.validation)} of other prompts for validation"
+    first = found.train[0]
+    yield f"first prompt, {len(first.prompt)} tokens: {tokenizer.decode(first.prompt)!r}"
+    yield f"token ids: {list(first.prompt)}"
+    for name, answer in (("chosen", first.chosen), ("rejected", first.rejected)):
+        yield f"{name}, {len(answer)} tokens: {tokenizer.decode(answer)!r}"
+    lengths = [len(pair.prompt) + len(answer) for pair in found.train for answer in (pair.chosen, pair.rejected)]
+    yield f"steps: {preference.steps(recipe, len(found.train))}"
+    yield f"tokens an epoch: {sum(lengths):,}, at most {max(lengths)} a prompt and answer"
+
+
 def _annotate(recipe: Annotate) -> Iterator[str]:
     asked = annotate.plan(recipe)
     yield from asked.describe()
@@ -91,6 +110,7 @@ OF_JOB: Mapping[type[Job], Callable[[Any], Iterator[str]]] = {
     RL: _rl,
     Sft: _sft,
     RewardModel: _reward_model,
+    Preference: _preference,
     Annotate: _annotate,
 }
 

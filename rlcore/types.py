@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 FinishReason = Literal["stop", "length", "interrupted"]
+Code = Literal["expected", "sampled"] | int  # of a model with latent codes, see `rollout.latent`
 NO_ANSWER, TRUNCATED = "no answer", "truncated"  # why a verdict is wrong where there was no answer to judge
 
 
@@ -61,7 +62,8 @@ class Prefix:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One completion asked of an engine. `seed` alone decides its random numbers, whatever it is batched with."""
+    """One completion asked of an engine. `seed` alone decides its random numbers, whatever it is batched with. `code`: which of
+    its latent codes a model answers with, that has some; None: the engine's usual one."""
 
     problem_id: str
     sample: int
@@ -69,6 +71,7 @@ class Request:
     prompt_ids: tuple[int, ...]
     sampling: Sampling
     prefix: Prefix = Prefix()
+    code: Code | None = None
 
     def completed(
         self, token_ids: Sequence[int], logprobs: Sequence[float], version: int, finish_reason: FinishReason, text: str
@@ -87,6 +90,7 @@ class Request:
             sampling=self.sampling,
             finish_reason=finish_reason,
             text=text[: min((text.find(s) for s in self.sampling.stop if s in text), default=len(text))],
+            code=self.code,
         )
 
 
@@ -112,6 +116,7 @@ class Completion:
     finish_reason: FinishReason
     text: str
     path: tuple[int, ...] = ()
+    code: Code | None = None  # that was asked for
 
     @property
     def truncated(self) -> bool:
@@ -120,7 +125,7 @@ class Completion:
     def resumed(self) -> Request:
         """The request with which an interrupted completion goes on from what was sampled of it."""
         prefix = Prefix(self.token_ids, self.logprobs, self.versions, self.loss_mask)
-        return Request(self.problem_id, self.sample, self.seed, self.prompt_ids, self.sampling, prefix)
+        return Request(self.problem_id, self.sample, self.seed, self.prompt_ids, self.sampling, prefix, self.code)
 
 
 @dataclass(frozen=True, slots=True)

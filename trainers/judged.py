@@ -14,13 +14,14 @@ from transformers import PreTrainedTokenizerBase
 
 from rewards.judged_text import RUNNING, STEP, WHOLE, Asked, JudgedText, Row
 from rlcore import plugins
-from rlcore.data.overlap import decontaminate, normalise
+from rlcore.data.overlap import decontaminate
 from rlcore.data.step_examples import Example, Judged, examples
 from rlcore.data.trees import AnnotatedTree
 from rlcore.errors import UserError
 from rlcore.recipe.schema import RewardModel, Source
 from rlcore.run.console import say
 from rlcore.types import seed_from
+from trainers.supervised import is_held_out
 
 
 @dataclass(frozen=True)
@@ -103,11 +104,6 @@ def labelled(made: Sequence[Example], recipe: RewardModel, tokenizer: PreTrained
 
 def _bound(recipe: RewardModel, most: int) -> str:
     return "recipe's max_length" if most == recipe.max_length else "model's context"
-
-
-def is_held_out(problem: str, share: float) -> bool:
-    """Whether a problem is in the validation set; by its text alone, so that one problem is never on both sides."""
-    return seed_from("validation", normalise(problem)) % 10_000 < share * 10_000
 
 
 def shuffled(made: Sequence[Example], seed: int) -> list[Example]:

@@ -29,7 +29,7 @@ from trainers.backends.backend import MOMENTS, Backend, is_spread, shape
 from trainers.backends.torch import Torch
 from trainers.logprobs import TokenLogprobs
 from trainers.objective import Aggregation, LearnerObjective, Part, token_weights
-from trainers.scorer import Scorer, passes, rank, world
+from trainers.scorer import Scorer, rank, world
 
 
 class Learner(Scorer):
@@ -87,7 +87,7 @@ class Learner(Scorer):
         weights[index] = token_weights(batch.graded.loss_mask[index], self.aggregate, self.constant_length)
         prepared = self._prepare(batch, old, index)
         parts, total = [], 0.0
-        cut = passes(batch.graded, index, self.cut)
+        cut = self.passes(batch.graded, index)
         for number, each in enumerate(cut, 1):
             loss = self.objective(
                 self.objective.inputs(Part(batch, each.rows, old, prepared), self.forward(batch.graded, each))

@@ -125,13 +125,26 @@ def states(
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """The decoder's last hidden states (Σ lengths, hidden) from which each of `tokens` (b, T) is predicted, and where the
     tokens stand: their rows and columns."""
-    device = next(decoder.parameters()).device
+    return predicting(hidden_states(decoder, prompts, tokens, lengths), prompts, lengths)
+
+
+def hidden_states(decoder: nn.Module, prompts: Sequence[tuple[int, ...]], tokens: Tensor, lengths: Sequence[int]) -> Tensor:
+    """(b, longest, hidden) the decoder's last ones, of prompts and tokens."""
     rows = [[*prompt, *tokens[i, :n].tolist()] for i, (prompt, n) in enumerate(zip(prompts, lengths, strict=True))]
-    hidden = decoder(pad(rows, torch.long).to(device), use_cache=False).last_hidden_state
+    device = next(decoder.parameters()).device
+    hidden: Tensor = decoder(pad(rows, torch.long).to(device), use_cache=False).last_hidden_state
+    return hidden
+
+
+def predicting(
+    hidden: Tensor, prompts: Sequence[tuple[int, ...]], lengths: Sequence[int]
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Of `hidden_states` what `states` gives."""
+    device = hidden.device
     row = torch.cat([torch.full((n,), i) for i, n in enumerate(lengths)]).to(device)
     column = torch.cat([torch.arange(n) for n in lengths]).to(device)
-    predicting = torch.cat([torch.arange(n) + len(p) - 1 for p, n in zip(prompts, lengths, strict=True)]).to(device)
-    return hidden[row, predicting], (row, column)
+    before = torch.cat([torch.arange(n) + len(p) - 1 for p, n in zip(prompts, lengths, strict=True)]).to(device)
+    return hidden[row, before], (row, column)
 
 
 def _head(

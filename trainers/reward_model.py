@@ -1,11 +1,7 @@
-"""Trains a reward model, a classifier of texts: `job: reward_model`.
-
-An epoch is a random order that depends on the seed and the epoch alone, so a resumed run sees what the unbroken one would have.
-"""
+"""Trains a reward model, a classifier of texts: `job: reward_model`. Its steps are those of `trainers.supervised`."""
 
 from __future__ import annotations
 
-import random
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -23,12 +19,13 @@ from rlcore.recipe.schema import FirstStage, RewardModel
 from rlcore.run.checkpoint import latest
 from rlcore.run.console import warn
 from rlcore.run.folder import Run
-from rlcore.run.metrics import values
-from rlcore.types import seed_from
 from trainers.classifier import CrossEntropy, LogOdds, batch_of
 from trainers.judged import Labelled, Material, judged_text
 from trainers.learner import Learner
 from trainers.scorer import Scorer
+from trainers.supervised import best, learn, orders
+
+NAME = "reward_model"  # of its folder in a checkpoint
 
 
 def train(
@@ -42,7 +39,7 @@ def train(
     # at the end of the first stage it is the head alone that a checkpoint holds: that stage's learner takes it up
     for number, (stage, until) in enumerate([each for each in stages if each[1] >= resumed_at] or stages[-1:]):
         learner = _learner(recipe, model, tokenizer, material.train, stage)
-        run.learners = {"reward_model": learner}
+        run.learners = {NAME: learner}
         if not number:
             step = run.restore()
             if not step:
@@ -50,27 +47,19 @@ def train(
         step = _train(recipe, run, learner, material, step, until)
     run.learners = {}
     del learner  # with the moments, before another model is loaded
-    return _written(recipe, best(run) / "model")
+    return _written(recipe, best(run, NAME) / "model")
 
 
 def _train(recipe: RewardModel, run: Run, learner: Learner, material: Material, step: int, until: int) -> int:
-    batch = batches(recipe, material.train, step)
-    while step < until and run.goes_on(step):
-        step += 1
-        with run.timed("learn"):
-            texts = next(batch)
-            learned = learner.update(texts)
-        run.log(step, {**values(learned), "tokens": sum(map(len, texts.graded.prompt_ids)) + int(texts.graded.lengths.sum())})
-        if step % recipe.validate_every == 0 or step == until:
-            run.log(step, validated(learner, material))
-        run.checkpoint(step)
-    return step
-
-
-def best(run: Run) -> Path:
-    """The checkpoint of the best validation; where that was before the first step, the last one."""
-    root = run.folder / "checkpoints"
-    return root / f"step-{run.best_step or latest(root)}" / "reward_model"
+    return learn(
+        run,
+        learner,
+        batches(recipe, material.train, step),
+        lambda: validated(learner, material),
+        step=step,
+        until=until,
+        validate_every=recipe.validate_every,
+    )
 
 
 def finish(recipe: RewardModel, run: Run, model: Scorer, material: Material) -> dict[str, float | str]:
@@ -79,7 +68,7 @@ def finish(recipe: RewardModel, run: Run, model: Scorer, material: Material) -> 
     found, labels = log_odds(model, material.validation), labels_of(material.validation)
     divisor = temperature(found, labels)
     calibrated = [z / divisor for z in found]
-    shutil.copytree(best(run) / "model", run.folder / "model", dirs_exist_ok=True)
+    shutil.copytree(best(run, NAME) / "model", run.folder / "model", dirs_exist_ok=True)
     replace(judged_text(recipe), temperature=divisor).save(run.folder / "model")
     trained_on.keep(run.folder / "model", material.problems)
     curves = {"as trained": reliability(found, labels), "calibrated": reliability(calibrated, labels)}
@@ -105,12 +94,8 @@ def stage_steps(recipe: RewardModel, texts: int) -> tuple[int, int]:
 
 def batches(recipe: RewardModel, texts: Sequence[Labelled], after: int) -> Iterator[TrainingBatch]:
     """The batches that follow step `after`, without end."""
-    epoch, skipped = divmod(after, -(-len(texts) // recipe.batch_size))
-    while True:
-        order = random.Random(seed_from("epoch", recipe.seed, epoch)).sample(range(len(texts)), len(texts))
-        for first in range(skipped * recipe.batch_size, len(texts), recipe.batch_size):
-            yield batch_of([texts[i] for i in order[first : first + recipe.batch_size]])
-        epoch, skipped = epoch + 1, 0
+    for order in orders(recipe.seed, len(texts), recipe.batch_size, after):
+        yield batch_of([texts[i] for i in order])
 
 
 def validated(learner: Learner, material: Material) -> dict[str, float]:

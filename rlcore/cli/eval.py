@@ -25,7 +25,7 @@ from rlcore.length_budget import for_evaluation
 from rlcore.prompts import Prompter, stop_ids
 from rlcore.protocols import Engine
 from rlcore.recipe.load import load
-from rlcore.recipe.schema import RL, Plugin, Prompt, Recipe, Sft, Source
+from rlcore.recipe.schema import RL, Plugin, Preference, Prompt, Recipe, Sft, Source
 from rlcore.toy import warmstart
 from rlcore.types import Problem, Sampling
 
@@ -141,7 +141,11 @@ def _trained(model: str) -> Recipe | None:
 
 def _prompt(options: EvalOptions, trained: Recipe | None, chat: bool) -> Prompt:
     """What the model was trained with, else a default; as far as no option says other."""
-    prompt = trained.prompt if isinstance(trained, RL | Sft) else Prompt(template=CHAT_TEMPLATE if chat else "{problem}")
+    prompt = (
+        trained.prompt
+        if isinstance(trained, RL | Sft | Preference)
+        else Prompt(template=CHAT_TEMPLATE if chat else "{problem}")
+    )
     given = {"template": options.template, "system": options.system}
     return prompt.model_copy(update={name: text for name, text in given.items() if text is not None})
 

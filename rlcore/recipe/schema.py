@@ -406,6 +406,12 @@ class BestCheckpoint(Checkpoint):
     keep_best: str | None = "validation/gain"
 
 
+class BestPreference(Checkpoint):
+    """The same, with the best accuracy on held-out pairs kept."""
+
+    keep_best: str | None = "validation/accuracy"
+
+
 class Monitor(Section):
     """Alarms for rewards that are earned without solving; see `trainers/monitor.py`, and `trainers/patterns.py` for rules."""
 
@@ -681,6 +687,45 @@ class RewardModel(Job):
         return self
 
 
+class Latent(Section):
+    """Codes that say what a pair was decided by (LPC); see `rlcore/latent.py` for the networks, `trainers/preference/latent.py`
+    for how they learn. What the paper gives no number for is a key here; the defaults are ours."""
+
+    codes: PositiveInt = 32  # K; 1 is the control, which has the same networks and nothing to choose
+    width: PositiveInt = 128  # of the hidden layer of the prior's and the posterior's network
+    scale: PositiveFloat = 0.02  # deviation of the codebook's entries before training
+    kl_weight: NonNegativeFloat = 1.0  # of KL(posterior ‖ prior) beside the preference loss
+    temperature: tuple[PositiveFloat, PositiveFloat] = (1.0, 0.5)  # of the Gumbel-softmax, at the first and the last step
+    prior_share: tuple[Share, Share] = (0.0, 1.0)  # of the prior's code beside the posterior's, at the first and the last step
+    rate: PositiveFloat = 1.0  # the networks' and the codebook's learning rate, in multiples of the optimizer's
+    reaches_backbone: bool = True  # the networks' gradient goes on into the states that they read
+
+
+class Preference(Job):
+    """A policy from pairs of answers, of which one was liked better."""
+
+    job: Literal["preference"] = "preference"
+    data: Sources  # of preference pairs (`rlcore/data/formats`)
+    prompt: PromptWithoutBudget = Prompt()  # `template` is for what the user says last
+    loss: Annotated[Plugin, _unless_named("dpo")] = Plugin(name="dpo")  # `trainers/preference/losses`
+    latent: Latent | None = None  # None: one policy for all that pairs may be decided by
+    validation: Annotated[float, Field(gt=0, lt=1)] = 0.1  # of the prompts
+    evaluated_on: Annotated[list[SourceSpec], BeforeValidator(_listed)] = []  # pairs to measure on in the place of those
+    epochs: PositiveInt = 1
+    batch_size: PositiveInt = 64  # pairs
+    max_length: PositiveInt = 1024  # tokens of a prompt and an answer; longer answers are cut, and counted
+    optimizer: Optimizer = Optimizer()
+    update: Update = Update()
+    validate_every: PositiveInt = 20  # steps
+    checkpoint: BestPreference = BestPreference()
+
+    @model_validator(mode="after")
+    def _possible(self) -> Preference:
+        if self.update.steps > 1:
+            raise ValueError("a batch of pairs is one optimiser step: set batch_size and epochs instead of update's")
+        return self
+
+
 class Annotate(Job):
     """Trees of solutions, grown step by step and graded: what came of each step is what a reward model can learn of it."""
 
@@ -704,5 +749,11 @@ class Annotate(Job):
         return self
 
 
-Recipe = RL | Sft | RewardModel | Annotate
-JOBS: dict[str, type[Job]] = {"rl": RL, "sft": Sft, "reward_model": RewardModel, "annotate": Annotate}
+Recipe = RL | Sft | RewardModel | Preference | Annotate
+JOBS: dict[str, type[Job]] = {
+    "rl": RL,
+    "sft": Sft,
+    "reward_model": RewardModel,
+    "preference": Preference,
+    "annotate": Annotate,
+}

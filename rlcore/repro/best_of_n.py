@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rlcore.repro.experiment import BestOfN, Planned, Task
-from rlcore.repro.plot import Panel
+from rlcore.repro.plot import Panel, plot
 from rlcore.repro.results import Result
 from rlcore.repro.tables import cell
 
@@ -69,6 +69,10 @@ def _file(folder: Path) -> Path:
 
 
 # -- on the page -----------------------------------------------------------------------------------------------------------
+
+
+def draw(result: Mapping[str, Any], path: Path) -> None:
+    plot(result, PANELS, path)
 
 
 def headline(result: Mapping[str, Any]) -> str:

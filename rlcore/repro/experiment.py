@@ -9,6 +9,7 @@ varies          the keys, each with all below it, in which the resolved recipes 
 seeds           shared by the arms; 0 to 9 are for tuning, those of an experiment begin at 100
 best_of_n       given where the arms are reward models: which policy they choose for, among how many samples
                 (`rlcore.repro.best_of_n`); else the arms train policies (`rlcore.repro.training`)
+preferences     true where the arms learn from preference pairs (`rlcore.repro.preferences`)
 target          the accuracy that `samples_to_target` and `wall_to_target` ask for
 claims          comparisons with a number; see `rlcore.repro.expression`
 tried           what was tuned, and on which seeds
@@ -29,8 +30,8 @@ from pydantic import Field, PositiveInt, ValidationError, model_validator
 
 from rlcore.errors import UserError, nearest
 from rlcore.recipe.load import differences, load
-from rlcore.recipe.schema import RL, Recipe, RewardModel, Section, Share
-from rlcore.repro import training
+from rlcore.recipe.schema import RL, Preference, Recipe, RewardModel, Section, Share
+from rlcore.repro import preferences, training
 from rlcore.repro.expression import Claim, parse
 
 NAME = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z_0-9]*$")]  # as it stands in a claim's brackets
@@ -59,6 +60,7 @@ class Experiment(Section):
     arms: Annotated[dict[NAME, list[str]], Field(min_length=1)]
     models: dict[NAME, Annotated[list[str], Field(min_length=1)]] = Field(default_factory=dict)
     best_of_n: BestOfN | None = None
+    preferences: bool = False
     varies: tuple[str, ...] = ()
     seeds: Annotated[list[int], Field(min_length=1)]
     target: Share = 0.7
@@ -71,15 +73,19 @@ class Experiment(Section):
             raise ValueError("a seed is named twice, and would count twice")
         if len(set(self.measured)) < len(self.measured):
             raise ValueError("an arm has the name of a control, or of `pass` or `majority`, which stand beside the arms")
+        if self.best_of_n and self.preferences:
+            raise ValueError("arms are reward models (`best_of_n`) or learn from pairs (`preferences`): leave out one of them")
         return self
 
     @property
     def kind(self) -> str:
-        return "training" if self.best_of_n is None else "best_of_n"
+        return "best_of_n" if self.best_of_n else "preferences" if self.preferences else "training"
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        return training.METRICS if self.best_of_n is None else self.best_of_n.metrics
+        if self.best_of_n is not None:
+            return self.best_of_n.metrics
+        return preferences.METRICS if self.preferences else training.METRICS
 
     @property
     def measured(self) -> list[str]:
@@ -189,6 +195,12 @@ def _refuse_unmeasured(experiment: Experiment, arm: str, recipe: Recipe) -> None
         if not isinstance(recipe, RewardModel):
             raise UserError(
                 f"arm {arm!r} cannot be measured: with `best_of_n`, an experiment's recipes are `job: reward_model`"
+            )
+        return
+    if experiment.preferences:
+        if not isinstance(recipe, Preference):
+            raise UserError(
+                f"arm {arm!r} cannot be measured: with `preferences`, an experiment's recipes are `job: preference`"
             )
         return
     if not isinstance(recipe, RL) or recipe.eval is None:

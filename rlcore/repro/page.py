@@ -12,16 +12,15 @@ from typing import Any
 from rlcore import __version__
 from rlcore.errors import UserError
 from rlcore.report.headline import duration
-from rlcore.repro import best_of_n, training
+from rlcore.repro import best_of_n, preferences, training
 from rlcore.repro.experiment import Experiment
 from rlcore.repro.intervals import interval
-from rlcore.repro.plot import plot
 from rlcore.repro.results import Result, judge, summarise
 from rlcore.repro.tables import reaching, table
 from rlcore.run.folder import write_aside
 
 DOCS = Path("docs")
-KINDS = {"training": training, "best_of_n": best_of_n}
+KINDS: dict[str, Any] = {"training": training, "best_of_n": best_of_n, "preferences": preferences}
 PREFACE = """# Results
 
 Written by `rlcore repro NAME` from `docs/results/*.json`; do not edit.
@@ -81,7 +80,7 @@ def write(result: Mapping[str, Any]) -> Path:
     if before > len(result["seeds"]):
         raise UserError(f"{file} has {before} seeds and is not replaced by {len(result['seeds'])}: move it away first")
     write_aside(file, json.dumps(result, indent=1) + "\n")
-    plot(result, KINDS[result["kind"]].PANELS, folder / f"{result['name']}.svg")
+    KINDS[result["kind"]].draw(result, folder / f"{result['name']}.svg")
     every = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
     page = DOCS / "results.md"
     write_aside(page, PREFACE + "".join(f"{line}\n" for each in every for line in _experiment(each)))

@@ -25,7 +25,7 @@ import numpy as np
 from rlcore.recipe.schema import RL, Recipe
 from rlcore.report.headline import number
 from rlcore.report.read import read_run
-from rlcore.repro.plot import Panel
+from rlcore.repro.plot import Panel, plot
 from rlcore.repro.results import Result
 from rlcore.repro.tables import cell
 from rlcore.run import alarms
@@ -97,6 +97,10 @@ def collect(folder: Path, recipe: Recipe, target: float) -> Result:
     }
     metrics = {name: found.get(name, run.summary.get(name)) for name in METRICS}
     return Result(metrics, curve, run.summary["wall_s"])
+
+
+def draw(result: Mapping[str, Any], path: Path) -> None:
+    plot(result, PANELS, path)
 
 
 def headline(result: Mapping[str, Any]) -> str:

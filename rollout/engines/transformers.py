@@ -17,12 +17,14 @@ from transformers import PreTrainedTokenizerBase
 
 from rlcore.batch import pad
 from rlcore.errors import UserError
+from rlcore.latent import load_latent
 from rlcore.models import ModelSpec
 from rlcore.protocols import Bucket, Engine, Manifest, Tokens
-from rlcore.types import Completion, FinishReason, Request
+from rlcore.types import Code, Completion, FinishReason, Request
 from rollout import attention
 from rollout.admission import refuse_unfit
 from rollout.cache import Decode, Prefill, SlotCache
+from rollout.latent import LATENT_ASKED, LATENT_SYNCED, CodeChooser, code_logits, refuse_code
 from rollout.sampling import SamplingRows, sample, uniforms
 from rollout.sync import Intake, adapted, checksum
 
@@ -30,7 +32,8 @@ DEFAULT_BATCH = 256
 
 
 class Transformers(Engine):
-    """`batch_size` is the number of rows decoded together; memory grows with it times the longest request."""
+    """`batch_size` is the number of rows decoded together; memory grows with it times the longest request. `code`: the usual
+    one of a model with latent codes (`rollout.latent`), which otherwise answers with the expected one."""
 
     def __init__(
         self,
@@ -39,14 +42,20 @@ class Transformers(Engine):
         stop_ids: Sequence[int],
         *,
         batch_size: PositiveInt = DEFAULT_BATCH,
+        code: Code | None = None,
     ) -> None:
         model = spec.load()
+        latent = load_latent(spec.location)
+        if latent is None:
+            refuse_code(code, spec.location)
         config = model.config
         slides = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
         if slides or "sliding_attention" in (getattr(config, "layer_types", None) or []):
             raise UserError("the transformers engine's cache has no sliding-window attention: use another model or engine")
         model.set_attn_implementation(attention.NAME)
         self.model, self.tokenizer = model.eval(), tokenizer
+        self._chooser = None if latent is None else CodeChooser(latent, model.get_decoder(), code)
+        self._code_logits = None if latent is None else code_logits(latent, model.get_output_embeddings().weight)
         self.stop_ids = torch.tensor(sorted(stop_ids), device=model.device)
         self.capacity = batch_size
         self.context = int(getattr(model.config, "max_position_embeddings", 0)) or 1 << 30
@@ -68,6 +77,9 @@ class Transformers(Engine):
     def submit(self, requests: Sequence[Request]) -> None:
         self._intake.refuse_torn()
         refuse_unfit(requests, self.context)
+        if self._chooser is None:
+            for request in requests:
+                refuse_code(request.code, self.model.name_or_path)
         self._waiting.extend(requests)
 
     @torch.inference_mode()
@@ -92,6 +104,8 @@ class Transformers(Engine):
     @torch.inference_mode()
     def logprobs(self, sequences: Sequence[tuple[Tokens, Tokens]]) -> list[list[float]]:
         self._intake.refuse_torn()
+        if self._chooser is not None:
+            raise UserError(LATENT_ASKED)
         result = []
         for prompt_ids, token_ids in sequences:
             ids = torch.tensor([[*prompt_ids, *token_ids]], device=self.model.device)
@@ -102,6 +116,8 @@ class Transformers(Engine):
     def begin_sync(self, manifest: Manifest) -> None:
         if self.busy:
             raise RuntimeError("sync while completions are under way: interrupt() first, then submit them with their prefix")
+        if self._chooser is not None:
+            raise UserError(LATENT_SYNCED)
         self._intake.begin(manifest)
         self._adapter.clear()
 
@@ -161,6 +177,8 @@ class Transformers(Engine):
         logits = self._prefill(list(distinct), Prefill(start, source))[source]
         for slot, request in enumerate(entering, start):
             self._state.enter(slot, request)
+        if self._chooser is not None:
+            self._state.codes[start : len(self._rows)] = self._chooser.weights(entering)
         self._settings = SamplingRows.of([r.sampling for r in self._rows], logits.shape[-1], device)
         self._draw(logits, slice(start, len(self._rows)))
 
@@ -203,6 +221,8 @@ class Transformers(Engine):
         state = self._state
         index = torch.arange(rows.start, rows.stop, device=logits.device)
         position = state.drawn[rows]
+        if self._code_logits is not None:
+            logits = logits + (state.codes[rows] @ self._code_logits).to(logits.dtype)
         tokens, logprobs = sample(logits, self._settings.rows(rows), state.uniforms[index, position])
         state.tokens[index, position] = tokens
         state.logprobs[index, position] = logprobs
@@ -258,7 +278,7 @@ class Transformers(Engine):
         if not self._rows:
             self._release()  # nothing to carry over: the old cache need not stand beside the new one
         cache = SlotCache(self.model.config, slots, capacity, self.model.dtype, self.model.device)
-        state = RowState(slots, capacity, self.model.device)
+        state = RowState(slots, capacity, self.model.device, 0 if self._code_logits is None else len(self._code_logits))
         cache.take(self._cache, len(self._rows))
         state.take(self._state, len(self._rows))
         self._cache, self._state = cache, state
@@ -267,7 +287,7 @@ class Transformers(Engine):
 class RowState:
     """The per-slot tensors of the batch beside the cache."""
 
-    def __init__(self, slots: int, capacity: int, device: torch.device) -> None:
+    def __init__(self, slots: int, capacity: int, device: torch.device, codes: int = 0) -> None:
         self.slots, self.capacity = slots, capacity
         self.tokens = torch.zeros(slots, capacity, dtype=torch.long, device=device)
         self.logprobs = torch.zeros(slots, capacity, device=device)
@@ -276,6 +296,7 @@ class RowState:
         self.drawn = torch.zeros(slots, dtype=torch.long, device=device)  # completion tokens, forced prefix included
         self.limit = torch.zeros(slots, dtype=torch.long, device=device)
         self.last = torch.zeros(slots, dtype=torch.long, device=device)
+        self.codes = torch.zeros(slots, codes, device=device)  # the share of each latent code
 
     def _fields(self) -> list[Tensor]:
         return [value for value in vars(self).values() if isinstance(value, Tensor)]

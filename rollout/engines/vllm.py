@@ -22,10 +22,12 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlcore.errors import UserError
+from rlcore.latent import load_latent
 from rlcore.models import ModelSpec, context, pick_device, without_weights
 from rlcore.protocols import Bucket, Engine, Manifest, Tokens
-from rlcore.types import Completion, FinishReason, Request, seed_from
+from rlcore.types import Code, Completion, FinishReason, Request, seed_from
 from rollout.admission import refuse_unfit
+from rollout.latent import CODE_WEIGHTS, LATENT_ASKED, LATENT_SYNCED, CodeChooser, refuse_code
 from rollout.sync import Intake, SyncError, checksum
 from rollout.transport import is_announced
 
@@ -40,12 +42,14 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 DEFAULT_CACHE_GB = 1.0
+PROCESSOR = "rollout.latent_processor"  # imported by vLLM's workers: it imports vLLM
 
 
 class Vllm(Engine):
     """`max_num_seqs` is the number of sequences decoded together, `kv_cache_gb` the memory (GiB) of their keys and values,
     `max_model_len` the longest prompt with its completion (default: the model's context), `tensor_parallel` the number of GPUs
-    that the model is split over."""
+    that the model is split over. `code`: the usual one of a model with latent codes (`rollout.latent`), which otherwise answers
+    with the expected one; its backbone is held a second time, to read prompts with."""
 
     def __init__(
         self,
@@ -57,6 +61,7 @@ class Vllm(Engine):
         kv_cache_gb: PositiveFloat = DEFAULT_CACHE_GB,
         max_model_len: PositiveInt | None = None,
         tensor_parallel: PositiveInt = 1,
+        code: Code | None = None,
     ) -> None:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
@@ -71,6 +76,7 @@ class Vllm(Engine):
         plain = without_weights(spec.location, spec.trust_remote_code)  # to check updates against
         self._intake = Intake({name: tuple(p.shape) for name, p in plain.named_parameters()})
         on_cpu = pick_device(spec.device) == "cpu"
+        self._location, self._chooser = spec.location, _chooser(spec, code)
         self._llm = vllm.LLM(
             model=spec.location,
             dtype=spec.dtype,
@@ -92,6 +98,7 @@ class Vllm(Engine):
             lora_target_modules=_linears(plain),
             disable_log_stats=True,
             use_tqdm_on_load=False,
+            logits_processors=[f"{PROCESSOR}:LatentProcessor"] if self._chooser else None,
             worker_extension_cls=f"{WeightReceiver.__module__}.{WeightReceiver.__qualname__}",
             weight_transfer_config=WeightTransferConfig(backend="nccl"),  # it needs no GPU until tensors are broadcast
         )
@@ -112,11 +119,11 @@ class Vllm(Engine):
     def submit(self, requests: Sequence[Request]) -> None:
         self._intake.refuse_torn()
         refuse_unfit(requests, self.context)
-        for request in requests:
+        for request, code in zip(requests, self._codes(requests), strict=True):
             self._submitted += 1
             self._requests[str(self._submitted)] = request
             prompt = [*request.prompt_ids, *request.prefix.token_ids]
-            self._add(str(self._submitted), prompt, self._sampling_params(request))
+            self._add(str(self._submitted), prompt, self._sampling_params(request, code))
 
     def poll(self) -> list[Completion]:
         outputs = self._llm.llm_engine.step() if self._requests else []
@@ -137,6 +144,8 @@ class Vllm(Engine):
         if self.busy:
             raise RuntimeError("logprobs while completions are under way: vLLM's steps would end some, unseen")
         self._intake.refuse_torn()
+        if self._chooser is not None:
+            raise UserError(LATENT_ASKED)
         scoring = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False, flat_logprobs=True)
         for i, (prompt_ids, token_ids) in enumerate(sequences):
             self._add(f"score-{i}", [*prompt_ids, *token_ids], scoring)
@@ -148,6 +157,8 @@ class Vllm(Engine):
     def begin_sync(self, manifest: Manifest) -> None:
         if self.busy:
             raise RuntimeError("sync while completions are under way: interrupt() first, then submit them with their prefix")
+        if self._chooser is not None:
+            raise UserError(LATENT_SYNCED)
         self._intake.begin(manifest)
         self._arriving.clear()
         self._finish()  # what a sync that failed has left half done
@@ -200,7 +211,15 @@ class Vllm(Engine):
     def _add(self, name: str, token_ids: list[int], params: SamplingParams) -> None:
         self._llm.llm_engine.add_request(name, {"prompt_token_ids": token_ids}, params, lora_request=self._adapter)
 
-    def _sampling_params(self, request: Request) -> SamplingParams:
+    def _codes(self, requests: Sequence[Request]) -> list[dict[str, list[float]] | None]:
+        """What the logits processor is to be told of each request."""
+        if self._chooser is not None:
+            return [{CODE_WEIGHTS: weights} for weights in self._chooser.weights(requests).tolist()] if requests else []
+        for request in requests:
+            refuse_code(request.code, self._location)
+        return [None] * len(requests)
+
+    def _sampling_params(self, request: Request, code: dict[str, list[float]] | None) -> SamplingParams:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -220,6 +239,7 @@ class Vllm(Engine):
             logprobs=0,
             flat_logprobs=True,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            extra_args=code,
         )
 
     def _completion(self, output: RequestOutput, reason: FinishReason) -> Completion:
@@ -253,6 +273,14 @@ class Vllm(Engine):
             self._adapter = LoRARequest(f"version-{version}", version + 1, folder)
             self._llm.llm_engine.add_lora(self._adapter)
         self._arriving.clear()
+
+
+def _chooser(spec: ModelSpec, code: Code | None) -> CodeChooser | None:
+    """Of a model with latent codes."""
+    if (latent := load_latent(spec.location)) is None:
+        refuse_code(code, spec.location)
+        return None
+    return CodeChooser(latent, spec.load().eval().get_decoder(), code)
 
 
 class WeightReceiver:

@@ -168,6 +168,30 @@ def test_reward_models_are_trained_and_then_measured(tiny: Path, tmp_path: Path,
     assert "## Choices" in Path("docs/results.md").read_text()
 
 
+def test_arms_that_learn_from_pairs_are_measured_on_those_held_out(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shipped experiment, shrunken: two of its arms, with one seed."""
+    monkeypatch.chdir(tmp_path)
+    experiment = yaml.safe_load((REPOSITORY / "recipes" / "repro" / "lpc.yaml").read_text())
+    experiment["base"] += [f"model={tiny}", "data.count=40", "evaluated_on.count=20"]
+    experiment["arms"] = {arm: experiment["arms"][arm] for arm in ("dpo", "dpo_lpc")}
+    experiment["claims"] = {"codes": "recovered[dpo_lpc] > 2"}
+    Path("shrunken.yaml").write_text(yaml.safe_dump(experiment, sort_keys=False))
+    command.run("shrunken.yaml", seeds=1, jobs=1, json_file="result.json")
+    result = json.loads(Path("result.json").read_text())
+    assert result["kind"] == "preferences"
+    assert result["arms"]["dpo"]["accuracy"]["seeds"] == 1
+    assert result["arms"]["dpo"]["recovered"]["seeds"] == 0
+    assert 0 <= result["arms"]["dpo_lpc"]["recovered"]["mean"] <= 1
+    assert result["curves"]["dpo"]["100"] == {}
+    assert [len(values) for values in result["curves"]["dpo_lpc"]["100"].values()] == [20, 20, 20]
+    page = Path("docs/results.md").read_text()
+    assert "codes in use" in page
+    assert "results/shrunken.svg" in page
+    assert "repaired" in Path("docs/results/shrunken.svg").read_text()
+
+
 @pytest.fixture
 def runs(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Planned]:
     monkeypatch.chdir(tmp_path)

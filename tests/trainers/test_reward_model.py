@@ -28,8 +28,9 @@ from rlcore.recipe.schema import RewardModel
 from rlcore.run.folder import Interrupted, Run
 from tests.trainers.test_loop import metrics
 from trainers.classifier import CrossEntropy, LabelledInputs, batch_of
-from trainers.judged import Labelled, is_held_out, material
+from trainers.judged import Labelled, material
 from trainers.reward_model import batches, labels_of, log_odds, stage_steps
+from trainers.supervised import is_held_out
 
 
 def marked(*, count: int = 120) -> list[LabelledSolution]:

@@ -19,7 +19,11 @@ class Torch:
         self.module: Callable[..., tuple[Tensor, Tensor]] = module
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.max_grad_norm = settings.max_grad_norm
-        self.optimizer = torch.optim.AdamW(self.parameters, betas=settings.betas, weight_decay=settings.weight_decay)
+        by_rate: dict[float, list[nn.Parameter]] = {}  # a parameter may have a `rate`: its own, in multiples of the others'
+        for parameter in self.parameters:
+            by_rate.setdefault(getattr(parameter, "rate", 1.0), []).append(parameter)
+        groups = [{"params": parameters, "rate": rate} for rate, parameters in by_rate.items()]
+        self.optimizer = torch.optim.AdamW(groups, betas=settings.betas, weight_decay=settings.weight_decay)
 
     def backward(self, loss: Tensor, last: bool) -> None:
         loss.backward()
@@ -28,7 +32,7 @@ class Torch:
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm).item()
         refuse_infinite(norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["rate"]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm

@@ -1,0 +1,1 @@
+"""What a completion is worth to those whose preferences a model learned."""

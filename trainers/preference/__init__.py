@@ -1,0 +1,1 @@
+"""A policy from pairs of answers: `job: preference`."""
