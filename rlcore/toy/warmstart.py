@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import itertools
 import json
 from importlib.metadata import version
 from pathlib import Path
 
 from rlcore import models, prompts
+from rlcore.data import knights as puzzles
 from rlcore.data.mixture import load as load_problems
-from rlcore.data.sources import chain
+from rlcore.data.sources import chain, toy_knights
 from rlcore.errors import UserError, nearest
 from rlcore.prompts import Prompter
 from rlcore.recipe.load import load, shipped
-from rlcore.recipe.schema import Job, Sft
+from rlcore.recipe.schema import Sft
 from rlcore.run.console import Console, say
-from rlcore.toy import model, world
+from rlcore.toy import knights, model, world
 from trainers import sft
 from trainers.build import build_policy
 
 PREFIX = "toy:"
+WORLDS = {"chain": (world, chain), "toy_knights": (puzzles, knights, toy_knights)}  # what makes the problems of a data source
 
 
 def resolve(name: str, seed: int) -> str:
@@ -54,9 +57,10 @@ def _recipe(name: str) -> Sft:
     return recipe
 
 
-def _digest(recipe: Job, parent: str) -> str:
+def _digest(recipe: Sft, parent: str) -> str:
     """Changes with the recipe, the parent, the code that makes problems and trains on them, and the libraries' versions."""
-    code = [inspect.getsource(module) for module in (world, chain, model, sft, prompts)]
+    made = itertools.chain(*(WORLDS[source.name] for source in recipe.data))
+    code = [inspect.getsource(module) for module in (*made, model, sft, prompts)]
     libraries = [version(package) for package in ("torch", "transformers", "trl")]
     dependencies = json.dumps([recipe.model_dump(mode="json"), parent.removeprefix(str(models.cache_dir())), code, libraries])
     return hashlib.sha256(dependencies.encode()).hexdigest()[:12]
