@@ -21,11 +21,11 @@ from rlcore.repro.results import Result
 from rlcore.repro.tables import cell
 
 METHODS = {"whole": "of whole solutions", "stepwise": "step by step"}
-PANELS = (
-    Panel("n", "whole", "N whole solutions", doubling=True),
-    Panel("n", "stepwise", "N candidates for each step", doubling=True),
-)
-PICTURE = "accuracy by N, of whole solutions and step by step"
+PANELS = {
+    "whole": Panel("n", "whole", "N whole solutions", "held-out accuracy", doubling=True),
+    "stepwise": Panel("n", "stepwise", "N candidates for each step", "held-out accuracy", doubling=True),
+}
+SHOWN = tuple(PANELS)
 RANKED_BY = "accuracy at the largest N, chosen step by step if any is"
 
 

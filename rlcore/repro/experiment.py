@@ -9,6 +9,7 @@ varies          the keys, each with all below it, in which the resolved recipes 
 seeds           shared by the arms; 0 to 9 are for tuning, those of an experiment begin at 100
 best_of_n       given where the arms are reward models: which policy they choose for, among how many samples
                 (`rlcore.repro.best_of_n`); else the arms train policies (`rlcore.repro.training`)
+panels          of the plot, by name (`rlcore.repro.training`): held-out accuracy by completions and by seconds, unless given
 target          the accuracy that `samples_to_target` and `wall_to_target` ask for
 claims          comparisons with a number; see `rlcore.repro.expression`
 tried           what was tuned, and on which seeds
@@ -61,6 +62,7 @@ class Experiment(Section):
     best_of_n: BestOfN | None = None
     varies: tuple[str, ...] = ()
     seeds: Annotated[list[int], Field(min_length=1)]
+    panels: tuple[str, ...] = ()
     target: Share = 0.7
     claims: Annotated[dict[str, str], Field(min_length=1)]
     tried: str | list[str]
@@ -71,6 +73,10 @@ class Experiment(Section):
             raise ValueError("a seed is named twice, and would count twice")
         if len(set(self.measured)) < len(self.measured):
             raise ValueError("an arm has the name of a control, or of `pass` or `majority`, which stand beside the arms")
+        known = () if self.best_of_n else tuple(training.PANELS)
+        for panel in self.panels:
+            if panel not in known:
+                raise ValueError(f"there is no panel {panel!r}{nearest(panel, known)}")
         return self
 
     @property

@@ -15,7 +15,7 @@ from rlcore.report.headline import duration
 from rlcore.repro import best_of_n, training
 from rlcore.repro.experiment import Experiment
 from rlcore.repro.intervals import interval
-from rlcore.repro.plot import plot
+from rlcore.repro.plot import Panel, plot
 from rlcore.repro.results import Result, judge, summarise
 from rlcore.repro.tables import reaching, table
 from rlcore.run.folder import write_aside
@@ -47,6 +47,7 @@ def document(name: str, experiment: Experiment, results: Results, **about: Any) 
         "about": experiment.about,
         "seeds": seeds,
         "target": experiment.target,
+        "panels": list(experiment.panels),
         "claims": {key: {"expression": experiment.claims[key], **judge(claims[key], results, seeds)} for key in claims},
         "arms": {
             arm: {metric: summarise({seed: run.metrics[metric] for seed, run in runs.items()}) for metric in experiment.metrics}
@@ -81,7 +82,7 @@ def write(result: Mapping[str, Any]) -> Path:
     if before > len(result["seeds"]):
         raise UserError(f"{file} has {before} seeds and is not replaced by {len(result['seeds'])}: move it away first")
     write_aside(file, json.dumps(result, indent=1) + "\n")
-    plot(result, KINDS[result["kind"]].PANELS, folder / f"{result['name']}.svg")
+    plot(result, _panels(result), folder / f"{result['name']}.svg")
     every = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
     page = DOCS / "results.md"
     write_aside(page, PREFACE + "".join(f"{line}\n" for each in every for line in _experiment(each)))
@@ -98,7 +99,8 @@ def _experiment(result: Mapping[str, Any]) -> Iterator[str]:
         ),
     )
     kind = KINDS[result["kind"]]
-    yield from ("", f"![{kind.PICTURE}](results/{result['name']}.svg)", "")
+    picture = ", ".join(f"{panel.unit} by {panel.label}" for panel in _panels(result))
+    yield from ("", f"![{picture}](results/{result['name']}.svg)", "")
     headline = kind.headline(result)
     ranked = {**result, "arms": _best_first(result["arms"], headline)}
     yield from table(*kind.table(ranked))
@@ -110,6 +112,11 @@ def _experiment(result: Mapping[str, Any]) -> Iterator[str]:
     seeds = ", ".join(map(str, result["seeds"]))
     yield f"`{result['command']}`: seeds {seeds}; {duration(result['wall_s'])} of runs, added up;"
     yield f"{versions}{f'; models: {models}' if models else ''}."
+
+
+def _panels(result: Mapping[str, Any]) -> list[Panel]:
+    kind = KINDS[result["kind"]]
+    return [kind.PANELS[name] for name in result.get("panels") or kind.SHOWN]  # a result may be older than `panels`
 
 
 def _best_first(arms: Mapping[str, Any], headline: str) -> dict[str, Any]:

@@ -1,5 +1,5 @@
-"""The toy world of knights and knaves: puzzles as in `rlcore.data.knights`, in a notation that a tiny model can learn, and their
-solution by trying casts. Feeds `rlcore.data.sources.toy_knights`.
+"""The toy world of knights and knaves: puzzles as in `rlcore.data.knights`, in a notation that a tiny model can learn, and
+their solution by trying casts. Feeds `rlcore.data.sources.toy_knights`.
 
 A puzzle is what everybody claims, `a:b0,b:a1.b1?`. People are letters, a knight is 1, a knave 0: b0 is "b is a knave"; `.` is
 "and", `/` is "or". The answer is everybody's role, here 10: a is a knight, b a knave. Exactly one cast fits a puzzle.
@@ -8,11 +8,11 @@ A solution tries the casts in their order, 11, 10, 01, 00. In each it tells clai
 has to be true, a knave's false. It gives a cast up at the first claim that does not fit, and stops at the cast in which all do.
 The last line is `#### ANSWER`. The *strategies* say how it is written (for `a:b0,b:a1.b1?`):
 
-    guess       #### 10                                            the answer at once
-    search      11a-⏎10a+b+⏎#### 10                                of each claim the speaker, and whether it fits
-    explained   11a:b0=0-⏎10a:b0=1+b:a1.b1=0+⏎#### 10              … and what is claimed, and whether that is true
-    doubted     … 10a:b0=1+b:a1.b1=0+⏎wait⏎10a:b0=1+b:a1.b1=0+⏎#### 10    … and goes through the cast that fits once more
-    hasty       11a-⏎10a+⏎#### 10                                  a search that takes the first cast in which a's claim fits
+    guess       #### 10                                  the answer at once
+    search      11a-⏎10a+b+⏎#### 10                      of each claim the speaker, and whether it fits
+    explained   11a0-⏎10a1+b10+⏎#### 10                  … and whether its parts are true, 1 or 0
+    exhaustive  11a0-⏎10a1+b10+⏎01a0+b00-⏎00a1-⏎#### 10  explained, and goes on through the casts after the one that fits
+    hasty       11a-⏎10a+⏎#### 10                        a search that takes the first cast in which a's claim fits
     mistaken    explained, but misjudges: gives the cast that fits up, where it comes to it, and takes one that does not
 """
 
@@ -88,11 +88,11 @@ def _casts(puzzle: Puzzle) -> list[Cast]:
 
 
 def _checks(puzzle: Puzzle, cast: Cast, fits: list[bool], explain: bool) -> str:
-    """A line: the cast, and its claims as far as there is something to say of whether they fit."""
+    """A line: the cast, and of each claim as far as `fits` reaches whether it fits."""
     line = roles(cast)
-    for person, said, knight, fit in zip(PEOPLE, puzzle.claims, cast, fits, strict=False):
-        line += f"{person}:{claim(said)}={int(knight == fit)}" if explain else person
-        line += "+" if fit else "-"
+    for person, said, fit in zip(PEOPLE, puzzle.claims, fits, strict=False):
+        parts = said[1:] if said[0] in SIGNS else (said,)
+        line += person + (roles(tuple(holds(part, cast) for part in parts)) if explain else "") + ("+" if fit else "-")
     return line
 
 
@@ -102,17 +102,13 @@ def _tried(puzzle: Puzzle, cast: Cast) -> list[bool]:
     return fits[: fits.index(False) + 1] if False in fits else fits
 
 
-def _search(puzzle: Puzzle, explain: bool) -> list[str]:
+def _search(puzzle: Puzzle, casts: list[Cast], explain: bool) -> list[str]:
+    return [*(_checks(puzzle, cast, _tried(puzzle, cast), explain) for cast in casts), f"{ANSWER_MARK}{puzzle.answer}"]
+
+
+def _until_it_fits(puzzle: Puzzle) -> list[Cast]:
     casts = _casts(puzzle)
-    return [
-        *(_checks(puzzle, cast, _tried(puzzle, cast), explain) for cast in casts[: casts.index(puzzle.cast) + 1]),
-        f"{ANSWER_MARK}{puzzle.answer}",
-    ]
-
-
-def _doubted(puzzle: Puzzle, rng: random.Random) -> list[str]:
-    *lines, answer = _search(puzzle, explain=True)
-    return [*lines, "wait", lines[-1], answer]
+    return casts[: casts.index(puzzle.cast) + 1]
 
 
 def _hasty(puzzle: Puzzle, rng: random.Random) -> list[str]:
@@ -137,9 +133,9 @@ def _mistaken(puzzle: Puzzle, rng: random.Random) -> list[str]:
 
 STRATEGIES: dict[str, Callable[[Puzzle, random.Random], list[str]]] = {
     "guess": lambda puzzle, rng: [f"{ANSWER_MARK}{puzzle.answer}"],
-    "search": lambda puzzle, rng: _search(puzzle, explain=False),
-    "explained": lambda puzzle, rng: _search(puzzle, explain=True),
-    "doubted": _doubted,
+    "search": lambda puzzle, rng: _search(puzzle, _until_it_fits(puzzle), explain=False),
+    "explained": lambda puzzle, rng: _search(puzzle, _until_it_fits(puzzle), explain=True),
+    "exhaustive": lambda puzzle, rng: _search(puzzle, _casts(puzzle), explain=True),
     "hasty": _hasty,
     "mistaken": _mistaken,
 }
