@@ -1,17 +1,17 @@
 """The toy world of knights and knaves: puzzles as in `rlcore.data.knights`, in a notation that a tiny model can learn, and
 their solution by trying casts. Feeds `rlcore.data.sources.toy_knights`.
 
-A puzzle is what everybody claims, `a:b0,b:a1.b1?`. People are letters, a knight is 1, a knave 0: b0 is "b is a knave"; `.` is
-"and", `/` is "or". The answer is everybody's role, here 10: a is a knight, b a knave. Exactly one cast fits a puzzle.
+A puzzle is what everybody claims, `a:b0,b:a1nb1?`. People are letters, a knight is 1, a knave 0: b0 is "b is a knave"; n is
+"and", o is "or". The answer is everybody's role, here 10: a is a knight, b a knave. Exactly one cast fits a puzzle.
 
 A solution tries the casts in their order, 11, 10, 01, 00. In each it tells claim by claim whether it fits, + or -: a knight's
 has to be true, a knave's false. It gives a cast up at the first claim that does not fit, and stops at the cast in which all do.
-The last line is `#### ANSWER`. The *strategies* say how it is written (for `a:b0,b:a1.b1?`):
+The last line is `#### ANSWER`. The *strategies* say how it is written (for `a:b0,b:a1nb1?`):
 
     guess       #### 10                                  the answer at once
     search      11a-⏎10a+b+⏎#### 10                      of each claim the speaker, and whether it fits
     explained   11a0-⏎10a1+b10+⏎#### 10                  … and whether its parts are true, 1 or 0
-    exhaustive  11a0-⏎10a1+b10+⏎01a0+b00-⏎00a1-⏎#### 10  explained, and goes on through the casts after the one that fits
+    exhaustive  11a0-b11+⏎10a1+b10+⏎01a0+b01-⏎00a1-b00+⏎#### 10    explained, and gives nothing up: all claims in all casts
     hasty       11a-⏎10a+⏎#### 10                        a search that takes the first cast in which a's claim fits
     mistaken    explained, but misjudges: gives the cast that fits up, where it comes to it, and takes one that does not
 """
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from rlcore.data.knights import Cast, Statement, holds, solve
 
 PEOPLE = "abcd"
-SIGNS = {"and": ".", "or": "/"}
+SIGNS = {"and": "n", "or": "o"}
 ANSWER_MARK = "#### "
 
 
@@ -96,19 +96,25 @@ def _checks(puzzle: Puzzle, cast: Cast, fits: list[bool], explain: bool) -> str:
     return line
 
 
+def _fits(puzzle: Puzzle, cast: Cast) -> list[bool]:
+    return [holds(said, cast) == knight for said, knight in zip(puzzle.claims, cast, strict=True)]
+
+
 def _tried(puzzle: Puzzle, cast: Cast) -> list[bool]:
     """Whether each claim fits, up to the first that does not."""
-    fits = [holds(said, cast) == knight for said, knight in zip(puzzle.claims, cast, strict=True)]
+    fits = _fits(puzzle, cast)
     return fits[: fits.index(False) + 1] if False in fits else fits
 
 
-def _search(puzzle: Puzzle, casts: list[Cast], explain: bool) -> list[str]:
-    return [*(_checks(puzzle, cast, _tried(puzzle, cast), explain) for cast in casts), f"{ANSWER_MARK}{puzzle.answer}"]
-
-
-def _until_it_fits(puzzle: Puzzle) -> list[Cast]:
+def _search(puzzle: Puzzle, explain: bool) -> list[str]:
     casts = _casts(puzzle)
-    return casts[: casts.index(puzzle.cast) + 1]
+    tried = casts[: casts.index(puzzle.cast) + 1]
+    return [*(_checks(puzzle, cast, _tried(puzzle, cast), explain) for cast in tried), f"{ANSWER_MARK}{puzzle.answer}"]
+
+
+def _exhaustive(puzzle: Puzzle, rng: random.Random) -> list[str]:
+    lines = [_checks(puzzle, cast, _fits(puzzle, cast), explain=True) for cast in _casts(puzzle)]
+    return [*lines, f"{ANSWER_MARK}{puzzle.answer}"]
 
 
 def _hasty(puzzle: Puzzle, rng: random.Random) -> list[str]:
@@ -133,9 +139,9 @@ def _mistaken(puzzle: Puzzle, rng: random.Random) -> list[str]:
 
 STRATEGIES: dict[str, Callable[[Puzzle, random.Random], list[str]]] = {
     "guess": lambda puzzle, rng: [f"{ANSWER_MARK}{puzzle.answer}"],
-    "search": lambda puzzle, rng: _search(puzzle, _until_it_fits(puzzle), explain=False),
-    "explained": lambda puzzle, rng: _search(puzzle, _until_it_fits(puzzle), explain=True),
-    "exhaustive": lambda puzzle, rng: _search(puzzle, _casts(puzzle), explain=True),
+    "search": lambda puzzle, rng: _search(puzzle, explain=False),
+    "explained": lambda puzzle, rng: _search(puzzle, explain=True),
+    "exhaustive": _exhaustive,
     "hasty": _hasty,
     "mistaken": _mistaken,
 }
