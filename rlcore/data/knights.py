@@ -59,7 +59,7 @@ def puzzle(rng: random.Random, people: int) -> Puzzle:
 def solve(statements: Sequence[Statement]) -> list[Cast]:
     """Every cast in which the knights' statements hold and the knaves' do not."""
     casts = itertools.product((True, False), repeat=len(statements))
-    return [cast for cast in casts if all(_holds(s, cast) == knight for s, knight in zip(statements, cast, strict=True))]
+    return [cast for cast in casts if all(holds(s, cast) == knight for s, knight in zip(statements, cast, strict=True))]
 
 
 def _statement(rng: random.Random, speaker: int, people: int) -> Statement:
@@ -71,20 +71,21 @@ def _statement(rng: random.Random, speaker: int, people: int) -> Statement:
     return kind, (_role(rng.random() < 0.5), left), (_role(rng.random() < 0.5), right)
 
 
-def _holds(statement: Statement, cast: Cast) -> bool:
+def holds(statement: Statement, cast: Cast) -> bool:
+    """Whether what is said is true in a cast."""
     match statement:
         case "knight", person:
             return cast[person]
         case "knave", person:
             return not cast[person]
         case "and", left, right:
-            return _holds(left, cast) and _holds(right, cast)
+            return holds(left, cast) and holds(right, cast)
         case "or", left, right:
-            return _holds(left, cast) or _holds(right, cast)
+            return holds(left, cast) or holds(right, cast)
         case "if", left, right:
-            return not _holds(left, cast) or _holds(right, cast)
+            return not holds(left, cast) or holds(right, cast)
         case "iff", left, right:
-            return _holds(left, cast) == _holds(right, cast)
+            return holds(left, cast) == holds(right, cast)
     raise ValueError(f"not a statement: {statement!r}")
 
 

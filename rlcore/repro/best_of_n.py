@@ -16,16 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from rlcore.repro.experiment import BestOfN, Planned, Task
-from rlcore.repro.plot import Panel, plot
+from rlcore.repro.plot import Panel, described, plot
 from rlcore.repro.results import Result
 from rlcore.repro.tables import cell
 
 METHODS = {"whole": "of whole solutions", "stepwise": "step by step"}
 PANELS = (
-    Panel("n", "whole", "N whole solutions", doubling=True),
-    Panel("n", "stepwise", "N candidates for each step", doubling=True),
+    Panel("n", "whole", "N whole solutions", "held-out accuracy", doubling=True),
+    Panel("n", "stepwise", "N candidates for each step", "held-out accuracy", doubling=True),
 )
-PICTURE = "accuracy by N, of whole solutions and step by step"
 RANKED_BY = "accuracy at the largest N, chosen step by step if any is"
 
 
@@ -73,6 +72,10 @@ def _file(folder: Path) -> Path:
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
     plot(result, PANELS, path)
+
+
+def picture(result: Mapping[str, Any]) -> str:
+    return described(PANELS)
 
 
 def headline(result: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ seeds           shared by the arms; 0 to 9 are for tuning, those of an experimen
 best_of_n       given where the arms are reward models: which policy they choose for, among how many samples
                 (`rlcore.repro.best_of_n`); else the arms train policies (`rlcore.repro.training`)
 preferences     true where the arms learn from preference pairs (`rlcore.repro.preferences`)
+panels          of the plot, by name (`rlcore.repro.training`): held-out accuracy by completions and by seconds, unless given
 target          the accuracy that `samples_to_target` and `wall_to_target` ask for
 claims          comparisons with a number; see `rlcore.repro.expression`
 tried           what was tuned, and on which seeds
@@ -63,6 +64,7 @@ class Experiment(Section):
     preferences: bool = False
     varies: tuple[str, ...] = ()
     seeds: Annotated[list[int], Field(min_length=1)]
+    panels: tuple[str, ...] = ()
     target: Share = 0.7
     claims: Annotated[dict[str, str], Field(min_length=1)]
     tried: str | list[str]
@@ -75,6 +77,10 @@ class Experiment(Section):
             raise ValueError("an arm has the name of a control, or of `pass` or `majority`, which stand beside the arms")
         if self.best_of_n and self.preferences:
             raise ValueError("arms are reward models (`best_of_n`) or learn from pairs (`preferences`): leave out one of them")
+        known = tuple(training.PANELS) if self.kind == "training" else ()
+        for panel in self.panels:
+            if panel not in known:
+                raise ValueError(f"there is no panel {panel!r}{nearest(panel, known)}")
         return self
 
     @property

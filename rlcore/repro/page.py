@@ -46,6 +46,7 @@ def document(name: str, experiment: Experiment, results: Results, **about: Any) 
         "about": experiment.about,
         "seeds": seeds,
         "target": experiment.target,
+        "panels": list(experiment.panels),
         "claims": {key: {"expression": experiment.claims[key], **judge(claims[key], results, seeds)} for key in claims},
         "arms": {
             arm: {metric: summarise({seed: run.metrics[metric] for seed, run in runs.items()}) for metric in experiment.metrics}
@@ -97,7 +98,7 @@ def _experiment(result: Mapping[str, Any]) -> Iterator[str]:
         ),
     )
     kind = KINDS[result["kind"]]
-    yield from ("", f"![{kind.PICTURE}](results/{result['name']}.svg)", "")
+    yield from ("", f"![{kind.picture(result)}](results/{result['name']}.svg)", "")
     headline = kind.headline(result)
     ranked = {**result, "arms": _best_first(result["arms"], headline)}
     yield from table(*kind.table(ranked))

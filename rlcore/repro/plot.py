@@ -16,12 +16,17 @@ class Panel(NamedTuple):
     x: str
     y: str
     label: str
+    unit: str  # what stands beside it; panels of one unit share its axis
     doubling: bool = False  # x stands at 1, 2, 4, …
+
+
+def described(panels: Sequence[Panel]) -> str:
+    return ", ".join(f"{panel.unit} by {panel.label}" for panel in panels)
 
 
 def plot(result: Mapping[str, Any], panels: Sequence[Panel], path: Path) -> None:
     """Lines are means over seeds, point by point; bands reach from the lowest seed to the highest. An arm is missing where its
-    curve lacks the panel's keys. The legend has the arms in the order in which they end."""
+    curve lacks the panel's keys. The legend has the arms in the order in which they end in their first panel."""
     import matplotlib
     import numpy as np
     from matplotlib.figure import Figure
@@ -29,8 +34,9 @@ def plot(result: Mapping[str, Any], panels: Sequence[Panel], path: Path) -> None
     style: Any = {"svg.hashsalt": result["name"], "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False}
     with matplotlib.rc_context(style | {"axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3}):
         figure = Figure(figsize=(11, 4), layout="constrained")
-        places = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-        ends = {}
+        places = figure.subplots(1, len(panels), squeeze=False)[0]
+        _share(places, panels)
+        ends: dict[str, Any] = {}
         for index, (arm, seeds) in enumerate(result["curves"].items()):
             line = dict(
                 color=COLOURS[index % len(COLOURS)], linestyle=STYLES[index // len(COLOURS) % len(STYLES)], linewidth=1.6
@@ -42,7 +48,8 @@ def plot(result: Mapping[str, Any], panels: Sequence[Panel], path: Path) -> None
                 points = min(len(y) for _, y in curves)  # a stop rule may end a seed early
                 x, y = (np.array([curve[k][:points] for curve in curves]) for k in (0, 1))
                 axes.fill_between(x.mean(0), y.min(0), y.max(0), color=line["color"], alpha=0.1, linewidth=0)
-                [ends[arm]] = axes.plot(x.mean(0), y.mean(0), **line)
+                [drawn] = axes.plot(x.mean(0), y.mean(0), **line)
+                ends.setdefault(arm, drawn)
         for axes, panel in zip(places, panels, strict=True):
             axes.set(xlabel=panel.label)
             if panel.doubling:
@@ -50,11 +57,23 @@ def plot(result: Mapping[str, Any], panels: Sequence[Panel], path: Path) -> None
                 axes.set_xscale("log", base=2)
                 axes.set_xticks(counts, [str(n) for n in counts])
                 axes.set_xticks([], minor=True)
-            else:
+                continue
+            axes.set(xlim=(0, None))
+            if panel.y == "accuracy":
                 axes.axhline(result["target"], color="#0c0c01", linewidth=0.6, linestyle=":")
-                axes.set(xlim=(0, None))
-        places[0].set(ylabel="held-out accuracy")
         places[0].set_title("lines: mean over seeds; bands: lowest to highest seed", fontsize=8, loc="left")
         best_first = sorted(ends, key=lambda arm: -ends[arm].get_ydata()[-1])
         figure.legend([ends[arm] for arm in best_first], best_first, loc="outside right center", fontsize=8, frameon=False)
         figure.savefig(path, metadata={"Date": None})
+
+
+def _share(places: Sequence[Any], panels: Sequence[Panel]) -> None:
+    """One axis for all panels of a unit, told at the first."""
+    first: dict[str, Any] = {}
+    for axes, panel in zip(places, panels, strict=True):
+        if panel.unit in first:
+            axes.sharey(first[panel.unit])
+            axes.tick_params(labelleft=False)
+        else:
+            axes.set(ylabel=panel.unit)
+            first[panel.unit] = axes

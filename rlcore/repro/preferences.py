@@ -38,7 +38,6 @@ COLUMNS = {
 }
 METRICS = tuple(COLUMNS)
 RANKED_BY = "held-out accuracy"
-PICTURE = "posteriors of held-out pairs on their two main axes, by what decided the pair"
 POINTS = 120  # of a run
 ACROSS = 4  # panels
 
@@ -91,6 +90,10 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
         if marks:
             figure.legend(list(marks.values()), list(marks), loc="outside right center", fontsize=8, frameon=False)
         figure.savefig(path, metadata={"Date": None})
+
+
+def picture(result: Mapping[str, Any]) -> str:
+    return "posteriors of held-out pairs on their two main axes, by what decided the pair"
 
 
 def headline(result: Mapping[str, Any]) -> str:

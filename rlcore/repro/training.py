@@ -2,6 +2,8 @@
 
 accuracy_before, accuracy_after, …    from summary.json, at the rollout temperature; greedy_… at temperature 0
 accuracy_best                         of all evaluations
+accuracy_sampled, length_sampled      of the completions sampled for training, over all steps alike: step-averaged
+accuracy_sampled_early                … over the first fifth of the steps
 steps_after                           of a completion, as the hack monitor counts them: mean of the last five training steps
 alarms                                that the hack monitor raised
 lost_at_alarm                         how far the evaluated accuracy was below its best when the first alarm was raised, on the
@@ -24,8 +26,8 @@ import numpy as np
 
 from rlcore.recipe.schema import RL, Recipe
 from rlcore.report.headline import number
-from rlcore.report.read import read_run
-from rlcore.repro.plot import Panel, plot
+from rlcore.report.read import Run, read_run
+from rlcore.repro.plot import Panel, described, plot
 from rlcore.repro.results import Result
 from rlcore.repro.tables import cell
 from rlcore.run import alarms
@@ -40,6 +42,9 @@ METRICS = (
         "samples_to_target",
         "wall_to_target",
         "accuracy_best",
+        "accuracy_sampled",
+        "accuracy_sampled_early",
+        "length_sampled",
         "steps_after",
         "alarms",
         "lost_at_alarm",
@@ -48,11 +53,15 @@ METRICS = (
 
 
 LAST = 5  # training steps that `steps_after` is the mean of
+EARLY = 5  # that share of the steps is early
 COLUMNS = {  # of the table of arms
     "accuracy_before": "accuracy before",
     "accuracy_after": "after",
     "accuracy_best": "best",
+    "accuracy_sampled": "over all steps",
+    "accuracy_sampled_early": "over the first fifth",
     "length_after": "tokens a completion",
+    "length_sampled": "over all steps",
     "steps_after": "steps a completion",
     "samples": "completions",
     "tokens": "tokens",
@@ -63,11 +72,13 @@ COLUMNS = {  # of the table of arms
     "lost_at_alarm": "accuracy lost at the first",
 }
 RANKED_BY = "accuracy after training"
-PICTURE = "accuracy by completions and by seconds"
-PANELS = (
-    Panel("samples", "accuracy", "completions sampled"),
-    Panel("wall_s", "accuracy", "seconds of training"),
-)
+PANELS = {
+    "samples": Panel("samples", "accuracy", "completions sampled", "held-out accuracy"),
+    "wall_s": Panel("wall_s", "accuracy", "seconds of training", "held-out accuracy"),
+    "accuracy": Panel("step", "accuracy_sampled", "training step", "accuracy of the completions sampled"),
+    "length": Panel("step", "length_sampled", "training step", "tokens a completion"),
+}
+SHOWN = ("samples", "wall_s")  # where an experiment names no others
 
 
 def collect(folder: Path, recipe: Recipe, target: float) -> Result:
@@ -77,10 +88,12 @@ def collect(folder: Path, recipe: Recipe, target: float) -> Result:
     samples = {step: _completions(folder, step) * _greedy_too(recipe) for step in times}
     evaluations = _by_step(run.metrics["eval/accuracy"])
     accuracy = list(evaluations.values())
+    sampled = _sampled(run)
     curve = {  # what had been spent on training at each evaluation, the one before the first step included, and what it found
         "samples": [sum(n for step, n in samples.items() if step <= at) for at in evaluations],
         "wall_s": [sum(s for step, s in times.items() if step <= at) for at in evaluations],
         "accuracy": accuracy,
+        **sampled,
     }
     written = list(_by_step(run.metrics.get("monitor/steps")).values())
     raised = [alarm.step for alarm in alarms.read(folder)]
@@ -91,7 +104,10 @@ def collect(folder: Path, recipe: Recipe, target: float) -> Result:
         "samples_to_target": first_at(target, accuracy, curve["samples"]),
         "wall_to_target": first_at(target, accuracy, curve["wall_s"]),
         "accuracy_best": max(accuracy),
-        "steps_after": fmean(written[-LAST:]) if written else None,
+        "accuracy_sampled": _mean(sampled["accuracy_sampled"]),
+        "accuracy_sampled_early": _mean(sampled["accuracy_sampled"][: -(-len(sampled["step"]) // EARLY)]),
+        "length_sampled": _mean(sampled["length_sampled"]),
+        "steps_after": _mean(written[-LAST:]),
         "alarms": len(raised),
         "lost_at_alarm": _lost(evaluations, min(raised)) if raised else None,
     }
@@ -100,7 +116,11 @@ def collect(folder: Path, recipe: Recipe, target: float) -> Result:
 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
-    plot(result, PANELS, path)
+    plot(result, _shown(result), path)
+
+
+def picture(result: Mapping[str, Any]) -> str:
+    return described(_shown(result))
 
 
 def headline(result: Mapping[str, Any]) -> str:
@@ -130,10 +150,29 @@ def first_at(target: float, accuracy: Sequence[float], spent: Sequence[float]) -
     return float(np.interp(target, accuracy[ends], spent[ends]))
 
 
+def _shown(result: Mapping[str, Any]) -> list[Panel]:
+    return [PANELS[name] for name in result.get("panels") or SHOWN]  # a result may be older than `panels`
+
+
 def _lost(evaluations: Mapping[int, float], step: int) -> float:
     """For 0.4, 0.6, 0.3 at the steps 0, 5, 10 and step 7: 0.12."""
     now = float(np.interp(step, list(evaluations), list(evaluations.values())))
     return max(now, *(accuracy for at, accuracy in evaluations.items() if at <= step)) - now
+
+
+def _sampled(run: Run) -> dict[str, Sequence[float]]:
+    """What was sampled in each training step of which something could be judged."""
+    accuracy, length = (_by_step(run.metrics.get(name)) for name in ("accuracy", "length/mean"))
+    steps = [step for step in accuracy if step in length]
+    return {
+        "step": steps,
+        "accuracy_sampled": [accuracy[step] for step in steps],
+        "length_sampled": [length[step] for step in steps],
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return fmean(values) if values else None
 
 
 def _by_step(series: Any) -> dict[int, float]:

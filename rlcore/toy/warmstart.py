@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import itertools
 import json
 from importlib.metadata import version
 from pathlib import Path
 
 from rlcore import models, prompts
+from rlcore.data import knights as puzzles
 from rlcore.data import mixture
-from rlcore.data.sources import chain
+from rlcore.data.sources import chain, toy_knights
 from rlcore.errors import UserError, nearest
 from rlcore.prompts import Prompter
 from rlcore.recipe.load import load, shipped
 from rlcore.recipe.schema import Job, Sft
 from rlcore.run.console import Console, say
-from rlcore.toy import model, world
+from rlcore.toy import knights, model, world
 from trainers import near_reference, sft
 from trainers.build import build_policy
 
 PREFIX = "toy:"
+WORLDS = {"chain": (world, chain), "toy_knights": (puzzles, knights, toy_knights)}  # what makes the problems of a data source
 
 
 def resolve(name: str, seed: int) -> str:
@@ -57,7 +60,8 @@ def _recipe(name: str) -> Sft:
 def _digest(recipe: Sft, parent: str) -> str:
     """Changes with what the recipe says of training, the parent, the code that makes problems and trains on them, and the
     libraries' versions."""
-    code = [inspect.getsource(module) for module in (world, chain, mixture, model, sft, near_reference, prompts)]
+    made = itertools.chain(*(WORLDS[source.name] for source in recipe.data))
+    code = [inspect.getsource(module) for module in (*made, mixture, model, sft, near_reference, prompts)]
     trained = (set(Sft.model_fields) - set(Job.model_fields)) | {"optimizer", "lora", "dtype", "seed"}
     said = recipe.model_dump(mode="json", include=trained, exclude_none=True)
     libraries = [version(package) for package in ("torch", "transformers", "trl")]

@@ -175,6 +175,19 @@ def test_what_best_of_n_cannot_measure_is_refused(tmp_path: Path, changes: dict,
     assert named in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"panels": ["lenght"]}, "there is no panel 'lenght'; did you mean 'length'"),
+        (BEST_OF_N | {"panels": ["samples"]}, "there is no panel 'samples'"),
+    ],
+    ids=["training", "best_of_n"],
+)
+def test_a_panel_that_there_is_not_is_refused(tmp_path: Path, changes: dict, named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        read(written(tmp_path, **changes))
+
+
 def test_every_shipped_experiment_can_be_planned() -> None:
     for name in shipped():
         stem, experiment = read(name)

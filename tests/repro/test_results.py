@@ -34,10 +34,10 @@ def run_folder(folder: Path, rows: list[dict[str, float]], completions: dict[int
 
 ROWS: list[dict[str, float]] = [
     {"step": 0, "eval/accuracy": 0.2},
-    {"step": 1, "tokens": 100, "time/step": 2.0, "monitor/steps": 3.0},
-    {"step": 2, "tokens": 300, "time/step": 4.0, "tree/shared": 0.5},
+    {"step": 1, "tokens": 100, "time/step": 2.0, "monitor/steps": 3.0, "accuracy": 0.1, "length/mean": 10.0},
+    {"step": 2, "tokens": 300, "time/step": 4.0, "tree/shared": 0.5, "accuracy": 0.6, "length/mean": 15.0},
     {"step": 2, "eval/accuracy": 0.6},
-    {"step": 3, "tokens": 50, "time/step": 1.0, "monitor/steps": 4.0},
+    {"step": 3, "tokens": 50, "time/step": 1.0, "monitor/steps": 4.0, "accuracy": 0.8, "length/mean": 6.5},
     {"step": 3, "eval/accuracy": 0.8},
 ]
 
@@ -46,13 +46,19 @@ def test_a_runs_numbers_by_hand(tmp_path: Path) -> None:
     """10 + 20 completions for 0.6, 8 more for 0.8: 0.7 lies half-way, at 34 completions, and at 6.5 of 7 seconds."""
     folder = run_folder(tmp_path / "run", ROWS, {1: 10, 2: 20, 3: 8})
     result = collect(folder, load(["quickstart"]).recipe, target=0.7)  # type: ignore[arg-type]
-    assert result.curve == {"samples": [0, 30, 38], "wall_s": [0, 6.0, 7.0], "accuracy": [0.2, 0.6, 0.8]}
+    assert result.curve == {
+        **{"samples": [0, 30, 38], "wall_s": [0, 6.0, 7.0], "accuracy": [0.2, 0.6, 0.8]},
+        **{"step": [1, 2, 3], "accuracy_sampled": [0.1, 0.6, 0.8], "length_sampled": [10.0, 15.0, 6.5]},
+    }
     wanted = {"samples": 38, "tokens": 100 + 150 + 50, "wall_s": 7.0, "accuracy_before": 0.2, "accuracy_after": 0.8}
     assert {name: result.metrics[name] for name in wanted} == wanted
     assert result.metrics["samples_to_target"] == pytest.approx(34)
     assert result.metrics["wall_to_target"] == pytest.approx(6.5)
     assert result.metrics["greedy_accuracy_after"] is None
     assert result.metrics["steps_after"] == 3.5
+    assert result.metrics["accuracy_sampled"] == pytest.approx(0.5)  # each step counts alike, however much it sampled
+    assert result.metrics["length_sampled"] == pytest.approx(10.5)
+    assert result.metrics["accuracy_sampled_early"] == 0.1  # a fifth of three steps is the first
     assert result.elapsed_s == 60.0
 
 
@@ -97,7 +103,7 @@ def test_a_metric_that_a_seed_does_not_have_has_no_mean() -> None:
     assert summarise({100: 1.0})["mean"] == 1.0
 
 
-def made(accuracies: dict[str, list[float | None]], claims: dict[str, str]) -> dict[str, Any]:
+def made(accuracies: dict[str, list[float | None]], claims: dict[str, str], panels: tuple[str, ...] = ()) -> dict[str, Any]:
     experiment = Experiment(
         title="Arms by hand",
         about="About.",
@@ -105,13 +111,15 @@ def made(accuracies: dict[str, list[float | None]], claims: dict[str, str]) -> d
         arms={arm: [] for arm in accuracies},
         seeds=[100, 101, 102],
         claims=claims,
+        panels=panels,
         tried=["one", "two"],
     )
     results = {
         arm: {
             seed: Result(
                 dict.fromkeys(METRICS) | {"accuracy_after": end, "samples": 256.0, "samples_to_target": reached(end)},
-                {"samples": [0, 128, 256], "wall_s": [0, 1.0, 2.0], "accuracy": [0.1, 0.2, end]},
+                {"samples": [0, 128, 256], "wall_s": [0, 1.0, 2.0], "accuracy": [0.1, 0.2, end]}
+                | {"step": [1, 2], "accuracy_sampled": [0.1, end], "length_sampled": [20.0, 30.0 - 10 * end]},
                 10.0,
             )
             for seed, end in zip(experiment.seeds, ends, strict=True)
@@ -164,6 +172,18 @@ def test_the_page_is_rendered_from_all_that_lies_there(tmp_path: Path, monkeypat
         labels = {element.text for element in drawn.iter() if element.text}
         assert {"completions sampled", "seconds of training"} <= labels
     assert {"best", "near", "low"} <= labels
+
+
+def test_a_plot_has_the_panels_that_its_experiment_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The legend goes by the first: there the shortest is last."""
+    monkeypatch.chdir(tmp_path)
+    text = page.write(made(ENDS, CLAIMS, panels=("length", "samples"))).read_text()
+    assert "![tokens a completion by training step, held-out accuracy by completions sampled](results/by-hand.svg)" in text
+    drawn = ElementTree.parse(tmp_path / "docs" / "results" / "by-hand.svg")
+    labels = [element.text for element in drawn.iter() if element.text]
+    assert {"training step", "tokens a completion", "completions sampled", "held-out accuracy"} <= set(labels)
+    assert "seconds of training" not in labels
+    assert [label for label in labels if label in ENDS] == ["low", "near", "best"]
 
 
 def test_what_was_written_once_is_written_the_same_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rewards.length.cosine import Cosine
+from rewards.length.detail import Detail
 from rewards.length.efficiency import Efficiency
 from rewards.length.kimi import Kimi
 from rewards.length.lcpo_exact import LcpoExact
@@ -89,6 +91,24 @@ def test_cosines_pairs_are_read_from_a_recipe() -> None:
     assert paid(reward, [5, 5], [RIGHT, WRONG]) == pytest.approx([0.3, 0])
     with pytest.raises(UserError, match=r"'cosine': right cannot be \[1\]"):
         bind("rewards", "cosine", {"max_tokens": 10, "right": [1]})
+
+
+# -- detail --------------------------------------------------------------------------------------------------------------
+
+
+def test_details_worked_example() -> None:
+    """Solutions of 1, 3, 4 and 9 steps, and an empty one; whether they are right is nothing to it."""
+    texts = ["#### 1", "a\nb\n\n#### 1", "a\nb\nc\n#### 1", "a\n" * 8 + "#### 1", ""]
+    completions = [
+        replace(completion, text=text) for completion, text in zip(group([1] * 5, []).completions, texts, strict=True)
+    ]
+    scores = Detail(cap=4, separator="\n").score([Group(Problem("p", "", ""), completions, (0.0,) * 5)], None)
+    assert [score.value for score in scores if isinstance(score, Scored)] == [0.25, 0.75, 1, 1, 0]
+
+
+def test_a_separator_that_separates_nothing_is_refused() -> None:
+    with pytest.raises(UserError, match="detail: the separator between steps cannot be empty"):
+        Detail(cap=4, separator="")
 
 
 # -- efficiency ----------------------------------------------------------------------------------------------------------
