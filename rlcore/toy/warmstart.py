@@ -7,27 +7,27 @@ recipes: first it learns to write out steps, then the mix of strategies that rei
 from __future__ import annotations
 
 import hashlib
-import inspect
-import itertools
 import json
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
-from rlcore import models, prompts
-from rlcore.data import knights as puzzles
-from rlcore.data import mixture
-from rlcore.data.sources import chain, toy_knights
+from rlcore import models
+from rlcore.data.mixture import load as load_problems
 from rlcore.errors import UserError, nearest
 from rlcore.prompts import Prompter
 from rlcore.recipe.load import load, shipped
 from rlcore.recipe.schema import Job, Sft
 from rlcore.run.console import Console, say
-from rlcore.toy import knights, model, world
-from trainers import near_reference, sft
+from trainers import sft
 from trainers.build import build_policy
 
 PREFIX = "toy:"
-WORLDS = {"chain": (world, chain), "toy_knights": (puzzles, knights, toy_knights)}  # what makes the problems of a data source
+TRAINED_BY = ("rlcore.data.mixture", "rlcore.prompts", "rlcore.toy.model", "trainers.near_reference", "trainers.sft")
+WORLDS = {  # what makes the problems of a data source
+    "chain": ("rlcore.toy.world", "rlcore.data.sources.chain"),
+    "toy_knights": ("rlcore.data.knights", "rlcore.toy.knights", "rlcore.data.sources.toy_knights"),
+}
 
 
 def resolve(name: str, seed: int) -> str:
@@ -60,8 +60,8 @@ def _recipe(name: str) -> Sft:
 def _digest(recipe: Sft, parent: str) -> str:
     """Changes with what the recipe says of training, the parent, the code that makes problems and trains on them, and the
     libraries' versions."""
-    made = itertools.chain(*(WORLDS[source.name] for source in recipe.data))
-    code = [inspect.getsource(module) for module in (*made, mixture, model, sft, near_reference, prompts)]
+    modules = [*(module for source in recipe.data for module in WORLDS[source.name]), *TRAINED_BY]
+    code = [_source(module) for module in modules]
     trained = (set(Sft.model_fields) - set(Job.model_fields)) | {"optimizer", "lora", "dtype", "seed"}
     said = recipe.model_dump(mode="json", include=trained, exclude_none=True)
     libraries = [version(package) for package in ("torch", "transformers", "trl")]
@@ -69,8 +69,16 @@ def _digest(recipe: Sft, parent: str) -> str:
     return hashlib.sha256(dependencies.encode()).hexdigest()[:12]
 
 
+def _source(module: str) -> str:
+    """Its text, without importing it: some take seconds."""
+    spec = find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).read_text(encoding="utf-8")
+
+
 def _train(recipe: Sft, parent: str, folder: Path) -> None:
-    problems = mixture.load(recipe.data)
+    problems = load_problems(recipe.data)
     steps = recipe.epochs * -(-len(problems) // recipe.batch_size)
     console = Console(f"toy:{recipe.name}", steps)
     say(f"making toy:{recipe.name}, {steps} steps of supervised training; once, then kept in {models.cache_dir()}")
