@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 FinishReason = Literal["stop", "length", "interrupted"]
 NO_ANSWER, TRUNCATED = "no answer", "truncated"  # why a verdict is wrong where there was no answer to judge
@@ -90,6 +90,14 @@ class Request:
         )
 
 
+class Cut(NamedTuple):
+    """Where a thought was cut, and an answer asked for (`rollout.anytime`)."""
+
+    thought: int  # what names it: the seed that it was sampled with
+    budget: int  # tokens that it might have; it may have ended before
+    end: int  # the completion's first `end` tokens are its own
+
+
 @dataclass(frozen=True, slots=True)
 class Completion:
     """What an engine sampled. The four per-token tuples have one length; tokens are never re-encoded.
@@ -97,7 +105,7 @@ class Completion:
     `loss_mask` is 0 for tokens the policy did not sample. `logprobs` are natural logarithms under the distribution that was
     actually sampled (temperature and truncation included; 0 when greedy). `versions` is the weight version of each token.
     `text` is the decoded completion without special tokens, cut before a stop string. `path` names the nodes of the tree
-    that it was sampled in (`rollout.tree`), the root first.
+    that it was sampled in (`rollout.tree`), the root first. `cut` tells of the thought that it begins with (`rollout.anytime`).
     """
 
     problem_id: str
@@ -112,6 +120,7 @@ class Completion:
     finish_reason: FinishReason
     text: str
     path: tuple[int, ...] = ()
+    cut: Cut | None = None
 
     @property
     def truncated(self) -> bool:
