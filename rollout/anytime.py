@@ -6,7 +6,7 @@ Requests of one problem that are submitted together are the rows of its thoughts
 
     cut at b_s        its first b_s tokens · `interruption` `ends_thought` · `begins_summary` · a summary is sampled
     ended within b_s  all of it                                            · `begins_summary` · a summary is sampled
-    ended otherwise   all of it, and that is all: it said its end of sequence, or a stop string of the recipe
+    never said so     all of it, and that is all: it said its end of sequence instead
 
 A thought that has ended is the same at all later budgets, which have summaries of their own. Every row is an ordinary
 completion, whose `cut` names thought and budget. Its loss mask is 1 for its summary and, in the first row of a budget, for what
@@ -96,26 +96,27 @@ class AnytimeEngine(Around):
 
     def _think(self, rows: Sequence[Request]) -> None:
         first, seed = rows[0], seed_from(rows[0].seed, "thought")
-        stop = (*first.sampling.stop, self.spec.ends_thought)
-        sampling = replace(first.sampling, max_new_tokens=self.spec.budgets[-1], stop=stop)
+        sampling = replace(first.sampling, max_new_tokens=self.spec.budgets[-1], stop=(self.spec.ends_thought,))
         self._thoughts[seed] = rows
         self.engine.submit([replace(first, seed=seed, sampling=sampling)])
 
     def _summarise(self, rows: Sequence[Request], thought: Completion) -> list[Completion]:
-        """Ask for the summaries of a thought; the rows that have none, and are whole."""
-        length, ended = len(thought.token_ids), thought.finish_reason == "stop"
+        """Ask for the summaries of a thought; what is returned are the rows that have none, and are whole."""
+        length, stopped = len(thought.token_ids), thought.finish_reason == "stop"
         said = self.spec.ends_thought in str(self.tokenizer.decode(thought.token_ids))
         whole, asking = [], []
         for number, row in enumerate(rows):
             level, summary = divmod(number, self.spec.summaries)
             budget, before = self.spec.budgets[level], self.spec.budgets[level - 1] if level else 0
             cut = Cut(thought.seed, budget, min(length, budget))
-            trained = tuple(int(summary == 0 and t >= before) for t in range(cut.end))
-            if ended and length <= budget and not said:
+            ended = stopped and length <= budget
+            known = cut.end if summary else min(cut.end, before)  # tokens that other rows train
+            trained = (0,) * known + (1,) * (cut.end - known)
+            if ended and not said:
                 alone = replace(row, prefix=self._prefix(thought, trained, ()))
                 whole.append(replace(alone.completed((), (), self.version, "stop", thought.text), cut=cut))
                 continue
-            prefix = self._prefix(thought, trained, self.forced.ended if ended and length <= budget else self.forced.cut)
+            prefix = self._prefix(thought, trained, self.forced.ended if ended else self.forced.cut)
             until = len(prefix.token_ids) + self.spec.summary_tokens
             asking.append(replace(row, prefix=prefix, sampling=replace(row.sampling, max_new_tokens=until)))
             self._rows[row.seed] = row, cut
@@ -124,10 +125,10 @@ class AnytimeEngine(Around):
 
     def _prefix(self, thought: Completion, trained: tuple[int, ...], forced: tuple[int, ...]) -> Prefix:
         """The beginning of a thought, as far as `trained` goes, and what is forced after it, which was certain."""
-        end, none = len(trained), (0,) * len(forced)
+        end, count = len(trained), len(forced)
         return Prefix(
             token_ids=thought.token_ids[:end] + forced,
-            logprobs=thought.logprobs[:end] + (0.0,) * len(forced),
-            versions=thought.versions[:end] + (self.version,) * len(forced),
-            loss_mask=trained + none,
+            logprobs=thought.logprobs[:end] + (0.0,) * count,
+            versions=thought.versions[:end] + (self.version,) * count,
+            loss_mask=trained + (0,) * count,
         )

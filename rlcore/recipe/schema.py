@@ -625,6 +625,11 @@ class RL(Job):
             raise ValueError(
                 "rollout.anytime cannot go on with other weights than it began with: use cluster.mode sync or one_step_off"
             )
+        if rollout.stop:
+            raise ValueError(
+                "rollout.stop would end completions of rollout.anytime within their thoughts, or within what is forced after "
+                "them: leave it out"
+            )
         if rollout.tree or algorithm.budget:
             other = "rollout.tree" if rollout.tree else "algorithm.budget"
             raise ValueError(f"rollout.anytime and {other} each decide what is sampled of a problem: leave out one of them")

@@ -137,6 +137,7 @@ REFUSED = [
     ([*ANYTIME, "rollout.anytime.budgets=[]"], "'rollout.anytime.budgets': .*at least 1 item"),
     ([*ANYTIME, "rollout.anytime.summaries=1"], "'rollout.anytime.summaries': .*greater than or equal to 2"),
     ([*ANYTIME, "rollout.anytime.ends_thought=''"], "ends_thought is what a thought says at its end: it cannot be empty"),
+    ([*ANYTIME, "rollout.stop=[x]"], "rollout.stop would end completions of rollout.anytime within"),
     ([*ANYTIME, "rollout.tree={segment: 2}"], "rollout.anytime and rollout.tree each decide"),
     ([*ANYTIME, "algorithm.budget={pilot: 2}"], "rollout.anytime and algorithm.budget each decide"),
     ([*ANYTIME, "algorithm.mask_truncated=true"], "mask_truncated would leave out what a thought says"),

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,14 +14,24 @@ from hypothesis import strategies as st
 
 from rlcore import jobs
 from rlcore.batch import GradedBatch, rows
+from rlcore.protocols import Reward
 from rlcore.recipe.load import load
+from rlcore.types import Scored
 from tests.conftest import batch_of
 from tests.trainers.test_algorithm import ANYTIME, SMALL
 from tests.trainers.test_loop import metrics
 from trainers.advantages.brpo import brpo
 
-EVEN = "rewards=[{name: 'tests.trainers.test_loop:Even'}]"
 Earned = list[list[list[float]]]  # by thought and budget, what each summary earned
+
+
+class Even(Reward):
+    """Right where the last token is an even one: a random model's summaries differ in it."""
+
+    verifiable = True
+
+    def score(self, groups, state):
+        return [Scored(float(c.token_ids[-1] % 2 == 0)) for group in groups for c in group.completions]
 
 
 def cut(problems: list[Earned], budgets: list[int]) -> GradedBatch:
@@ -129,10 +140,12 @@ def test_a_thought_that_lacks_a_budget_is_left_out() -> None:
 @pytest.mark.parametrize("choice", [[], ["algorithm.dynamic_sampling={}", "update.minibatches=2"]], ids=["plain", "dynamic"])
 def test_a_run_tells_the_accuracy_at_each_budget(choice: list[str], tiny: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    recipe = ["quickstart", *SMALL, EVEN, *ANYTIME, *choice, f"model={tiny}", f"output={folder}", "steps=2"]
-    jobs.run(load(recipe), resume=False)
+    recipe = ["quickstart", *SMALL, f"rewards=[{{name: '{__name__}:Even'}}]", *ANYTIME, *choice]
+    jobs.run(load([*recipe, f"model={tiny}", f"output={folder}", "steps=2"]), resume=False)
     for row in metrics(folder):
         assert row["grad_norm"] > 0
         assert row["parity"] < 1e-4
-        assert row["accuracy"] > 0
-        assert row["accuracy"] == pytest.approx((row["accuracy/2"] + row["accuracy/4"]) / 2)
+        ledger = pq.read_table(folder / "ledger" / f"step-{int(row['step']):06}.parquet").to_pylist()
+        for level, budget in enumerate([2, 4]):
+            values = [told["value"] for told in ledger if told["sample"] // 2 % 2 == level]
+            assert row[f"accuracy/{budget}"] == pytest.approx(fmean(values))
