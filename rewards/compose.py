@@ -222,6 +222,7 @@ class Rewards:
             metrics |= _measured(label, values)
         if self.verifiable is not None:
             metrics["accuracy"] = metrics[f"reward/{self.verifiable}"]
+            metrics |= _accuracy_at_budgets(completions, scores[self.verifiable])
             missing = sum(isinstance(s, Scored) and s.unanswered for s in scores[self.verifiable])
             metrics["answers/missing"] = Mean(missing, count)
         return metrics
@@ -286,6 +287,13 @@ def _measured(label: str, scores: Sequence[Score]) -> Metrics:
     """The means of what a component measured, each over the completions that it was measured of."""
     told = [score.measured for score in scores if isinstance(score, Scored)]
     return merge({f"{label}/{name}": Mean(value, 1) for name, value in measured.items()} for measured in told)
+
+
+def _accuracy_at_budgets(completions: Sequence[Completion], scores: Sequence[Score]) -> Metrics:
+    """Of completions whose thoughts were cut, at each budget."""
+    judged = zip(completions, scores, strict=True)
+    told = [(c.cut.budget, score.value) for c, score in judged if c.cut and isinstance(score, Scored)]
+    return merge({f"accuracy/{budget}": Mean(value, 1)} for budget, value in told)
 
 
 def _weighted(scores: dict[str, list[Score]], factors: dict[str, list[float]]) -> list[dict[str, float] | None]:

@@ -37,6 +37,7 @@ class GradedBatch:
     # what some advantages ask for (`trainers.algorithm.needs`)
     greedy: Tensor | None = None  # (B,) what the greedy completion of the same problem is worth in all
     path: Tensor | None = None  # (B, D) long; the node of its tree that a completion passes at each depth; -1 after its end
+    cut: Tensor | None = None  # (B, 3) long; the `rlcore.types.Cut` of its thought
     values: Tensor | None = None  # (B, T) the critic's prediction of what is still earned from this token on
 
     def __post_init__(self) -> None:
@@ -46,6 +47,8 @@ class GradedBatch:
                 raise ValueError(f"GradedBatch.{name} has shape {tuple(getattr(self, name).shape)}, not {tuple(shape)}")
         if self.values is not None and self.values.shape != shape:
             raise ValueError(f"GradedBatch.values has shape {tuple(self.values.shape)}, not {tuple(shape)}")
+        if self.cut is not None and self.cut.shape != (shape[0], 3):
+            raise ValueError(f"GradedBatch.cut has shape {tuple(self.cut.shape)}, not {(shape[0], 3)}")
         for name in ("prompt_ids", "truncated", "group", "accuracy", "greedy"):
             value = getattr(self, name)
             if value is not None and (len(value) != shape[0] or getattr(value, "ndim", 1) != 1):
@@ -100,6 +103,7 @@ def batch_from(completions: Sequence[Completion], sampling: Sampling, *, group: 
         sampling=sampling,
         group=torch.tensor(group, dtype=torch.long),
         path=pad([c.path for c in completions], torch.long, -1) if any(c.path for c in completions) else None,
+        cut=torch.tensor([c.cut for c in completions]) if any(c.cut for c in completions) else None,
         **worth,
     )
 

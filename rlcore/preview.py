@@ -17,6 +17,7 @@ from rlcore.recipe.schema import RL, Annotate, Job, Preference, Recipe, RewardMo
 from rlcore.toy import warmstart
 from rlcore.types import Problem
 from rollout import annotate
+from rollout.anytime import forced
 from trainers.algorithm import needing
 from trainers.judged import material
 from trainers.plan import longest_prompt, plan
@@ -40,6 +41,9 @@ def _rl(recipe: RL) -> Iterator[str]:
         yield describe(recipe.length_budget, recipe.steps)
     yield from _first(prompter, [for_training(asked.problems.problems[0], recipe.length_budget, recipe.seed, step=1)])
     longest = longest_prompt(recipe, asked, prompter, models.context(location, recipe.trust_remote_code))
+    if recipe.rollout.anytime:
+        after = forced(recipe.rollout.anytime, prompter, recipe.rollout.max_new_tokens)
+        yield f"forced after a thought that is cut, {len(after.cut)} tokens: {prompter.tokenizer.decode(after.cut)!r}"
     budget = token_budget(recipe, longest, bool(needing(recipe, "greedy")))
     yield from (f"{name}: {count:,}" for name, count in budget.items())
     yield f"optimiser steps per step: {recipe.update.steps}" + (

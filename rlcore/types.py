@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 FinishReason = Literal["stop", "length", "interrupted"]
 Code = Literal["expected", "sampled"] | int  # of a model with latent codes, see `rollout.latent`
@@ -94,6 +94,14 @@ class Request:
         )
 
 
+class Cut(NamedTuple):
+    """Where a thought was cut, and an answer asked for (`rollout.anytime`)."""
+
+    thought: int  # what names it: the seed that it was sampled with
+    budget: int  # tokens that it might have; it may have ended before
+    end: int  # the completion's first `end` tokens are its own
+
+
 @dataclass(frozen=True, slots=True)
 class Completion:
     """What an engine sampled. The four per-token tuples have one length; tokens are never re-encoded.
@@ -101,7 +109,7 @@ class Completion:
     `loss_mask` is 0 for tokens the policy did not sample. `logprobs` are natural logarithms under the distribution that was
     actually sampled (temperature and truncation included; 0 when greedy). `versions` is the weight version of each token.
     `text` is the decoded completion without special tokens, cut before a stop string. `path` names the nodes of the tree
-    that it was sampled in (`rollout.tree`), the root first.
+    that it was sampled in (`rollout.tree`), the root first. `cut` tells of the thought that it begins with (`rollout.anytime`).
     """
 
     problem_id: str
@@ -117,6 +125,7 @@ class Completion:
     text: str
     path: tuple[int, ...] = ()
     code: Code | None = None  # that was asked for
+    cut: Cut | None = None
 
     @property
     def truncated(self) -> bool:

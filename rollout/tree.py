@@ -17,12 +17,12 @@ which depends on its parent's alone, so that a tree is the same whatever else is
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-from rlcore.protocols import Bucket, Engine, Manifest, Tokens, WeightUpdate
+from rlcore.protocols import Engine
 from rlcore.types import Completion, Prefix, Request, seed_from
+from rollout.around import Around
 
 
 @dataclass(frozen=True)
@@ -34,23 +34,14 @@ class _Branch:
     prefixes: tuple[Prefix, ...]  # what had been sampled at each of them
 
 
-class TreeEngine(Engine):
+class TreeEngine(Around):
     """Samples `segment` tokens at a time by `engine`, and divides into `first` branches at the root and `branches` elsewhere.
     Requests at temperature 0 go through as they are."""
 
     def __init__(self, engine: Engine, *, leaves: int, segment: int, first: int, branches: int) -> None:
-        self.engine, self.leaves = engine, leaves
-        self.segment, self.first, self.branches = segment, first, branches
-        self.context, self.capacity = engine.context, engine.capacity
+        super().__init__(engine)
+        self.leaves, self.segment, self.first, self.branches = leaves, segment, first, branches
         self._branches: dict[int, _Branch] = {}  # by seed
-
-    @property
-    def version(self) -> int:
-        return self.engine.version
-
-    @property
-    def busy(self) -> bool:
-        return self.engine.busy
 
     def submit(self, requests: Sequence[Request]) -> None:
         self.engine.submit([request for request in requests if not request.sampling.temperature])
@@ -70,9 +61,6 @@ class TreeEngine(Engine):
             branch = self._branches.pop(completion.seed, None)
             finished += [completion] if branch is None else self._advance(branch, completion)
         return finished
-
-    def interrupt(self) -> list[Completion]:
-        raise NotImplementedError("a tree cannot go on with other weights than it began with: the recipe refuses such modes")
 
     def _advance(self, branch: _Branch, segment: Completion) -> list[Completion]:
         """Go on from a segment that is done; the leaf, if it was the last of its branch."""
@@ -98,33 +86,6 @@ class TreeEngine(Engine):
             requests.append(replace(first, seed=child, sampling=replace(first.sampling, max_new_tokens=until), prefix=prefix))
             self._branches[child] = replace(branch, leaves=leaves)
         self.engine.submit(requests)
-
-    # -- what the engine does ------------------------------------------------------------------------------------------
-
-    def logprobs(self, sequences: Sequence[tuple[Tokens, Tokens]]) -> list[list[float]]:
-        return self.engine.logprobs(sequences)
-
-    def sync(self, update: WeightUpdate) -> dict[str, int]:
-        return self.engine.sync(update)
-
-    def begin_sync(self, manifest: Manifest) -> None:
-        self.engine.begin_sync(manifest)
-
-    def receive(self, bucket: Bucket) -> None:
-        self.engine.receive(bucket)
-
-    def end_sync(self) -> None:
-        self.engine.end_sync()
-
-    def checksums(self) -> Mapping[str, int]:
-        return self.engine.checksums()
-
-    def close(self) -> None:
-        self.engine.close()
-
-    @staticmethod
-    def cache_bytes(sequences: int, sequence_bytes: int, **options: Any) -> int:
-        raise NotImplementedError("a tree has no cache of its own: ask the engine that samples it")
 
 
 def circles(token_ids: Sequence[int], window: int) -> bool:

@@ -67,6 +67,18 @@ def test_a_prompt_that_does_not_fit_is_refused_with_the_key_that_says_so(
         jobs.run(recipe, resume=False) if start == "launch" else list(preview.preview(recipe.recipe))
 
 
+def test_thoughts_cut_at_budgets_must_fit_with_what_is_forced_and_their_answers(loaded: Callable) -> None:
+    """A last budget of 90, four forced tokens and a summary of 7 make 101; of 6 they fit."""
+    forcing = "rollout.anytime={budgets: [20, 90], ends_thought: '#### ', interruption: '..', begins_summary: '='}"
+    cut = [forcing, "rollout.samples=16", "algorithm.advantage=brpo"]
+    recipe = loaded(9, 9, *cut, "rollout.anytime.summary_tokens=7")
+    for refused in (lambda: jobs.run(recipe, resume=False), lambda: list(preview.preview(recipe.recipe))):
+        with pytest.raises(UserError, match="4 forced tokens and summary_tokens 7 are more than"):
+            refused()
+    lines = list(preview.preview(loaded(9, 9, *cut, "rollout.anytime.summary_tokens=6").recipe))
+    assert "forced after a thought that is cut, 4 tokens: '..#### ='" in lines
+
+
 @pytest.mark.parametrize(
     ("training", "held_out", "overrides", "longest"),
     [

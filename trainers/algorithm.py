@@ -11,7 +11,7 @@ from rlcore.errors import UserError, nearest
 from rlcore.recipe.schema import RL
 from trainers.objective import Objective
 
-Need = Literal["accuracy", "groups", "greedy", "tree", "values", "kl_in_loss", "on_policy"]
+Need = Literal["accuracy", "groups", "greedy", "tree", "budgets", "values", "kl_in_loss", "on_policy"]
 Advantage = Callable[[GradedBatch], Advantages]
 
 
@@ -22,6 +22,7 @@ def needs(*what: Need) -> Callable[[Callable], Callable]:
     groups      at least two completions a problem
     greedy      `GradedBatch.greedy`: the sampler adds a greedy completion of each problem, which is graded and not trained on
     tree        `GradedBatch.path`: completions that were sampled as a tree
+    budgets     `GradedBatch.cut`: thoughts that were cut at budgets
     values      `GradedBatch.values`: a critic
     kl_in_loss  rewards without a KL term, as it divides them by their spread in the group: where all answers are alike, what is
                 left to divide by is the noise of the KL estimates
@@ -48,6 +49,11 @@ def needing(recipe: RL, need: Need) -> str:
     return ""
 
 
+def _those_that_need(need: Need) -> str:
+    """The advantages that do, by name."""
+    return " or ".join(name for name in plugins.names("trainers.advantages") if need in _needs("trainers.advantages", name))
+
+
 def _needs(package: str, name: str) -> tuple[Need, ...]:
     found: tuple[Need, ...] = getattr(plugins.find(package, name), "needs", ())
     return found
@@ -60,6 +66,13 @@ def advantage(recipe: RL) -> Advantage:
         raise UserError(f"{name} compares the completions of a problem: set rollout.samples >= 2")
     if rollout.tree is None and (name := needing(recipe, "tree")):
         raise UserError(f"{name} compares the branches of a tree: set rollout.tree, with its `segment`")
+    if rollout.anytime is None and (name := needing(recipe, "budgets")):
+        raise UserError(f"{name} compares what thoughts are worth at budgets: set rollout.anytime, with its `budgets`")
+    if rollout.anytime is not None and not needing(recipe, "budgets"):
+        raise UserError(
+            f"algorithm.advantage {algorithm.advantage.name!r} compares whole completions, and those of rollout.anytime are "
+            f"thoughts cut at budgets: set rollout.anytime=null, or choose {_those_that_need('budgets')}"
+        )
     if algorithm.critic is None and (name := needing(recipe, "values")):
         raise UserError(f"{name} needs the values of a critic: add `critic: {{}}` to algorithm")
     if algorithm.kl.is_paid and (name := needing(recipe, "kl_in_loss")):
@@ -68,10 +81,9 @@ def advantage(recipe: RL) -> Advantage:
             "algorithm.kl.place=loss (with estimator k2, k3 or k3_plus)"
         )
     if algorithm.critic is not None and not needing(recipe, "values"):
-        known = [name for name in plugins.names("trainers.advantages") if "values" in _needs("trainers.advantages", name)]
         raise UserError(
             f"algorithm.advantage {algorithm.advantage.name!r} takes no values: set algorithm.critic=null, or choose "
-            f"{' or '.join(known)}"
+            f"{_those_that_need('values')}"
         )
     return plugins.bind("trainers.advantages", algorithm.advantage.name, algorithm.advantage.options)
 
@@ -84,6 +96,7 @@ def objective(recipe: RL) -> Objective:
         unread = {
             "algorithm.critic": algorithm.critic,
             "algorithm.kl.place reward": algorithm.kl.is_paid,
+            "rollout.anytime": recipe.rollout.anytime,
             "more rewards": recipe.rewards[1:],
         }
         for name in (name for name, there in unread.items() if there):

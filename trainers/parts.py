@@ -10,6 +10,7 @@ from rlcore import models
 from rlcore.prompts import Prompter
 from rlcore.protocols import Engine, Learner, Reference
 from rlcore.recipe.schema import RL
+from rollout.anytime import AnytimeEngine, forced
 from rollout.tree import TreeEngine
 from trainers.build import build_critic, build_engine, build_implicit, build_learner, build_policy, build_reference
 from trainers.critic import ActorCritic, Critic
@@ -30,6 +31,8 @@ def build_parts(recipe: RL, asked: Plan, location: str, ending: ExitStack) -> Pa
     asked.rewards.begin(tokenizer)
     prompter = Prompter(recipe.prompt, tokenizer)
     longest_prompt(recipe, asked, prompter, models.context(location, recipe.trust_remote_code))
+    anytime, tree = recipe.rollout.anytime, recipe.rollout.tree
+    between = forced(anytime, prompter, recipe.rollout.max_new_tokens) if anytime else None
     learned_rewards = [component for component in asked.rewards.components.values() if isinstance(component, Prime)]
     judging_rewards = [component for component in asked.rewards.components.values() if isinstance(component, Process)]
     engine: Engine
@@ -56,8 +59,9 @@ def build_parts(recipe: RL, asked: Plan, location: str, ending: ExitStack) -> Pa
             process.judge_with(build_judges(recipe, recipe.cluster, process.make_judge, ending))
         engine = build_pool(recipe, recipe.cluster, location, tokenizer, prompter)
     ending.callback(engine.close)
-    tree = recipe.rollout.tree
     sampled_by = engine if tree is None else TreeEngine(engine, leaves=recipe.rollout.samples, **tree.model_dump())
+    if anytime is not None and between is not None:
+        sampled_by = AnytimeEngine(engine, tokenizer, anytime, between)
     sampler = Sampler(recipe, asked.problems, prompter, sampled_by, asked.rewards)
     algorithm = recipe.algorithm
     valuer: Valuer | None = critic

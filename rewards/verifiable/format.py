@@ -1,8 +1,8 @@
 """Whether a completion keeps to the form that the prompt asked for: 1 if it does, 0 with the reason if not.
 
 `think_answer` is the form of DeepSeek-R1 (arXiv 2501.12948, table 1), `<think>…</think> <answer>…</answer>`; `think_tool_call`
-that of ToolRL (arXiv 2504.13958), with `<tool_call>` in its place; `boxed` asks for an answer in `\\boxed{}`. It says nothing
-about the answer being right: that is `answer`.
+that of ToolRL (arXiv 2504.13958), with `<tool_call>` in its place; `closed_think` asks that thoughts end once, for models whose
+prompt begins them; `boxed` asks for an answer in `\\boxed{}`. It says nothing about the answer being right: that is `answer`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from rlcore.types import Group, Score, Scored
 
 
 class Format(Reward):
-    """`style`: "think_answer" or "think_tool_call", each of the four tags exactly once and in this order; or "boxed", at least
-    one box that closes, outside the thoughts. Raises UserError for another style."""
+    """`style`: "think_answer" or "think_tool_call", each of the four tags exactly once and in this order; "closed_think", one
+    </think>; or "boxed", at least one box that closes, outside the thoughts. Raises UserError for another style."""
 
     def __init__(self, *, style: str = "think_answer") -> None:
         if style not in _FAULTS:
@@ -42,6 +42,10 @@ def tags_fault(text: str, tag: str) -> str:
     return "" if places == sorted(places) else "tags out of order"
 
 
+def _closed_fault(text: str) -> str:
+    return "" if (count := text.count("</think>")) == 1 else f"{count} times </think>"
+
+
 def _boxed_fault(text: str) -> str:
     return "" if extract(text, ["boxed"]) else "no box"
 
@@ -49,5 +53,6 @@ def _boxed_fault(text: str) -> str:
 _FAULTS: dict[str, Callable[[str], str]] = {
     "think_answer": functools.partial(tags_fault, tag="answer"),
     "think_tool_call": functools.partial(tags_fault, tag="tool_call"),
+    "closed_think": _closed_fault,
     "boxed": _boxed_fault,
 }

@@ -133,6 +133,31 @@ class Tree(Section):
     branches: PositiveInt = 2  # at every other node, as long as there are leaves left for them
 
 
+class Anytime(Section):
+    """Thoughts are cut at budgets, and answers asked for at each; see `rollout/anytime.py`. `rollout.samples` is then thoughts
+    times budgets times summaries."""
+
+    budgets: Annotated[list[PositiveInt], Field(min_length=1)]  # tokens of a thought, rising
+    summaries: Annotated[int, Field(ge=2)] = 4  # answers at each budget: one has nothing to be compared with
+    summary_tokens: PositiveInt = 128  # of an answer, at most
+    ends_thought: str = "</think>"  # what a thought says at its end; forced where it is cut
+    interruption: str = "...\n\n...\n\n"  # forced before that
+    begins_summary: str = "\n\n**Final Answer**\n"  # forced after it, also where a thought ended by itself
+
+    @model_validator(mode="after")
+    def _possible(self) -> Anytime:
+        if self.budgets != sorted(set(self.budgets)):
+            raise ValueError(f"budgets {self.budgets} do not rise: each is to be longer than the one before")
+        if not self.ends_thought:
+            raise ValueError("ends_thought is what a thought says at its end: it cannot be empty")
+        return self
+
+    @property
+    def rows(self) -> int:
+        """Completions of a thought."""
+        return len(self.budgets) * self.summaries
+
+
 class Decoding(Section):
     """Who samples completions, and from which distribution."""
 
@@ -153,6 +178,7 @@ class Rollout(Decoding):
     prompts_per_step: PositiveInt = 32
     samples: PositiveInt = 8  # completions per prompt
     tree: Tree | None = None  # None: completions are sampled independently
+    anytime: Anytime | None = None  # None: thoughts are not cut
 
 
 class Gate(Section):
@@ -584,6 +610,45 @@ class RL(Job):
             raise ValueError("cluster.reference own: there is no reference model without algorithm.kl.coefficient")
         if self.rollout.temperature == 0:
             raise ValueError("rollout.temperature 0 samples every completion of a group alike: nothing can be learned")
+        return self
+
+    @model_validator(mode="after")
+    def _anytime(self) -> RL:
+        rollout, algorithm, anytime = self.rollout, self.algorithm, self.rollout.anytime
+        if anytime is None:
+            return self
+        if rollout.samples % anytime.rows or rollout.samples < 2 * anytime.rows:
+            raise ValueError(
+                f"rollout.samples {rollout.samples} is not thoughts x {len(anytime.budgets)} budgets x {anytime.summaries} "
+                f"summaries of rollout.anytime, with two thoughts at least: {8 * anytime.rows} is eight"
+            )
+        if anytime.budgets[-1] + anytime.summary_tokens > rollout.max_new_tokens:
+            raise ValueError(
+                f"rollout.anytime: the last budget {anytime.budgets[-1]} and summary_tokens {anytime.summary_tokens} are more "
+                f"than rollout.max_new_tokens {rollout.max_new_tokens}: raise that"
+            )
+        if self.mode.partial:
+            raise ValueError(
+                "rollout.anytime cannot go on with other weights than it began with: use cluster.mode sync or one_step_off"
+            )
+        if rollout.stop:
+            raise ValueError(
+                "rollout.stop would end completions of rollout.anytime within their thoughts, or within what is forced after "
+                "them: leave it out"
+            )
+        if rollout.tree or algorithm.budget:
+            other = "rollout.tree" if rollout.tree else "algorithm.budget"
+            raise ValueError(f"rollout.anytime and {other} each decide what is sampled of a problem: leave out one of them")
+        if algorithm.mask_truncated:
+            raise ValueError(
+                "algorithm.mask_truncated would leave out what a thought says where its first summary is cut, and "
+                "rollout.anytime cuts thoughts anyhow: set it to false"
+            )
+        if algorithm.kl.is_paid:
+            raise ValueError(
+                "algorithm.kl.place reward pays each token once, and rollout.anytime trains a token of a thought in one of the "
+                "completions that begin with it: set algorithm.kl.place=loss (with estimator k2, k3 or k3_plus)"
+            )
         return self
 
     @model_validator(mode="after")

@@ -249,7 +249,7 @@ class Run:
 
     def _warn(self, metrics: Mapping[str, float]) -> None:
         if metrics.get("length/truncated", 0) > 0.5:
-            warn("more than half of the completions are cut by rollout.max_new_tokens: raise it")
+            warn("more than half of the completions are cut: raise rollout.max_new_tokens, or rollout.anytime.summary_tokens")
         if metrics.get("answers/missing", 0) > 0.5:
             warn("more than half of the completions have no answer to extract: look at the ledger and the prompt")
         if metrics.get("groups/trained") == 0 or metrics.get("groups/degenerate") == 1:

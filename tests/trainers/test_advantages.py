@@ -1,6 +1,6 @@
 """Advantages against values worked out by hand, and what holds for all of them: the files of `trainers/advantages` are found by
 name, so that a new one is tested at once. Those with a critic have more tests in `test_gae.py`, those on trees in
-`test_tree_advantages.py`."""
+`test_tree_advantages.py`, that of thoughts cut at budgets in `test_brpo.py`."""
 
 from __future__ import annotations
 
@@ -157,6 +157,7 @@ def random_batch(seed: int, scale: float = 1.0) -> GradedBatch:
         process=("steps",),
         greedy=scale * normal(int(group.max()) + 1)[group],
         path=torch.where(torch.arange(3) <= integer(0, 2, count, 1), nodes, -1),
+        cut=torch.stack([integer(0, 1, count), integer(2, 3, count), integer(0, 3, count)], 1),
         values=normal(count, width).masked_fill(loss_mask == 0, torch.nan),
     )
 
@@ -241,7 +242,8 @@ def test_equal_rewards_teach_nothing_and_are_counted(name: str, seed: int, rewar
 @pytest.mark.parametrize("name", [name for name in NAMES if "groups" in needs(name)])
 def test_only_the_groups_of_equal_rewards_are_degenerate(name: str) -> None:
     batch = batch_of([0.1] * 3 + [1, 2], [0, 0, 0, 1, 1], [2] * 5)
-    got = estimator(name)(replace(batch, path=torch.zeros(5, 1, dtype=torch.long)))
+    thoughts = torch.tensor([[i, 2, 2] for i in range(5)])
+    got = estimator(name)(replace(batch, path=torch.zeros(5, 1, dtype=torch.long), cut=thoughts))
     assert got.policy[:3].abs().max() < 1e-6
     assert got.policy[3:].abs().min() > 0.1
     assert got.degenerate.tolist() == [True, True, True, False, False]
@@ -311,6 +313,7 @@ def test_a_group_of_one(name: str, length: int) -> None:
         batch_of([0.7], [0], [length]),
         greedy=torch.zeros(1),
         path=torch.zeros(1, 1, dtype=torch.long),
+        cut=torch.zeros(1, 3, dtype=torch.long),
         values=torch.zeros(1, length),
     )
     if "groups" in needs(name):

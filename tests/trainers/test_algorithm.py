@@ -27,6 +27,12 @@ SMALL = [
     "rollout.max_new_tokens=8",
 ]
 DIGITS = "rewards=[answer, {name: 'tests.trainers.test_loop:Digits'}]"
+ANYTIME = [
+    "rollout.anytime={budgets: [2, 4], summaries: 2, summary_tokens: 3}",
+    "rollout.anytime={ends_thought: '#### ', interruption: '', begins_summary: ''}",
+    "rollout.samples=8",
+    "algorithm.advantage=brpo",
+]
 SHORT = {"drpo": ["rewards=[answer]"], "treepo": ["rollout.tree.segment=2"], "vapo": ["algorithm.critic.warmup_steps=1"]}
 
 
@@ -49,6 +55,7 @@ STATEFUL = [
     ["algorithms/vapo", "algorithm.critic.warmup_steps=1"],
     ["algorithms/remax", "algorithm.dynamic_sampling={}"],
     ["algorithms/treepo", *SHORT["treepo"]],
+    ANYTIME,
     ["algorithm.curriculum={candidates: 2}", "algorithm.replay={share: 0.5, after: 1}"],
     ["algorithm.budget={pilot: 2}"],
     ["algorithms/drpo", "rewards=[answer]"],
@@ -119,6 +126,24 @@ REFUSED = [
     (["algorithms/ppo", "algorithm.advantage=grpo"], "advantage 'grpo' takes no values: set algorithm.critic=null"),
     (["algorithm.advantage=treepo"], "advantage 'treepo' compares the branches of a tree: set rollout.tree"),
     (["algorithms/treepo"], "rollout.tree.segment 128 is not below rollout.max_new_tokens 64"),
+    (["algorithm.advantage=brpo"], "advantage 'brpo' compares what thoughts are worth at budgets: set rollout.anytime"),
+    ([*ANYTIME, "algorithm.advantage=grpo"], "'grpo' compares whole completions, .*: set rollout.anytime=null, or choose brpo"),
+    ([*ANYTIME, "algorithm.advantage.prior=flat"], "'brpo': prior cannot be 'flat'"),
+    ([*ANYTIME, "algorithm.loss=drpo"], "'drpo' makes its own comparison and would not see rollout.anytime"),
+    ([*ANYTIME, "rollout.samples=4"], "samples 4 is not thoughts x 2 budgets x 2 summaries .*: 32 is eight"),
+    ([*ANYTIME, "rollout.samples=10"], "samples 10 is not thoughts"),
+    ([*ANYTIME, "rollout.max_new_tokens=6"], "last budget 4 and summary_tokens 3 are more than rollout.max_new_tokens 6"),
+    ([*ANYTIME, "rollout.anytime.budgets=[4, 2]"], "do not rise"),
+    ([*ANYTIME, "rollout.anytime.budgets=[]"], "'rollout.anytime.budgets': .*at least 1 item"),
+    ([*ANYTIME, "rollout.anytime.summaries=1"], "'rollout.anytime.summaries': .*greater than or equal to 2"),
+    ([*ANYTIME, "rollout.anytime.ends_thought=''"], "ends_thought is what a thought says at its end: it cannot be empty"),
+    ([*ANYTIME, "rollout.stop=[x]"], "rollout.stop would end completions of rollout.anytime within"),
+    ([*ANYTIME, "rollout.tree={segment: 2}"], "rollout.anytime and rollout.tree each decide"),
+    ([*ANYTIME, "algorithm.budget={pilot: 2}"], "rollout.anytime and algorithm.budget each decide"),
+    ([*ANYTIME, "algorithm.mask_truncated=true"], "mask_truncated would leave out what a thought says"),
+    ([*ANYTIME, "algorithm.kl={coefficient: 1, place: reward}"], "pays each token once, and rollout.anytime"),
+    ([*ANYTIME, "cluster={mode: async}"], "rollout.anytime cannot go on with other weights"),
+    ([*ANYTIME, "algorithm.critic={}"], "advantage 'brpo' takes no values"),
     (["algorithm.advantage=rloo", "rollout.samples=1"], "advantage 'rloo' compares the completions of a problem"),
     (["algorithm.loss=drpo", "rewards=[format]"], "accuracy"),
     (["algorithm.imitation=0.1", "rewards=[format]"], "imitation"),

@@ -1,0 +1,53 @@
+"""An engine around another one, for those that change what is asked of an engine and leave the rest to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rlcore.protocols import Bucket, Engine, Manifest, Tokens, WeightUpdate
+from rlcore.types import Completion
+
+
+class Around(Engine):
+    """Has the weights, the context and the capacity of `engine`. What is left to say is `submit` and `poll`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.context, self.capacity = engine.context, engine.capacity
+
+    @property
+    def version(self) -> int:
+        return self.engine.version
+
+    @property
+    def busy(self) -> bool:
+        return self.engine.busy
+
+    def interrupt(self) -> list[Completion]:
+        raise NotImplementedError("what is begun here cannot go on with other weights: the recipe refuses such modes")
+
+    def logprobs(self, sequences: Sequence[tuple[Tokens, Tokens]]) -> list[list[float]]:
+        return self.engine.logprobs(sequences)
+
+    def sync(self, update: WeightUpdate) -> dict[str, int]:
+        return self.engine.sync(update)
+
+    def begin_sync(self, manifest: Manifest) -> None:
+        self.engine.begin_sync(manifest)
+
+    def receive(self, bucket: Bucket) -> None:
+        self.engine.receive(bucket)
+
+    def end_sync(self) -> None:
+        self.engine.end_sync()
+
+    def checksums(self) -> Mapping[str, int]:
+        return self.engine.checksums()
+
+    def close(self) -> None:
+        self.engine.close()
+
+    @staticmethod
+    def cache_bytes(sequences: int, sequence_bytes: int, **options: Any) -> int:
+        raise NotImplementedError("there is no cache here: ask the engine that samples")
