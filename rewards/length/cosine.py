@@ -25,7 +25,7 @@ from pydantic import PositiveInt
 
 from rewards.accuracy import known_accuracy
 from rlcore.protocols import Reward
-from rlcore.types import Completion, Group, Invalid, Score, Scored
+from rlcore.types import Completion, Group, Score, Scored
 
 
 class Cosine(Reward):
@@ -54,7 +54,7 @@ class Cosine(Reward):
 
     def _score(self, completion: Completion, right: float | None) -> Score:
         if right is None:
-            return Invalid("not verified")
+            return Scored(0.0, "not verified")
         length = len(completion.token_ids)
         if length >= self._limit:
             return Scored(self._exceeded, f"{length} tokens, not below {self._limit}")

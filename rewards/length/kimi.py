@@ -21,7 +21,7 @@ from typing import Any
 
 from rewards.accuracy import known_accuracy
 from rlcore.protocols import Reward
-from rlcore.types import Group, Invalid, Score, Scored
+from rlcore.types import Group, Score, Scored
 
 
 class Kimi(Reward):
@@ -39,7 +39,7 @@ def _compare(group: Group) -> list[Score]:
     lengths = [len(completion.token_ids) for completion in group.completions]
     compared = [length for length, right in zip(lengths, accuracy, strict=True) if right is not None]
     return [
-        Invalid("not verified") if right is None else _score(length, right, min(compared), max(compared))
+        Scored(0.0, "not verified") if right is None else _score(length, right, min(compared), max(compared))
         for length, right in zip(lengths, accuracy, strict=True)
     ]
 

@@ -102,7 +102,7 @@ class Process(Reward):
         if not steps:
             return Scored(0.0, "no steps", measured={"steps": 0})
         if self._credit == "renorm" and accuracy is None:
-            return Invalid("not verified")
+            return Scored(0.0, "not verified", measured={"steps": len(steps)})
         probabilities = [probability(z) for z in judgement.log_odds if z is not None]
         if len(probabilities) < len(steps):
             return Invalid("longer than what the reward model can read")

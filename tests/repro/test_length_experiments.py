@@ -16,7 +16,10 @@ from rlcore.repro.experiment import plan, read
 SMALL = ["steps=2", "data.count=60", "rollout.prompts_per_step=2", "rollout.samples=4", "eval.data.count=4", "eval.every=2"]
 
 
-@pytest.mark.parametrize("name", ["short_rl_math", "short_rl_logic", "weightings"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("short_rl_math", "short_rl_logic")]  # seven arms each
+
+
+@pytest.mark.parametrize("name", ["weightings", *SLOW])
 def test_every_arm_runs_and_is_measured(name: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     _, experiment = read(name)

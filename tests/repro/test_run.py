@@ -262,7 +262,7 @@ def test_a_failed_run_ends_the_others_and_is_quoted(runs: list[Planned], monkeyp
 
 
 def test_ctrl_c_tells_each_run_once_and_waits_for_it(runs: list[Planned], monkeypatch: pytest.MonkeyPatch) -> None:
-    started = stand_in(monkeypatch, WAITS.replace("FAILS", "False"))
+    started, before = stand_in(monkeypatch, WAITS.replace("FAILS", "False")), signal.getsignal(signal.SIGTERM)
     logs = [running._log(run) for run in runs[:2]]
 
     def wait(seconds: float) -> None:
@@ -276,4 +276,4 @@ def test_ctrl_c_tells_each_run_once_and_waits_for_it(runs: list[Planned], monkey
         running.train(runs, 2, running.code())
     assert [process.poll() for process in started] == [0, 0]
     assert [log.read_text() for log in logs] == ["waiting\ntold to stop\n"] * 2
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from rewards.as_trl import as_trl
+from rewards.implicit_reward import ImplicitReward
 from rewards.length.kimi import Kimi
 from rewards.length.lcpo_exact import LcpoExact
 from rewards.length.lcpo_max import LcpoMax
@@ -192,32 +194,42 @@ def test_missing_answers_and_torn_texts_are_refused(answer: Answer) -> None:
 
 OPTIONS: dict[str, dict[str, Any]] = {  # of the rewards that cannot do without
     "cosine": {"max_tokens": 12},
+    "detail": {"cap": 4},
     "overlong": {"max_tokens": 12, "buffer": 12},
     "process": {"judge": {"name": "chain_truth"}, "separator": "\n"},
     "short_rl": {"length_tolerance": 1},
 }
 
 
-def every_reward() -> Iterator[Reward]:
+@pytest.fixture
+def liked(tiny: Path, tmp_path: Path) -> Path:
+    """What stands in the folder of a model that learned from preferences."""
+    folder = shutil.copytree(tiny, tmp_path / "liked")
+    ImplicitReward(1.0, relative=False, averaged=True).save(folder)
+    return folder
+
+
+def every_reward(liked: Path) -> Iterator[Reward]:
     """One of each that there is in `rewards/`."""
+    options = OPTIONS | {"preference": {"model": str(liked)}}
     for name in plugins.names("rewards"):
-        yield plugins.bind("rewards", name, OPTIONS.get(name, {}))()
+        yield plugins.bind("rewards", name, options.get(name, {}))()
 
 
 @pytest.mark.filterwarnings("ignore:TRL currently supports vLLM")
 def test_every_stateless_reward_there_is_runs_in_trl(
-    tiny_spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+    tiny_spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, liked: Path, tmp_path: Path
 ) -> None:
     """One real step with all of them: each has said something of every completion, and TRL has its mean."""
     import trl
     from datasets import Dataset
 
-    rewards = [reward for reward in every_reward() if not isinstance(reward, StatefulReward)]
+    rewards = [reward for reward in every_reward(liked) if not isinstance(reward, StatefulReward)]
     [verifiable] = [reward for reward in rewards if reward.verifiable]
     functions = [as_trl(r, verifiable=verifiable if r.reads_accuracy else None, tokenizer=tokenizer) for r in rewards]
     assert {function.__name__ for function in functions} == {
-        *("answer", "format", "logic_rl", "partial_credit", "process"),
-        *("cosine", "efficiency", "kimi", "lcpo_exact", "lcpo_max", "overlong", "triangle"),
+        *("answer", "format", "logic_rl", "partial_credit", "preference", "process"),
+        *("cosine", "detail", "efficiency", "kimi", "lcpo_exact", "lcpo_max", "overlong", "triangle"),
     }
     trainer = trl.GRPOTrainer(
         model=tiny_spec.load(),
@@ -237,8 +249,8 @@ def test_every_stateless_reward_there_is_runs_in_trl(
         assert row[f"rewards/{function.__name__}/invalid"] == 0
 
 
-def test_every_reward_that_learns_is_refused_by_its_name() -> None:
-    learning = [reward for reward in every_reward() if isinstance(reward, StatefulReward)]
+def test_every_reward_that_learns_is_refused_by_its_name(liked: Path) -> None:
+    learning = [reward for reward in every_reward(liked) if isinstance(reward, StatefulReward)]
     assert {"ShortRl", "Prime"} <= {type(reward).__name__ for reward in learning}
     for reward in learning:
         with pytest.raises(UserError, match=f"{type(reward).__module__.rpartition('.')[2]}' learns from the batches"):

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rewards.compose import Rewards
+from rewards.compose import Rewards, scored
+from rewards.length.kimi import Kimi
 from rlcore.errors import UserError
 from rlcore.protocols import Reward
 from rlcore.recipe.schema import Component
@@ -174,6 +175,15 @@ def test_invalid_completions_leave_the_batch_and_are_counted(compose: Callable) 
     assert graded.metrics["accuracy"].value == pytest.approx(2 / 5)
     assert [row["valid"] for row in graded.ledger].count(False) == 2
     assert {row["reason"] for row in graded.ledger if not row["valid"]} == {"told so"}
+
+
+def test_what_reads_accuracy_has_no_say_on_what_was_not_verified() -> None:
+    """Not even in TRL, where each reward is added up by itself."""
+    [group] = groups(["1", "2"])
+    group = replace(group, accuracy=(1.0, None))
+    kimi, half = (scored(name, component, [group], None) for name, component in (("kimi", Kimi()), ("half", Half())))
+    assert kimi == [Scored(0.0), Invalid("not verified")]
+    assert half == [Scored(0.5)] * 2
 
 
 def test_a_value_that_is_not_finite_is_invalid(compose: Callable) -> None:

@@ -163,7 +163,9 @@ def test_a_model_without_its_head_is_no_reward_model(trained: Path, tmp_path: Pa
     kept = {name: tensor for name, tensor in weights.items() if "score" not in name}
     save_file(kept, tmp_path / "model/model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"lacks weights: (score\.bias, )?score\.weight"):
-        Trained(model=str(tmp_path / "model"))
+        Trained(model=str(tmp_path / "model")).load()
+    with pytest.raises(UserError, match="it is no causal language model"):  # nor is it a policy
+        ModelSpec(str(trained / "model")).load()
 
 
 def learner_of(recipe: RewardModel, folder: Path) -> Any:
@@ -335,9 +337,18 @@ def test_a_judge_gives_the_calibrated_log_odds_of_training(trained: Path, tiny: 
     assert Trained(model=str(trained / "model"), tokens=40).log_odds(asked) == pytest.approx(expected, abs=1e-5, rel=1e-6)
 
 
-def test_a_text_beyond_the_models_context_is_refused(trained: Path) -> None:
-    with pytest.raises(UserError, match="is longer than the reward model's context of"):
-        Trained(model=str(trained / "model")).log_odds([Asked("1" * 5000, (), ("2",))])
+def test_what_is_longer_than_the_model_can_read_is_left_out_and_counted(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert Trained(model=str(trained / "model")).log_odds([Asked("1" * 5000, (), ("2",))]) == [None]
+    evaluate(str(trained), f"{{name: '{__name__}:with_a_long_one'}}", 0.5, True, "", str(tmp_path / "out.json"))
+    assert "1 of 31 solutions left out" in capsys.readouterr().err
+    assert json.loads((tmp_path / "out.json").read_text())["solutions"] == 30
+
+
+def with_a_long_one() -> list[LabelledSolution]:
+    long = LabelledSolution("long", "1" * 5000, None, ("2",), ("correct",))
+    return [*marked(count=30), long]
 
 
 def test_it_is_measured_on_problems_that_it_was_not_trained_on(
