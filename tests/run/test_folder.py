@@ -139,7 +139,8 @@ def test_a_run_that_is_older_than_a_key_of_the_schema_can_be_resumed(make: Calla
 
 def test_a_resume_that_is_refused_leaves_the_recipe_of_the_run(make: Callable, tmp_path: Path) -> None:
     go(make("run", "steps=1"))
-    kept = (tmp_path / "run/recipe.yaml").read_text()
+    kept = load(["quickstart", f"output={tmp_path / 'run'}", "checkpoint.every=1", "steps=1"]).to_yaml()
+    (tmp_path / "run/recipe.yaml").write_text(kept)
     longer = load(["quickstart", f"output={tmp_path / 'run'}", "checkpoint.every=1", "steps=7"])
     with pytest.raises(UserError, match="out of memory"), claim(longer, resume=True):
         raise UserError("out of memory")
@@ -148,6 +149,7 @@ def test_a_resume_that_is_refused_leaves_the_recipe_of_the_run(make: Callable, t
 
 def test_a_run_of_another_job_is_named_in_a_line(make: Callable, tmp_path: Path) -> None:
     go(make("run", "steps=1"))
+    (tmp_path / "run/recipe.yaml").write_text(load(["quickstart"]).to_yaml())
     other = load(["sft_gsm8k", f"output={tmp_path / 'run'}"])
     with (
         pytest.raises(UserError, match="holds a run of job: rl: choose another folder with name=NAME"),

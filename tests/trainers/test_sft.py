@@ -52,7 +52,7 @@ def test_a_run_of_a_few_steps_keeps_its_model(tiny: Path, tmp_path: Path) -> Non
 def test_the_loss_is_on_the_solution_and_its_end_only(tiny: Path) -> None:
     tokenizer = models.load_tokenizer(str(tiny))
     problem = Problem("p", "1+2=?", "3", meta={"solution": "1+2=3\n#### 3"})
-    row = _encode(problem, Prompter(Prompt(), tokenizer), max_length=64)
+    row = _encode(problem, Prompter(Prompt(), tokenizer), most=64)
     learned = [i for i, label in zip(row["input_ids"], row["labels"], strict=True) if label != IGNORED]
     assert tokenizer.decode(learned) == "1+2=3\n#### 3<eos>"
     assert tokenizer.decode(row["input_ids"]).startswith("1+2=?\n")
@@ -72,7 +72,7 @@ def test_a_problem_without_a_solution_or_too_long_is_refused(tiny: Path) -> None
     prompter = Prompter(Prompt(), models.load_tokenizer(str(tiny)))
     with pytest.raises(UserError, match="p has no solution to learn from"):
         _encode(Problem("p", "1", "1"), prompter, 64)
-    with pytest.raises(UserError, match="p has 10 tokens with its solution, more than max_length 9"):
+    with pytest.raises(UserError, match="p has 10 tokens with its solution, and max_length and the model's context allow 9"):
         _encode(Problem("p", "1+2", "3", meta={"solution": "1+2=3"}), prompter, 9)
 
 
