@@ -26,7 +26,10 @@ PROMPTS = [(10, 11, 12), (20, 21), (13, 14, 15, 16, 17)]
 CODES: Sequence[Code | None] = (None, "expected", "sampled", 0, 3)
 
 
-@pytest.fixture(scope="module")
+VLLM = pytest.param(Vllm, marks=pytest.mark.xdist_group("vllm"))
+
+
+@pytest.fixture(scope="session")
 def folder(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model, with codes that change what it says."""
     folder = tmp_path_factory.mktemp("latent") / "model"
@@ -44,8 +47,9 @@ def model(folder: Path) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-@pytest.fixture(scope="module", params=[Transformers, Vllm], ids=["transformers", "vllm"])
+@pytest.fixture(scope="session", params=[Transformers, VLLM], ids=["transformers", "vllm"])
 def engine(request: pytest.FixtureRequest, folder: Path, tokenizer: PreTrainedTokenizerBase) -> Iterator[Engine]:
+    """Of the session: closing a vLLM engine ends the process group that those of other tests work in."""
     options = {"batch_size": 4} if request.param is Transformers else {"kv_cache_gb": 0.1}
     engine = request.param(ModelSpec(str(folder), device="cpu"), tokenizer, [tokenizer.eos_token_id], **options)
     yield engine
