@@ -230,8 +230,8 @@ class Rewards:
 
 def scored(label: str, component: Reward, groups: Sequence[Group], state: Any) -> list[Score]:
     """One checked score per completion: a value that is not finite is Invalid, and so is what a component that reads accuracy
-    says of a completion that could not be verified. Raises UserError, naming the component, for
-    what a reward must not do: raise, return the wrong count or something else than scores, or spread a value wrongly."""
+    says of a completion that could not be verified. Raises UserError, naming the component, for what a reward must not do:
+    raise, return the wrong count or something else than scores, or spread a value wrongly."""
     wanted = sum(len(group.completions) for group in groups)
     try:
         scores = component.score(groups, state)
@@ -249,9 +249,9 @@ def scored(label: str, component: Reward, groups: Sequence[Group], state: Any) -
         raise UserError(f"reward {label!r} returned {stranger!r}: a score is Scored(value) or Invalid(reason)")
     if len(scores) != wanted:
         raise UserError(f"reward {label!r} returned {len(scores)} scores for {wanted} completions: it must return one for each")
-    unverified = [a is None for group in groups for a in group.accuracy or [0.0] * len(group.completions)]
     if component.reads_accuracy:
-        scores = [Invalid("not verified") if un else score for un, score in zip(unverified, scores, strict=True)]
+        accuracy = [a for group in groups for a in group.accuracy or [0.0] * len(group.completions)]
+        scores = [Invalid("not verified") if a is None else score for a, score in zip(accuracy, scores, strict=True)]
     completions = [completion for group in groups for completion in group.completions]
     return [_checked(label, score, len(c.token_ids)) for score, c in zip(scores, completions, strict=True)]
 

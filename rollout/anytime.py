@@ -74,14 +74,8 @@ class AnytimeEngine(Around):
         self._rows: dict[int, tuple[Request, Cut]] = {}  # whose summaries are under way, by seed: as they were asked for
 
     def submit(self, requests: Sequence[Request]) -> None:
-        self.engine.submit([request for request in requests if not request.sampling.temperature])
-        groups: dict[str, list[Request]] = {}
-        for request in requests:
-            if request.sampling.temperature:
-                groups.setdefault(request.problem_id, []).append(request)
-        for asked in groups.values():
-            for first in range(0, len(asked), self.spec.rows):
-                self._think(asked[first : first + self.spec.rows])
+        for rows in self.divided(requests, self.spec.rows):
+            self._think(rows)
 
     def poll(self) -> list[Completion]:
         finished = []

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rlcore.protocols import Bucket, Engine, Manifest, Tokens, WeightUpdate
-from rlcore.types import Completion
+from rlcore.types import Completion, Request
 
 
 class Around(Engine):
@@ -15,6 +15,17 @@ class Around(Engine):
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.context, self.capacity = engine.context, engine.capacity
+
+    def divided(self, requests: Sequence[Request], size: int) -> Iterator[Sequence[Request]]:
+        """Those of one problem, so many at a time. Those at temperature 0 are submitted as they are."""
+        self.engine.submit([request for request in requests if not request.sampling.temperature])
+        groups: dict[str, list[Request]] = {}
+        for request in requests:
+            if request.sampling.temperature:
+                groups.setdefault(request.problem_id, []).append(request)
+        for asked in groups.values():
+            for first in range(0, len(asked), size):
+                yield asked[first : first + size]
 
     @property
     def version(self) -> int:

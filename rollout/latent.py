@@ -29,9 +29,8 @@ TOKENS = 16384  # of prompts that are read together, padding included
 
 
 class CodeChooser:
-    """`decoder` is the backbone that the codes learned with; `usual`: the code of requests that name none,
-    the expected one if None. Raises UserError for
-    one that there is not."""
+    """`decoder` is the backbone that the codes learned with; `usual`: the code of requests that name none, the expected one if
+    None. Raises UserError for one that there is not."""
 
     def __init__(self, latent: LatentCodes, decoder: nn.Module, usual: Code | None) -> None:
         self.device = next(decoder.parameters()).device

@@ -44,16 +44,9 @@ class TreeEngine(Around):
         self._branches: dict[int, _Branch] = {}  # by seed
 
     def submit(self, requests: Sequence[Request]) -> None:
-        self.engine.submit([request for request in requests if not request.sampling.temperature])
-        groups: dict[str, list[Request]] = {}
-        for request in requests:
-            if request.sampling.temperature:
-                groups.setdefault(request.problem_id, []).append(request)
-        for asked in groups.values():
-            for first in range(0, len(asked), self.leaves):
-                leaves = asked[first : first + self.leaves]
-                root = leaves[0].seed
-                self._grow(_Branch(leaves, (root,), (leaves[0].prefix,)), root, self.first)
+        for leaves in self.divided(requests, self.leaves):
+            root = leaves[0].seed
+            self._grow(_Branch(leaves, (root,), (leaves[0].prefix,)), root, self.first)
 
     def poll(self) -> list[Completion]:
         finished = []

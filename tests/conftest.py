@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +94,24 @@ def learner_of(model: Any, tokenizer: PreTrainedTokenizerBase, **settings: Any) 
         total_steps=1,
     )
     return Learner(model, tokenizer, Objective(ppo_clip), **usual | settings)
+
+
+@contextmanager
+def broken_off(after: int) -> Iterator[None]:
+    """Within it a run breaks off, and has to, when it has written the checkpoint of step `after`."""
+    from rlcore.run.folder import Interrupted, Run
+
+    keep = Run.checkpoint
+
+    def checkpoint(run: Run, step: int) -> None:
+        keep(run, step)
+        if step == after:
+            raise Interrupted
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Run, "checkpoint", checkpoint)
+        with pytest.raises(Interrupted):
+            yield
 
 
 @pytest.fixture(scope="session")

@@ -98,12 +98,9 @@ def labelled(made: Sequence[Example], recipe: RewardModel, tokenizer: PreTrained
     rows = judged_text(recipe).rows([Asked(e.problem, e.previous, e.current) for e in made], tokenizer)
     fitting = [short for row in rows if (short := row.within(most))]
     if lost := len(made) - sum(len(row.asked) for row in fitting):
-        say(f"{lost} examples dropped: they end beyond {most} tokens, the {_bound(recipe, most)}")
+        bound = "recipe's max_length" if most == recipe.max_length else "model's context"
+        say(f"{lost} examples dropped: they end beyond {most} tokens, the {bound}")
     return [Labelled(row, tuple(made[i].label for i in row.asked)) for row in fitting]
-
-
-def _bound(recipe: RewardModel, most: int) -> str:
-    return "recipe's max_length" if most == recipe.max_length else "model's context"
 
 
 def shuffled(made: Sequence[Example], seed: int) -> list[Example]:

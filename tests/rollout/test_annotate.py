@@ -18,13 +18,13 @@ from rlcore.preview import preview
 from rlcore.prompts import Prompter
 from rlcore.recipe.load import load
 from rlcore.recipe.schema import Prompt
-from rlcore.run.folder import Interrupted, Run
 from rlcore.types import Problem, Request, Sampling, Verdict
 from rollout.engines.transformers import Transformers
 from rollout.growing import Cost, Grower
 from rollout.scripted import Scripted
 from rollout.searches.full_tree import FullTree
 from rollout.searches.uct import Uct
+from tests.conftest import broken_off
 
 PROBLEM = Problem("p", "1+1=?", "2")
 TREE = {  # what the children of a node say, by what was said before
@@ -165,21 +165,12 @@ def test_the_shipped_recipe_writes_a_tree_a_problem(tiny: Path, tmp_path: Path, 
     assert said.count("nodes/s") == 3
 
 
-def test_a_killed_run_goes_on_to_the_same_file(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_goes_on_to_the_same_file(tiny: Path, tmp_path: Path) -> None:
     """Killed after two of three rounds and while it wrote the next: half a line, which is no tree."""
     annotated(tiny, tmp_path / "whole")
     rows = (tmp_path / "whole" / "trees.jsonl").read_bytes()
-    keep = Run.checkpoint
-
-    def killed(run: Run, step: int) -> None:
-        keep(run, step)
-        if step == 4:
-            raise Interrupted
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Run, "checkpoint", killed)
-        with pytest.raises(Interrupted):
-            annotated(tiny, tmp_path / "killed")
+    with broken_off(4):
+        annotated(tiny, tmp_path / "killed")
     file = tmp_path / "killed" / "trees.jsonl"
     assert file.read_bytes() == b"".join(rows.splitlines(keepends=True)[:4])
     with file.open("ab") as cut:

@@ -25,7 +25,7 @@ from rlcore.models import ModelSpec
 from rlcore.preview import preview
 from rlcore.recipe.load import load
 from rlcore.recipe.schema import RewardModel
-from rlcore.run.folder import Interrupted, Run
+from tests.conftest import broken_off
 from tests.trainers.test_loop import metrics
 from trainers.classifier import CrossEntropy, LabelledInputs, batch_of
 from trainers.judged import Labelled, material
@@ -208,21 +208,12 @@ def test_the_weights_that_are_written_are_those_of_the_best_step(
     assert not torch.equal(best, last)
 
 
-def test_a_resumed_run_is_the_unbroken_one(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_is_the_unbroken_one(tiny: Path, tmp_path: Path) -> None:
     """To the bit, where it was broken off in the first stage and where in the second."""
 
-    def run(name: str, *, resume: bool = False, until: int | None = None) -> None:
+    def run(name: str, *, resume: bool = False) -> None:
         stages = ["first_stage={epochs: 1, learning_rate: 0.01}", "epochs=1", "checkpoint.every=3"]
-        after = Run.checkpoint
-
-        def checkpoint(self: Run, step: int) -> None:
-            after(self, step)
-            if step == until:
-                raise Interrupted
-
-        with monkeypatch.context() as patched:
-            patched.setattr(Run, "checkpoint", checkpoint)
-            jobs.run(load(arguments(tiny, tmp_path / name, *stages)), resume)
+        jobs.run(load(arguments(tiny, tmp_path / name, *stages)), resume)
 
     def rows(name: str) -> list[dict[str, float]]:
         return metrics(tmp_path / name)
@@ -230,8 +221,8 @@ def test_a_resumed_run_is_the_unbroken_one(tiny: Path, tmp_path: Path, monkeypat
     run("unbroken")
     first, _ = stage_steps(recipe_of(*arguments(tiny, tmp_path, "first_stage={epochs: 1}")), count(tiny, tmp_path))
     for broken in (3, first, first + 3 - first % 3):
-        with pytest.raises(Interrupted):
-            run(f"broken-{broken}", until=broken)
+        with broken_off(broken):
+            run(f"broken-{broken}")
         run(f"broken-{broken}", resume=True)
         assert rows(f"broken-{broken}") == rows("unbroken")
 

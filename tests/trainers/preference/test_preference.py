@@ -20,8 +20,8 @@ from rlcore.preview import preview
 from rlcore.prompts import Prompter
 from rlcore.recipe.load import load
 from rlcore.recipe.schema import Preference, Prompt
-from rlcore.run.folder import Interrupted, Run
 from rlcore.types import Problem
+from tests.conftest import broken_off
 from tests.trainers.test_loop import metrics
 from trainers.preference.losses.dpo import Dpo
 from trainers.preference.losses.ipo import Ipo
@@ -129,26 +129,15 @@ def test_neither_micro_batches_nor_their_order_change_what_is_learned(tiny: Path
 
 
 @pytest.mark.parametrize("overrides", [[], ["latent={codes: 4, width: 16}"]])
-def test_a_resumed_run_is_the_unbroken_one(
-    overrides: list[str], tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resumed_run_is_the_unbroken_one(overrides: list[str], tiny: Path, tmp_path: Path) -> None:
     """To the bit."""
 
-    def run(name: str, *, resume: bool = False, until: int | None = None) -> None:
-        after = Run.checkpoint
-
-        def checkpoint(self: Run, step: int) -> None:
-            after(self, step)
-            if step == until:
-                raise Interrupted
-
-        with monkeypatch.context() as patched:
-            patched.setattr(Run, "checkpoint", checkpoint)
-            jobs.run(load(arguments(tiny, tmp_path / name, "checkpoint.every=3", *overrides)), resume)
+    def run(name: str, *, resume: bool = False) -> None:
+        jobs.run(load(arguments(tiny, tmp_path / name, "checkpoint.every=3", *overrides)), resume)
 
     run("unbroken")
-    with pytest.raises(Interrupted):
-        run("broken", until=6)
+    with broken_off(6):
+        run("broken")
     run("broken", resume=True)
     assert metrics(tmp_path / "broken") == metrics(tmp_path / "unbroken")
 
