@@ -13,6 +13,7 @@ from rlcore import jobs, preview
 from rlcore.errors import UserError
 from rlcore.recipe.load import Loaded, load
 from rlcore.recipe.schema import JOBS
+from trainers.plan import plan
 
 
 @pytest.fixture
@@ -115,8 +116,11 @@ def test_every_job_has_its_own_work_and_preview() -> None:
 )
 def test_a_judge_is_refused_in_a_dry_run(loaded: Callable[..., Loaded], judge: str, separator: str, message: str) -> None:
     paid = f'rewards=[answer, {{name: process, judge: {judge}, separator: "{separator}"}}]'
+    recipe = loaded(9, 9, paid).recipe
     with pytest.raises(UserError, match=message):
-        list(preview.preview(loaded(9, 9, paid).recipe))
+        list(preview.preview(recipe))
+    with pytest.raises(UserError, match=message):  # a launch says so before it makes or loads any model
+        plan(recipe)  # type: ignore[arg-type]
 
 
 def test_a_judges_weights_are_counted(loaded: Callable[..., Loaded], tiny: Path, tmp_path: Path) -> None:
