@@ -137,7 +137,9 @@ def _preference(loaded: Loaded, recipe: Preference) -> dict[str, Any]:
     preference.preference_loss(recipe)  # refused before anything is loaded
     location = warmstart.resolve(recipe.model, recipe.seed)
     tokenizer = models.load_tokenizer(location, recipe.trust_remote_code)
-    material = pairs.material(recipe, ConversationPrompter(recipe.prompt, tokenizer))
+    material = pairs.material(
+        recipe, ConversationPrompter(recipe.prompt, tokenizer), models.context(location, recipe.trust_remote_code)
+    )
     run = Run(loaded, steps=preference.steps(recipe, len(material.train)), keep=recipe.checkpoint, stop=Stop())
     model = build_policy(recipe, location)
     with ExitStack() as ending:

@@ -88,7 +88,9 @@ def _preference(recipe: Preference) -> Iterator[str]:
     preference.preference_loss(recipe)
     location = warmstart.architecture(recipe.model, recipe.seed)
     tokenizer = models.load_tokenizer(location, recipe.trust_remote_code)
-    found = pairs.material(recipe, ConversationPrompter(recipe.prompt, tokenizer))
+    found = pairs.material(
+        recipe, ConversationPrompter(recipe.prompt, tokenizer), models.context(location, recipe.trust_remote_code)
+    )
     yield f"{len(found.train)} training pairs, {len(found.validation)} of other prompts for validation"
     first = found.train[0]
     yield f"first prompt, {len(first.prompt)} tokens: {tokenizer.decode(first.prompt)!r}"

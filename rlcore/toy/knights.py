@@ -1,18 +1,19 @@
 """The toy world of knights and knaves: puzzles as in `rlcore.data.knights`, in a notation that a tiny model can learn, and
 their solution by trying casts. Feeds `rlcore.data.sources.toy_knights`.
 
-A puzzle is what everybody claims, `a:b0,b:a1nb1?`. People are letters, a knight is 1, a knave 0: b0 is "b is a knave"; n is
-"and", o is "or". The answer is everybody's role, here 10: a is a knight, b a knave. Exactly one cast fits a puzzle.
+A person's role is a letter: a, b, c, d are knights; w, x, y, z are the same four as knaves. A puzzle is what everybody claims,
+`a:x,b:anb?`: x is "b is a knave"; n is "and", o is "or". What is claimed of one person is true in a cast, such as ax, where
+the cast has the same letter: a model need not compare roles. Exactly one cast fits a puzzle; the answer writes it in digits, 1
+for a knight, here 10.
 
-A solution tries the casts in their order, 11, 10, 01, 00. In each it tells claim by claim whether it fits, + or -: a knight's
-has to be true, a knave's false. It gives a cast up at the first claim that does not fit, and stops at the cast in which all do.
-The last line is `#### ANSWER`. The *strategies* say how it is written (for `a:b0,b:a1nb1?`):
+A solution tries the casts in their order, ab, ax, wb, wx. In each it judges claim by claim: what is said, part by part, with 1
+where that is true and 0 where it is not, and whether the claim fits, + or -: a knight's has to be true, a knave's false. It
+gives a cast up at the first claim that does not fit, and stops at the cast in which all do. The last line is `#### ANSWER`.
+The *strategies* say how it is written (for `a:x,b:anb?`):
 
     guess       #### 10                                  the answer at once
-    search      11a-⏎10a+b+⏎#### 10                      of each claim the speaker, and whether it fits
-    explained   11a0-⏎10a1+b10+⏎#### 10                  … and whether its parts are true, 1 or 0
-    exhaustive  11a0-b11+⏎10a1+b10+⏎01a0+b01-⏎00a1-b00+⏎#### 10    explained, and gives nothing up: all claims in all casts
-    hasty       11a-⏎10a+⏎#### 10                        a search that takes the first cast in which a's claim fits
+    explained   ab:x0-⏎ax:x1+a1b0+⏎#### 10               as told above
+    exhaustive  ab:x0-a1b1+⏎ax:x1+a1b0+⏎wb:x0+a0b1-⏎wx:x1-a0b0+⏎#### 10    gives nothing up: all claims in all casts
     mistaken    explained, but misjudges: gives the cast that fits up, where it comes to it, and takes one that does not
 """
 
@@ -25,7 +26,8 @@ from dataclasses import dataclass
 
 from rlcore.data.knights import Cast, Statement, holds, solve
 
-PEOPLE = "abcd"
+PEOPLE = "abcd"  # and as knights
+KNAVES = "wxyz"
 SIGNS = {"and": "n", "or": "o"}
 ANSWER_MARK = "#### "
 
@@ -41,7 +43,7 @@ class Puzzle:
 
     @property
     def answer(self) -> str:
-        return roles(self.cast)
+        return digits(self.cast)
 
 
 def sample_puzzle(rng: random.Random, people: int) -> Puzzle:
@@ -52,8 +54,12 @@ def sample_puzzle(rng: random.Random, people: int) -> Puzzle:
             return Puzzle(claims, solutions[0])
 
 
-def roles(cast: Cast) -> str:
+def digits(cast: Cast) -> str:
     return "".join(str(int(knight)) for knight in cast)
+
+
+def roles(cast: Cast) -> str:
+    return "".join(_letter(person, knight) for person, knight in enumerate(cast))
 
 
 def claim(said: Statement) -> str:
@@ -61,8 +67,12 @@ def claim(said: Statement) -> str:
         case "and" | "or" as kind, left, right:
             return f"{claim(left)}{SIGNS[kind]}{claim(right)}"
         case role, person:
-            return f"{PEOPLE[person]}{int(role == 'knight')}"
+            return _letter(person, role == "knight")
     raise ValueError(f"not a claim of the toy world: {said!r}")
+
+
+def _letter(person: int, knight: bool) -> str:
+    return (PEOPLE if knight else KNAVES)[person]
 
 
 def write(puzzle: Puzzle, strategy: str, rng: random.Random) -> str:
@@ -87,12 +97,12 @@ def _casts(puzzle: Puzzle) -> list[Cast]:
     return list(itertools.product((True, False), repeat=len(puzzle.claims)))
 
 
-def _checks(puzzle: Puzzle, cast: Cast, fits: list[bool], explain: bool) -> str:
-    """A line: the cast, and of each claim as far as `fits` reaches whether it fits."""
-    line = roles(cast)
-    for person, said, fit in zip(PEOPLE, puzzle.claims, fits, strict=False):
+def _checks(puzzle: Puzzle, cast: Cast, fits: list[bool]) -> str:
+    """A line: the cast, and of each claim as far as `fits` reaches its parts, judged, and whether it fits."""
+    line = f"{roles(cast)}:"
+    for said, fit in zip(puzzle.claims, fits, strict=False):
         parts = said[1:] if said[0] in SIGNS else (said,)
-        line += person + (roles(tuple(holds(part, cast) for part in parts)) if explain else "") + ("+" if fit else "-")
+        line += "".join(f"{claim(part)}{int(holds(part, cast))}" for part in parts) + ("+" if fit else "-")
     return line
 
 
@@ -106,25 +116,15 @@ def _tried(puzzle: Puzzle, cast: Cast) -> list[bool]:
     return fits[: fits.index(False) + 1] if False in fits else fits
 
 
-def _search(puzzle: Puzzle, explain: bool) -> list[str]:
+def _explained(puzzle: Puzzle, rng: random.Random) -> list[str]:
     casts = _casts(puzzle)
     tried = casts[: casts.index(puzzle.cast) + 1]
-    return [*(_checks(puzzle, cast, _tried(puzzle, cast), explain) for cast in tried), f"{ANSWER_MARK}{puzzle.answer}"]
+    return [*(_checks(puzzle, cast, _tried(puzzle, cast)) for cast in tried), f"{ANSWER_MARK}{puzzle.answer}"]
 
 
 def _exhaustive(puzzle: Puzzle, rng: random.Random) -> list[str]:
-    lines = [_checks(puzzle, cast, _fits(puzzle, cast), explain=True) for cast in _casts(puzzle)]
+    lines = [_checks(puzzle, cast, _fits(puzzle, cast)) for cast in _casts(puzzle)]
     return [*lines, f"{ANSWER_MARK}{puzzle.answer}"]
-
-
-def _hasty(puzzle: Puzzle, rng: random.Random) -> list[str]:
-    lines = []
-    for cast in _casts(puzzle):
-        fits = _tried(puzzle, cast)[:1]
-        lines.append(_checks(puzzle, cast, fits, explain=False))
-        if fits == [True]:
-            return [*lines, f"{ANSWER_MARK}{roles(cast)}"]
-    raise AssertionError(f"no cast fits what a claims: {puzzle.text}")  # one fits what all claim
 
 
 def _mistaken(puzzle: Puzzle, rng: random.Random) -> list[str]:
@@ -133,15 +133,13 @@ def _mistaken(puzzle: Puzzle, rng: random.Random) -> list[str]:
     lines = []
     for cast in casts[: casts.index(taken)]:
         fits = _tried(puzzle, cast)
-        lines.append(_checks(puzzle, cast, [*fits[:-1], False], explain=True))
-    return [*lines, _checks(puzzle, taken, [True] * len(taken), explain=True), f"{ANSWER_MARK}{roles(taken)}"]
+        lines.append(_checks(puzzle, cast, [*fits[:-1], False]))
+    return [*lines, _checks(puzzle, taken, [True] * len(taken)), f"{ANSWER_MARK}{digits(taken)}"]
 
 
 STRATEGIES: dict[str, Callable[[Puzzle, random.Random], list[str]]] = {
     "guess": lambda puzzle, rng: [f"{ANSWER_MARK}{puzzle.answer}"],
-    "search": lambda puzzle, rng: _search(puzzle, explain=False),
-    "explained": lambda puzzle, rng: _search(puzzle, explain=True),
+    "explained": _explained,
     "exhaustive": _exhaustive,
-    "hasty": _hasty,
     "mistaken": _mistaken,
 }

@@ -54,8 +54,10 @@ def load_pairs(sources: Sequence[Source]) -> list[Pairing]:
     return found
 
 
-def material(recipe: Preference, prompter: ConversationPrompter) -> Material:
-    """Says what was dropped or cut, and why. Raises UserError where nothing is left on a side."""
+def material(recipe: Preference, prompter: ConversationPrompter, context: int) -> Material:
+    """`context`: what the model can read, in tokens, where that is less than `max_length`.
+
+    Says what was dropped or cut, and why. Raises UserError where nothing is left on a side."""
     found, elsewhere = _usable(load_pairs(recipe.data)), _usable(load_pairs(recipe.evaluated_on))
     sides: tuple[list[Pairing], list[Pairing]]
     if elsewhere:
@@ -66,7 +68,7 @@ def material(recipe: Preference, prompter: ConversationPrompter) -> Material:
         held = [is_held_out(prompt_of(pair), recipe.validation) for pair in found]
         apart = list(zip(found, held, strict=True))
         sides = [pair for pair, out in apart if not out], [pair for pair, out in apart if out]
-    train, validation = (_encoded(side, recipe.max_length, prompter) for side in sides)
+    train, validation = (_encoded(side, min(recipe.max_length, context), prompter) for side in sides)
     if not train or not validation:
         raise UserError(f"{len(train)} pairs are left to learn from and {len(validation)} to measure on: give more data")
     return Material(train, validation)
@@ -84,21 +86,22 @@ def _usable(pairs: Sequence[Pairing]) -> list[Pairing]:
     return usable
 
 
-def _encoded(pairs: Sequence[Pairing], max_length: int, prompter: ConversationPrompter) -> list[Pair]:
+def _encoded(pairs: Sequence[Pairing], most: int, prompter: ConversationPrompter) -> list[Pair]:
+    """Cut where they end beyond so many tokens: what max_length and the model's context allow."""
     encoded, cut, dropped = [], 0, 0
     for pair in pairs:
         prompt = prompter.render_conversation(pair.prompt)
         whole = [prompter.complete(answer) for answer in (pair.chosen, pair.rejected)]
-        chosen, rejected = (answer[: max(0, max_length - len(prompt))] for answer in whole)
+        chosen, rejected = (answer[: max(0, most - len(prompt))] for answer in whole)
         if not chosen or chosen == rejected:
             dropped += 1
             continue
         cut += [chosen, rejected] != whole
         encoded.append(Pair(pair.id, prompt, chosen, rejected, pair.meta))
     if cut:
-        say(f"{cut} of {len(pairs)} pairs have answers that are cut at max_length {max_length}")
+        say(f"{cut} of {len(pairs)} pairs have answers that are cut: max_length and the model's context allow {most} tokens")
     if dropped:
-        say(f"{dropped} of {len(pairs)} pairs dropped: max_length {max_length} leaves nothing of them, or nothing that differs")
+        say(f"{dropped} of {len(pairs)} pairs dropped: {most} tokens leave nothing of them, or nothing that differs")
     return encoded
 
 

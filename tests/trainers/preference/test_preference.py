@@ -161,20 +161,22 @@ def test_what_is_cut_or_dropped_is_counted(
 ) -> None:
     prompter = ConversationPrompter(Prompt(), tokenizer)
     recipe = recipe_of(*arguments(tiny, tmp_path / "run", "max_length=16", data="broken"))
-    found = material(recipe, prompter)
+    found = material(recipe, prompter, 4096)
     told = capsys.readouterr().err
     assert "1 of 33 pairs dropped: chosen and rejected are the same" in told
-    assert "max_length 16 leaves nothing of them, or nothing that differs" in told
+    assert "16 tokens leave nothing of them, or nothing that differs" in told
     [cut] = [pair for pair in (*found.train, *found.validation) if pair.id == "long"]
     assert len(cut.prompt) + len(cut.chosen) == 16
     assert tokenizer.eos_token_id not in cut.chosen
     [whole] = [pair for pair in (*found.train, *found.validation) if pair.id == "3"]
     assert whole.chosen[-1] == tokenizer.eos_token_id
+    longer = recipe_of(*arguments(tiny, tmp_path / "run", "max_length=400", data="broken"))
+    assert material(longer, prompter, 16) == found  # as much as the model can read
 
 
 def material_of(tiny: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, *overrides: str) -> Material:
     recipe = recipe_of(*arguments(tiny, tmp_path / "run", *overrides))
-    return material(recipe, ConversationPrompter(recipe.prompt, tokenizer))
+    return material(recipe, ConversationPrompter(recipe.prompt, tokenizer), 4096)
 
 
 def test_a_prompt_is_what_a_problem_would_be(tokenizer: PreTrainedTokenizerBase) -> None:
