@@ -23,16 +23,18 @@ from trainers.preference.latent import Draw, LatentInputs, LatentLearner, Latent
 from trainers.preference.losses.dpo import Dpo
 from trainers.preference.objective import PairInputs, PairObjective
 from trainers.preference.pairs import Pair, batch_of
-from trainers.preference.trainer import build_learner, preference_loss
+from trainers.preference.trainer import build_learner, measured, preference_loss
 
 PAIRS = [Pair(str(i), (10 + i, 11), (12, 13, 1), (14 + i, 1), {}) for i in range(6)]
 LATENT = "latent={codes: 3, width: 8, scale: 0.5}"
 
 
-def learner_of(tiny: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, *overrides: str) -> LatentLearner:
+def learner_of(
+    tiny: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, *overrides: str, frozen: bool = False
+) -> LatentLearner:
     recipe = load(arguments(tiny, tmp_path / "run", *overrides)).recipe
     assert isinstance(recipe, Preference)
-    model = ModelSpec(str(tiny), device="cpu").load()
+    model = ModelSpec(str(tiny), device="cpu").load().requires_grad_(not frozen)
     return build_learner(recipe, model, tokenizer, preference_loss(recipe), len(PAIRS))  # type: ignore[return-value]
 
 
@@ -131,3 +133,39 @@ def test_what_is_written_is_what_was_measured(tiny: Path, tmp_path: Path) -> Non
     told = codes_told(*(torch.tensor([row[name] for row in rows]).log() for name in ("posterior", "prior")), [None])
     assert told["kl"] == pytest.approx(summary["validation_codes_kl"], abs=1e-5)
     assert {"kl", "prior_entropy", "posterior_entropy"} <= metrics(folder)[1].keys()
+
+
+@pytest.mark.parametrize("told_by_prompt", [True, False])
+def test_codes_learn_what_decides_pairs(
+    told_by_prompt: bool, tiny: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Half of the pairs are decided one way, half the other, and the policy is frozen: what is learned is in the codes. Where
+    the prompt tells the halves apart the prior knows them too; where it does not, only the posterior can."""
+    pairs = [
+        Pair(str(i), (10 + way if told_by_prompt else 10, 30 + i // 2), (20 + way, 1), (21 - way, 1), {"factor": str(way)})
+        for i in range(32)
+        for way in [i % 2]
+    ]
+
+    def learned(codes: int) -> dict[str, float]:
+        learner = learner_of(
+            tiny,
+            tmp_path,
+            tokenizer,
+            f"latent={{codes: {codes}, width: 16, scale: 0.5, kl_weight: 0.01, prior_share: [0, 0.5]}}",
+            "loss=simpo",
+            "optimizer={learning_rate: 0.02, schedule: constant, warmup_steps: 0}",
+            frozen=True,
+        )
+        for _ in range(60):
+            learner.update(batch_of(pairs, range(32), None))
+        return measured(learner.judged(batch_of(pairs, range(32), None)), pairs)
+
+    several, one = learned(4), learned(1)
+    assert one["validation/accuracy"] < 0.9  # a bias between what the frozen policy is inclined to
+    assert several["validation/codes/information"] > 0.6  # of ln 2 = 0.693
+    if told_by_prompt:
+        assert several["validation/codes/prior_information"] > 0.6
+        assert several["validation/accuracy"] == 1
+    else:
+        assert several["validation/codes/prior_information"] < 0.05
