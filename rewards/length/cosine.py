@@ -43,7 +43,7 @@ class Cosine(Reward):
         wrong: tuple[float, float] = (-1.0, 0.0),
         exceeded: float = -1.0,
     ) -> None:
-        self.max_tokens = max_tokens
+        self.max_tokens = self._limit = max_tokens
         self._right, self._wrong, self._exceeded = right, wrong, exceeded
 
     def score(self, groups: Sequence[Group], state: Any) -> list[Score]:
@@ -56,7 +56,7 @@ class Cosine(Reward):
 
     def _score(self, completion: Completion, right: float) -> Score:
         length = len(completion.token_ids)
-        if length >= self.max_tokens:
-            return Scored(self._exceeded, f"{length} tokens, not below {self.max_tokens}")
+        if length >= self._limit:
+            return Scored(self._exceeded, f"{length} tokens, not below {self._limit}")
         first, last = self._right if right else self._wrong
-        return Scored(last + (first - last) * (1 + math.cos(math.pi * length / self.max_tokens)) / 2, f"{length} tokens")
+        return Scored(last + (first - last) * (1 + math.cos(math.pi * length / self._limit)) / 2, f"{length} tokens")
