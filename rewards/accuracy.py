@@ -8,9 +8,9 @@ from rlcore.errors import UserError
 from rlcore.types import Group
 
 
-def known_accuracy(name: str, group: Group) -> Sequence[float | None]:
-    """Of each completion, None where it could not be judged. Raises UserError, for the reward of this name, where nothing was
-    verified."""
+def known_accuracy(name: str, group: Group) -> Sequence[float]:
+    """Of the completions that could be verified: of all that a reward is asked to score (`rewards.compose.scored`). Raises
+    UserError, for the reward of this name, where nothing was verified."""
     if len(group.accuracy) != len(group.completions):
         raise UserError(f"{name} reads which completions are correct, and no reward component is verifiable: add `answer`")
-    return group.accuracy
+    return [accuracy for accuracy in group.accuracy if accuracy is not None]

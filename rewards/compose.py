@@ -23,10 +23,13 @@ from rlcore.errors import UserError
 from rlcore.protocols import LearnedReward, Learner, LearnerLost, Reward, StatefulReward
 from rlcore.recipe.schema import Component
 from rlcore.run.metrics import Mean, Metrics, merge
-from rlcore.types import Completion, Group, Invalid, Problem, Sampling, Score, Scored, seed_from
+from rlcore.types import Completion, Cut, Group, Invalid, Problem, Sampling, Score, Scored, seed_from
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+NOT_VERIFIED = Invalid("not verified")  # to components that read accuracy
 
 
 @dataclass(frozen=True)
@@ -183,7 +186,7 @@ class Rewards:
         scores: dict[str, list[Score]],
         factors: dict[str, list[float]],
     ) -> GradedBatch:
-        completions = [flat[i][2] for i in kept]
+        completions = _each_thought_trained([(group, completion) for group, _, completion in flat], kept)
 
         def per_token(label: str) -> list[tuple[float, ...]]:
             return [_spread(scores[label][i], factors[label][i], len(flat[i][2].token_ids)) for i in kept]
@@ -229,12 +232,13 @@ class Rewards:
 
 
 def scored(label: str, component: Reward, groups: Sequence[Group], state: Any) -> list[Score]:
-    """One checked score per completion: a value that is not finite is Invalid, and so is what a component that reads accuracy
-    says of a completion that could not be verified. Raises UserError, naming the component, for what a reward must not do:
-    raise, return the wrong count or something else than scores, or spread a value wrongly."""
-    wanted = sum(len(group.completions) for group in groups)
+    """One checked score per completion: a value that is not finite is Invalid, and a component that reads accuracy is not asked
+    about completions that could not be verified, which are Invalid to it. Raises UserError, naming the component, for what a
+    reward must not do: raise, return the wrong count or something else than scores, or spread a value wrongly."""
+    asked = [_verified(group) for group in groups] if component.reads_accuracy else groups
+    wanted = sum(len(group.completions) for group in asked)
     try:
-        scores = component.score(groups, state)
+        scores = component.score(asked, state)
     except (UserError, LearnerLost):
         raise
     except Exception as error:  # a user's reward may raise anything; the run stops and says where
@@ -250,10 +254,23 @@ def scored(label: str, component: Reward, groups: Sequence[Group], state: Any) -
     if len(scores) != wanted:
         raise UserError(f"reward {label!r} returned {len(scores)} scores for {wanted} completions: it must return one for each")
     if component.reads_accuracy:
+        given = iter(scores)
         accuracy = [a for group in groups for a in group.accuracy or [0.0] * len(group.completions)]
-        scores = [Invalid("not verified") if a is None else score for a, score in zip(accuracy, scores, strict=True)]
+        scores = [NOT_VERIFIED if a is None else next(given) for a in accuracy]
     completions = [completion for group in groups for completion in group.completions]
     return [_checked(label, score, len(c.token_ids)) for score, c in zip(scores, completions, strict=True)]
+
+
+def _verified(group: Group) -> Group:
+    """Without the completions that could not be verified."""
+    judged = [i for i, accuracy in enumerate(group.accuracy) if accuracy is not None]
+    if len(judged) == len(group.accuracy):
+        return group
+    return replace(
+        group,
+        completions=[group.completions[i] for i in judged],
+        accuracy=tuple(group.accuracy[i] for i in judged),
+    )
 
 
 def refuse_broken(scores: Sequence[Sequence[Score]], max_invalid_fraction: float) -> None:
@@ -294,6 +311,24 @@ def _accuracy_at_budgets(completions: Sequence[Completion], scores: Sequence[Sco
     judged = zip(completions, scores, strict=True)
     told = [(c.cut.budget, score.value) for c, score in judged if c.cut and isinstance(score, Scored)]
     return merge({f"accuracy/{budget}": Mean(value, 1)} for budget, value in told)
+
+
+def _each_thought_trained(flat: Sequence[tuple[int, Completion]], kept: Sequence[int]) -> list[Completion]:
+    """The kept completions. Of those that begin with a thought cut at one place, the first trains what it says
+    (`rollout.anytime`); where that one is not kept, the first that is does so."""
+    kept_there: dict[tuple[int, Cut], int] = {}
+    for i in kept:
+        group, completion = flat[i]
+        if completion.cut is not None:
+            kept_there.setdefault((group, completion.cut), i)
+    completions = {i: flat[i][1] for i in kept}
+    for i in set(range(len(flat))) - set(kept):
+        group, left = flat[i]
+        if left.cut is not None and any(left.loss_mask[: left.cut.end]) and (group, left.cut) in kept_there:
+            heir = kept_there[group, left.cut]
+            mask = left.loss_mask[: left.cut.end] + completions[heir].loss_mask[left.cut.end :]
+            completions[heir] = replace(completions[heir], loss_mask=mask)
+    return [completions[i] for i in kept]
 
 
 def _weighted(scores: dict[str, list[Score]], factors: dict[str, list[float]]) -> list[dict[str, float] | None]:

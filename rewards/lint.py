@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from rewards.compose import Rewards, scored, with_accuracy
+from rewards.compose import NOT_VERIFIED, Rewards, scored, with_accuracy
 from rewards.probes import ANSWERED, FORMS, PROBES, REFERENCE, WRONG, probes, references
 from rlcore.errors import UserError
 from rlcore.prompts import Prompter
@@ -103,6 +103,7 @@ class _Inspection(Reward):
 
     def __init__(self, label: str, component: Reward, state: Any) -> None:
         self._label, self._component, self._state = label, component, state
+        self.reads_accuracy = component.reads_accuracy
         self._trials: list[_Trial] = []
         self._returned: Sequence[Any] = []
 
@@ -154,7 +155,8 @@ class _Inspection(Reward):
         return f"; broken by: {', '.join(found)}" if 0 < len(found) < len(PROBES) / 2 else ""
 
     def _contract(self, trial: _Trial) -> Finding:
-        for returned, score in zip(trial.returned, trial.scores, strict=True):
+        told = [score for score in trial.scores if score is not NOT_VERIFIED]  # of those it was asked about
+        for returned, score in zip(trial.returned, told, strict=True):
             if isinstance(returned, Scored) and isinstance(score, Invalid):
                 return self._finding("contract", "broken", f"not finite: {score.reason}")
             if isinstance(returned, Scored) and not isinstance(returned.value, float | int):

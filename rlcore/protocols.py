@@ -157,12 +157,17 @@ class Reward(ABC):
     verifiable: bool = False  # True: the raw value is accuracy (1 correct, 0 wrong), read by filters and statistics
     reads_accuracy: bool = False  # True: it looks into `Group.accuracy`, or learns from it, so something must be verifiable
     reads_budget: bool = False  # True: it looks into the problem's length budget (`rlcore.length_budget`)
+    reads_length: bool = False  # True: it goes by how many tokens or steps a completion has, whoever wrote them
+    max_tokens: int | None = None  # the length at which it takes a completion for too long; None: it has none
+    compares_group: bool = False  # True: what it pays a completion depends on the others of the problem
     pays_steps: bool = False  # True: what it spreads over the tokens are rewards of steps, each where its step ends
+    separator: str = ""  # between the steps that it finds in a completion's text; empty: it looks for none
 
     @abstractmethod
     def score(self, groups: Sequence[Group], state: Any) -> list[Score]:
         """One score per completion, group after group. Sees the whole global batch before any filter; pure. The verifiable
-        component is scored first, and the others find its values in `Group.accuracy`."""
+        component is scored first, and the others find its values in `Group.accuracy`; one that reads them is asked about the
+        completions that could be verified, and no others."""
 
     def begin(self, tokenizer: PreTrainedTokenizerBase) -> None:  # noqa: B027 (most rewards read text alone)
         """Told the policy's tokenizer, before the first batch."""

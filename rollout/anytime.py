@@ -11,7 +11,8 @@ Requests of one problem that are submitted together are the rows of its thoughts
 A thought that has ended is the same at all later budgets, which have summaries of their own. Every row is an ordinary
 completion, whose `cut` names thought and budget. Its loss mask is 1 for its summary and, in the first row of a budget, for what
 the thought says between the budget before and this one: each token of a thought is trained once, though many rows begin with
-it, and forced tokens never are.
+it, and forced tokens never are. (Where the first row cannot be judged, the next of that budget takes its part in the batch:
+`rewards.compose`.)
 
 Worked, for budgets 2 and 4 and two summaries: the thought t₁ t₂ t₃ that ends at t₃, forced f (cut) and g (ended), summaries s
 

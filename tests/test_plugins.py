@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,9 @@ from pydantic import Field
 from rlcore import plugins
 from rlcore.errors import UserError
 from rlcore.plugins import with_options
+from tests.conftest import REPOSITORY
 
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 PACKAGES = ["trainers.advantages", "trainers.losses", "rollout.engines", "rewards", "rlcore.data.sources"]
 
 
@@ -23,6 +26,21 @@ def test_every_name_in_a_folder_of_plugins_is_one(package: str) -> None:
     assert found
     for name in found:
         assert callable(plugins.find(package, name))
+
+
+@pytest.mark.parametrize(
+    ("row", "package"),
+    [
+        ("rewards", "rewards"),
+        ("advantages", "trainers.advantages"),
+        ("losses", "trainers.losses"),
+        ("preference losses", "trainers.preference.losses"),
+        ("engines", "rollout.engines"),
+    ],
+)
+def test_the_readme_leaves_none_out_of_what_there_is(row: str, package: str) -> None:
+    [told] = re.findall(rf"^\| {row} \| (.*) \|$", README, re.MULTILINE)
+    assert plugins.names(package).keys() <= set(re.findall(r"`(\w+)`", told))
 
 
 def test_helpers_beside_the_folders_of_rewards_are_no_plugins() -> None:

@@ -70,7 +70,7 @@ def build_monitor(recipe: RL, rewards: Rewards) -> Unwatched:
         return Unwatched()
     paying = {label: reward for label, reward in rewards.components.items() if reward.pays_steps}
     judged = [label for label, reward in paying.items() if not isinstance(reward, LearnedReward)]
-    between = [spec.options["separator"] for spec in recipe.rewards if spec.label in judged and "separator" in spec.options]
+    between = [reward.separator for reward in [*paying.values(), *rewards.components.values()] if reward.separator]
     separator = settings.separator or next(iter(between), BLANK_LINE)
     return Monitor(settings, separator, judged if settings.watch is None else settings.watch)
 

@@ -13,7 +13,7 @@ from rlcore.data.overlap import refuse_overlap
 from rlcore.errors import UserError
 from rlcore.length_budget import with_largest
 from rlcore.prompts import Prompter, refuse_long
-from rlcore.protocols import LearnedReward
+from rlcore.protocols import LearnedReward, Reward
 from rlcore.recipe.schema import RL
 from rlcore.run.console import warn
 from rlcore.types import Problem
@@ -48,12 +48,9 @@ def plan(recipe: RL) -> Plan:
     }
     if rewards.verifiable is None and (reading := [name for name, does in reads.items() if does]):
         raise UserError(f"{reading[0]} reads accuracy, and no reward component is verifiable: add `answer`")
-    strangers = [k for k, c in rewards.components.items() if isinstance(c, LearnedReward) and not isinstance(c, Prime)]
-    if strangers:
-        raise UserError(f"reward {strangers[0]!r} learns in the run, and only `prime` is given a model to learn with")
-    budgeted = [label for label, component in rewards.components.items() if component.reads_budget]
-    if budgeted and recipe.length_budget is None:
-        raise UserError(f"reward {budgeted[0]!r} reads length budgets, and the recipe gives none: add `length_budget`")
+    for label, component in rewards.components.items():
+        _refuse_component(recipe, label, component)
+    budgeted = any(component.reads_budget for component in rewards.components.values())
     if recipe.length_budget and not (budgeted or recipe.prompt.tells_budget):
         raise UserError(
             "length_budget changes nothing: write {budget} into prompt.template, add a reward that reads it, such as lcpo_max, "
@@ -73,6 +70,30 @@ def plan(recipe: RL) -> Plan:
             "update.minibatches=1) in mode sync"
         )
     return Plan(advantage, objective, rewards, problems, held_out)
+
+
+def _refuse_component(recipe: RL, label: str, component: Reward) -> None:
+    """Raises UserError for a reward component that does not go with what the recipe says elsewhere."""
+    longest = recipe.rollout.max_new_tokens
+    if isinstance(component, LearnedReward) and not isinstance(component, Prime):
+        raise UserError(f"reward {label!r} learns in the run, and only `prime` is given a model to learn with")
+    if component.reads_budget and recipe.length_budget is None:
+        raise UserError(f"reward {label!r} reads length budgets, and the recipe gives none: add `length_budget`")
+    if component.max_tokens is not None and component.max_tokens > longest:
+        raise UserError(
+            f"reward {label!r} has max_tokens {component.max_tokens}, and completions are cut before that, at "
+            f"rollout.max_new_tokens {longest}: lower the one or raise the other"
+        )
+    if component.reads_length and recipe.rollout.anytime is not None:
+        raise UserError(
+            f"reward {label!r} goes by length, and the completions of rollout.anytime have tokens that were forced, at budgets "
+            "of their own: leave out one of them"
+        )
+    if component.compares_group and (name := algorithm.needing(recipe, "greedy")):
+        raise UserError(
+            f"reward {label!r} compares the completions of a problem, and {name} wants to know what a greedy one is worth by "
+            "itself: choose another advantage, or leave the reward out"
+        )
 
 
 def longest_prompt(recipe: RL, asked: Plan, prompter: Prompter, context: int) -> int:

@@ -33,6 +33,7 @@ class Cosine(Reward):
     answer. Raises UserError in runs that verify nothing."""
 
     reads_accuracy = True
+    reads_length = True
 
     def __init__(
         self,
@@ -42,7 +43,8 @@ class Cosine(Reward):
         wrong: tuple[float, float] = (-1.0, 0.0),
         exceeded: float = -1.0,
     ) -> None:
-        self._limit, self._right, self._wrong, self._exceeded = max_tokens, right, wrong, exceeded
+        self.max_tokens = self._limit = max_tokens
+        self._right, self._wrong, self._exceeded = right, wrong, exceeded
 
     def score(self, groups: Sequence[Group], state: Any) -> list[Score]:
         """One score per completion, group after group."""
@@ -52,9 +54,7 @@ class Cosine(Reward):
             for completion, right in zip(group.completions, known_accuracy("cosine", group), strict=True)
         ]
 
-    def _score(self, completion: Completion, right: float | None) -> Score:
-        if right is None:
-            return Scored(0.0, "not verified")
+    def _score(self, completion: Completion, right: float) -> Score:
         length = len(completion.token_ids)
         if length >= self._limit:
             return Scored(self._exceeded, f"{length} tokens, not below {self._limit}")

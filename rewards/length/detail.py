@@ -25,15 +25,18 @@ class Detail(Reward):
     """`cap`: the number of steps from which more pay nothing. `separator`: between steps. `part`: all of a completion has
     steps, or its `answer` after the thoughts. Raises UserError for an empty separator."""
 
+    reads_length = True
+
     def __init__(self, *, cap: PositiveInt, separator: str = "\n\n", part: Part = "all") -> None:
         if not separator:
             raise UserError("detail: the separator between steps cannot be empty")
-        self._cap, self._separator, self._part = cap, separator, part
+        self.separator = separator
+        self._cap, self._part = cap, part
 
     def score(self, groups: Sequence[Group], state: Any) -> list[Score]:
         """One score per completion, group after group."""
         return [self._score(completion.text) for group in groups for completion in group.completions]
 
     def _score(self, text: str) -> Score:
-        steps = len(split(text, self._separator, self._part))
+        steps = len(split(text, self.separator, self._part))
         return Scored(min(steps, self._cap) / self._cap, f"{steps} steps")

@@ -30,6 +30,8 @@ class Efficiency(Reward):
     """Takes no options. Raises UserError in runs that verify nothing."""
 
     reads_accuracy = True
+    reads_length = True
+    compares_group = True
 
     def score(self, groups: Sequence[Group], state: Any) -> list[Score]:
         """One score per completion, group after group."""

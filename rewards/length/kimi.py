@@ -28,6 +28,8 @@ class Kimi(Reward):
     """Takes no options. Raises UserError in runs that verify nothing."""
 
     reads_accuracy = True
+    reads_length = True
+    compares_group = True
 
     def score(self, groups: Sequence[Group], state: Any) -> list[Score]:
         """One score per completion, group after group."""
@@ -37,11 +39,7 @@ class Kimi(Reward):
 def _compare(group: Group) -> list[Score]:
     accuracy = known_accuracy("kimi", group)
     lengths = [len(completion.token_ids) for completion in group.completions]
-    compared = [length for length, right in zip(lengths, accuracy, strict=True) if right is not None]
-    return [
-        Scored(0.0, "not verified") if right is None else _score(length, right, min(compared), max(compared))
-        for length, right in zip(lengths, accuracy, strict=True)
-    ]
+    return [_score(length, right, min(lengths), max(lengths)) for length, right in zip(lengths, accuracy, strict=True)]
 
 
 def _score(length: int, right: float, shortest: int, longest: int) -> Score:

@@ -24,6 +24,7 @@ class LcpoExact(Reward):
     """`alpha`: α, what a token is worth. Raises UserError for problems without a budget."""
 
     reads_budget = True
+    reads_length = True
 
     def __init__(self, *, alpha: PositiveFloat = 0.0003) -> None:
         self._alpha = alpha

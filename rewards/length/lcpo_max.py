@@ -31,6 +31,7 @@ class LcpoMax(Reward):
 
     reads_accuracy = True
     reads_budget = True
+    reads_length = True
 
     def __init__(self, *, alpha: PositiveFloat = 0.0003, delta: Share = 0.5) -> None:
         self._alpha, self._delta = alpha, delta

@@ -28,10 +28,13 @@ class Overlong(Reward):
     Raises UserError for a buffer that is not within (0, max_tokens].
     """
 
+    reads_length = True
+
     def __init__(self, *, max_tokens: PositiveInt, buffer: PositiveInt, factor: float = 1.0) -> None:
         if buffer > max_tokens:
             raise UserError(f"overlong: buffer must be at most max_tokens ({max_tokens}), not {buffer}")
-        self._free, self._buffer, self._factor = max_tokens - buffer, buffer, factor
+        self.max_tokens, self._free = max_tokens, max_tokens - buffer
+        self._buffer, self._factor = buffer, factor
 
     def score(self, groups: Sequence[Group], state: Any) -> list[Score]:
         """One score per completion, group after group."""

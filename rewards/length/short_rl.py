@@ -38,6 +38,8 @@ class ShortRl(StatefulReward):
     as if they were correct. Raises UserError in runs that verify nothing."""
 
     reads_accuracy = True
+    reads_length = True
+    compares_group = True
 
     def __init__(
         self, *, length_tolerance: NonNegativeInt, accuracy_tolerance: Share = 0.05, correct_only: bool = True
@@ -64,7 +66,7 @@ class ShortRl(StatefulReward):
         return accuracy >= best - self._accuracy_tolerance - 1e-9  # 0.55 is 0.05 below 0.6, whatever floats make of it
 
     def _compare(self, group: Group) -> list[Score]:
-        takes_part = [a == 1 if self._correct_only else a is not None for a in group.accuracy]
+        takes_part = [a == 1 or not self._correct_only for a in group.accuracy]
         lengths = [len(completion.token_ids) for completion in group.completions]
         compared = [length for length, part in zip(lengths, takes_part, strict=True) if part]
         return [
@@ -81,6 +83,6 @@ class ShortRl(StatefulReward):
 
 def _progress(groups: Sequence[Group], state: float) -> tuple[float, float]:
     """The batch's accuracy, and MaxACC with it. A batch of which nothing could be judged moves nothing."""
-    valid = [accuracy for group in groups for accuracy in known_accuracy("short_rl", group) if accuracy is not None]
+    valid = [accuracy for group in groups for accuracy in known_accuracy("short_rl", group)]
     accuracy = sum(valid) / len(valid) if valid else state
     return accuracy, max(state, accuracy)

@@ -24,6 +24,7 @@ class Triangle(Reward):
     """Takes no options. Raises UserError for problems without a budget."""
 
     reads_budget = True
+    reads_length = True
 
     def score(self, groups: Sequence[Group], state: Any) -> list[Score]:
         """One score per completion, group after group."""

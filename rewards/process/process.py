@@ -50,7 +50,7 @@ class Process(Reward):
         self.make_judge = named_judge(judge)
         self._judge: Judge | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
-        self._separator, self._part = separator, part
+        self.separator, self._part = separator, part
         self.reads_accuracy = credit == "renorm"
         self._credit, self._settings = credit, {"temperature": temperature, "threshold": threshold}
 
@@ -60,7 +60,7 @@ class Process(Reward):
     def judge_with(self, judge: Judge) -> None:
         """Given what `make_judge` made, here or in other processes. Raises UserError where it learned other steps, or
         none."""
-        judge.check_separator(self._separator)
+        judge.check_separator(self.separator)
         if judge.of_solutions and self._credit != "last":
             raise UserError(
                 f"process: this reward model judges whole solutions, and {self._credit} pays for each step: set credit: last"
@@ -79,7 +79,7 @@ class Process(Reward):
         """One score per completion, group after group; all steps of the batch are judged together."""
         accuracy = self._accuracy(groups)
         told = [(group.problem, completion) for group in groups for completion in group.completions]
-        steps = [split(completion.text, self._separator, self._part) for _, completion in told]
+        steps = [split(completion.text, self.separator, self._part) for _, completion in told]
         asked = [
             Asked(problem.prompt, tuple(step.text for step in each[:i]), (each[i].text,))
             for (problem, _), each in zip(told, steps, strict=True)
@@ -92,7 +92,7 @@ class Process(Reward):
         ]
 
     def _accuracy(self, groups: Sequence[Group]) -> list[float | None]:
-        """Of each completion, None where it could not be verified, or need not be."""
+        """Of each completion, None where nothing reads it."""
         if self._credit != "renorm":
             return [None for group in groups for _ in group.completions]
         return [a for group in groups for a in known_accuracy("process: credit renorm", group)]
@@ -101,8 +101,6 @@ class Process(Reward):
         """`judgement` is on these steps; what the judge measured is told as its mean over them."""
         if not steps:
             return Scored(0.0, "no steps", measured={"steps": 0})
-        if self._credit == "renorm" and accuracy is None:
-            return Scored(0.0, "not verified", measured={"steps": len(steps)})
         probabilities = [probability(z) for z in judgement.log_odds if z is not None]
         if len(probabilities) < len(steps):
             return Invalid("longer than what the reward model can read")

@@ -22,14 +22,20 @@ class Format(Reward):
     </think>; or "boxed", at least one box that closes, outside the thoughts. Raises UserError for another style."""
 
     def __init__(self, *, style: str = "think_answer") -> None:
-        if style not in _FAULTS:
-            raise UserError(f"format: there is no style {style!r}{nearest(style, list(_FAULTS))}")
-        self._fault = _FAULTS[style]
+        self._fault = fault_of("format", style)
 
     def score(self, groups: Sequence[Group], state: Any) -> list[Score]:
         """One score per completion, group after group."""
         faults = [self._fault(completion.text) for group in groups for completion in group.completions]
         return [Scored(float(not fault), fault) for fault in faults]
+
+
+def fault_of(name: str, style: str) -> Callable[[str], str]:
+    """What tells of a text what is wrong with it in this style; empty where nothing is. Raises UserError, for the reward of
+    this name, for another style."""
+    if style not in _FAULTS:
+        raise UserError(f"{name}: there is no style {style!r}{nearest(style, list(_FAULTS))}")
+    return _FAULTS[style]
 
 
 def tags_fault(text: str, tag: str) -> str:

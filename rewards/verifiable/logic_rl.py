@@ -12,9 +12,10 @@ for mathematics: (answer, format) = (2, 1), (−1.5, 1) and (−2, −1).
 Right is what `answer` says is right. That stands beside this one unpaid, so that accuracy stays 1 or 0, and the run's reward
 is r:
 
-    rewards: [{name: answer, weight: 0, extract: [answer_tag]}, logic_rl]
+    rewards: [{name: answer, weight: 0, extract: [answer_tag], form: think_answer}, logic_rl]
 
-Accuracy knows nothing of tags: a right answer with a tag too many counts in it, and is paid −3.
+With `form`, accuracy has the tags in it, as that of the papers: without it a right answer with a tag too many, which is paid −3
+here, would count as right for all that reads accuracy, Short-RL's length penalty among them.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from rewards.accuracy import known_accuracy
 from rewards.verifiable.format import tags_fault
 from rlcore.errors import UserError
 from rlcore.grading.extract import extract
 from rlcore.grading.roles import cast
 from rlcore.protocols import Reward
-from rlcore.types import Group, Invalid, Problem, Score, Scored
+from rlcore.types import Group, Problem, Score, Scored
 
 
 class LogicRl(Reward):
@@ -44,17 +46,13 @@ class LogicRl(Reward):
 
     def score(self, groups: Sequence[Group], state: Any) -> list[Score]:
         """One score per completion, group after group."""
-        if any(len(group.accuracy) != len(group.completions) for group in groups):
-            raise UserError("logic_rl reads which completions are correct, and no reward component is verifiable: add `answer`")
         return [
             self._score(group.problem, completion.text, accuracy)
             for group in groups
-            for completion, accuracy in zip(group.completions, group.accuracy, strict=True)
+            for completion, accuracy in zip(group.completions, known_accuracy("logic_rl", group), strict=True)
         ]
 
-    def _score(self, problem: Problem, text: str, accuracy: float | None) -> Score:
-        if accuracy is None:
-            return Invalid("logic_rl: the answer could not be judged")
+    def _score(self, problem: Problem, text: str, accuracy: float) -> Score:
         if fault := tags_fault(text, "answer"):
             return Scored(-self._format + self._unreadable, fault)
         if accuracy == 1:

@@ -639,6 +639,11 @@ class RL(Job):
         if rollout.tree or algorithm.budget:
             other = "rollout.tree" if rollout.tree else "algorithm.budget"
             raise ValueError(f"rollout.anytime and {other} each decide what is sampled of a problem: leave out one of them")
+        if self.length_budget:
+            raise ValueError(
+                "length_budget says how long completions are to be, and rollout.anytime where thoughts are cut: leave out one "
+                "of them"
+            )
         if algorithm.mask_truncated:
             raise ValueError(
                 "algorithm.mask_truncated would leave out what a thought says where its first summary is cut, and "

@@ -13,6 +13,8 @@ import pytest
 
 from rewards.as_trl import as_trl
 from rewards.implicit_reward import ImplicitReward
+from rewards.length.cosine import Cosine
+from rewards.length.efficiency import Efficiency
 from rewards.length.kimi import Kimi
 from rewards.length.lcpo_exact import LcpoExact
 from rewards.length.lcpo_max import LcpoMax
@@ -21,6 +23,7 @@ from rewards.length.short_rl import ShortRl
 from rewards.length.triangle import Triangle
 from rewards.verifiable.answer import Answer
 from rewards.verifiable.format import Format
+from rewards.verifiable.logic_rl import LogicRl
 from rlcore import plugins
 from rlcore.data.sources.chain import chain
 from rlcore.errors import UserError
@@ -110,6 +113,10 @@ def test_length_rewards_find_answers_and_budgets(answer: Answer) -> None:
     assert call(as_trl(Triangle()), texts, **columns) == pytest.approx([0.9, 0.9, 0])
     del columns["budget"], columns["id"]  # one problem now, of lengths from 9 to 12
     assert call(as_trl(Kimi(), verifiable=answer), texts, **columns) == pytest.approx([0.5, 0, -0.5])
+    columns["answer"] = ["2", "2", "{{{"]  # nobody can verify the last
+    for reward in (Kimi(), Efficiency(), Cosine(max_tokens=20), LogicRl()):
+        found = call(as_trl(reward, verifiable=answer), texts, **columns)
+        assert [value is None for value in found] == [False, False, True]
     with pytest.raises(UserError, match=r"the length budget of 1\+1\? is None, .*in TRL: whole numbers in .* column `budget`"):
         call(as_trl(Triangle()), texts, **columns)
     with pytest.raises(UserError, match="'kimi' reads which completions are right: add the reward that tells, verifiable="):

@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from rewards.compose import Rewards, scored
-from rewards.length.kimi import Kimi
 from rlcore.errors import UserError
 from rlcore.protocols import Reward
 from rlcore.recipe.schema import Component
-from rlcore.types import Completion, Group, Invalid, Problem, Sampling, Score, Scored
+from rlcore.types import Completion, Cut, Group, Invalid, Problem, Sampling, Score, Scored
 
 
 def completion(problem: str, sample: int, text: str, length: int = 3) -> Completion:
@@ -85,6 +84,21 @@ class Boom(Half):
 class Bare(Half):
     def score(self, groups: Sequence[Group], state: object) -> list[Score]:
         return [0.5 for group in groups for _ in group.completions]  # type: ignore[misc]
+
+
+class Reads(Half):
+    """Pays the number of tokens, and keeps what it was asked about."""
+
+    reads_accuracy = True
+
+    def score(self, groups: Sequence[Group], state: object) -> list[Score]:
+        self.seen = [(tuple(c.text for c in group.completions), group.accuracy) for group in groups]
+        return [Scored(float(len(c.token_ids) - 1)) for group in groups for c in group.completions]
+
+
+class Forgets(Reads):
+    def score(self, groups: Sequence[Group], state: object) -> list[Score]:
+        return super().score(groups, state)[1:]
 
 
 class Short(Half):
@@ -177,13 +191,37 @@ def test_invalid_completions_leave_the_batch_and_are_counted(compose: Callable) 
     assert {row["reason"] for row in graded.ledger if not row["valid"]} == {"told so"}
 
 
-def test_what_reads_accuracy_has_no_say_on_what_was_not_verified() -> None:
-    """Not even in TRL, where each reward is added up by itself."""
-    [group] = groups(["1", "2"])
-    group = replace(group, accuracy=(1.0, None))
-    kimi, half = (scored(name, component, [group], None) for name, component in (("kimi", Kimi()), ("half", Half())))
-    assert kimi == [Scored(0.0), Invalid("not verified")]
-    assert half == [Scored(0.5)] * 2
+def test_what_reads_accuracy_is_not_asked_about_what_was_not_verified() -> None:
+    """Each score stands where its completion does; a reward that reads no accuracy is asked about all."""
+    asked = [replace(g, accuracy=(None, 1.0, None, 0.0)) for g in groups(["a", "b", "c", "d"], ["e", "f", "g", "h"])]
+    asked[1] = replace(asked[1], accuracy=(None,) * 4)
+    read = Reads()
+    assert scored("reads", read, asked, None) == [
+        *(Invalid("not verified"), Scored(2.0), Invalid("not verified"), Scored(4.0)),
+        *[Invalid("not verified")] * 4,
+    ]
+    assert read.seen == [(("b", "d"), (1.0, 0.0)), ((), ())]
+    assert scored("half", Half(), asked, None) == [Scored(0.5)] * 8
+    with pytest.raises(UserError, match="reward 'short' returned 1 scores for 2 completions"):
+        scored("short", Forgets(), asked, None)
+
+
+# -- thoughts cut at budgets ---------------------------------------------------------------------------------------------
+
+
+def test_a_thought_is_trained_though_its_first_row_could_not_be_judged(compose: Callable) -> None:
+    """Rows of two tokens of a thought, one forced and a summary: two thoughts, cut at 1 and at 2, with three summaries each.
+    The first row of the first thought at 2 has no verdict: the next one that has carries the second token. Of the second
+    thought at 2 nothing can be judged."""
+    texts = ["1", "0", "1", "invalid", "invalid", "1", "0", "1", "1", "invalid", "invalid", "invalid"]
+    rows = []
+    for i, text in enumerate(texts):
+        end, first = 1 + i % 6 // 3, i % 3 == 0
+        mask = (*(int(first and t == end - 1) for t in range(end)), 0, 1)
+        rows.append(replace(completion("p", i, text, end + 2), loss_mask=mask, cut=Cut(i // 6, end, end)))
+    batch = compose({"name": "Told"}).grade([Group(Problem("p", "?", "1"), rows)]).batch
+    one, none = [1, 0, 1, 0], [0, 0, 1, 0]
+    assert batch.loss_mask.int().tolist() == [one, none, none, [0, 1, 0, 1], one, none, none]
 
 
 def test_a_value_that_is_not_finite_is_invalid(compose: Callable) -> None:

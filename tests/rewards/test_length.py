@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rewards.compose import scored
 from rewards.length.cosine import Cosine
 from rewards.length.detail import Detail
 from rewards.length.efficiency import Efficiency
@@ -40,7 +41,8 @@ def group(lengths: Sequence[int], accuracy: Accuracy, budget: object = None) -> 
 
 
 def paid(reward: Reward, lengths: Sequence[int], accuracy: Accuracy, budget: object = None) -> list[float]:
-    return [score.value for score in reward.score([group(lengths, accuracy, budget)], None) if isinstance(score, Scored)]
+    scores = scored("it", reward, [group(lengths, accuracy, budget)], None)
+    return [score.value for score in scores if isinstance(score, Scored)]
 
 
 # -- kimi ----------------------------------------------------------------------------------------------------------------
@@ -54,8 +56,8 @@ def test_kimis_worked_example() -> None:
 def test_kimi_compares_with_all_that_were_judged() -> None:
     """Here a wrong completion is the longest. It loses by that, the shorter wrong one gains nothing, and the one that could not
     be judged is neither paid nor the shortest."""
-    values = paid(Kimi(), [300, 500, 400, 900, 10], [RIGHT, RIGHT, WRONG, WRONG, None])
-    assert values == pytest.approx([0.5, 0.5 - 200 / 600, 0, -0.5, 0])
+    values = paid(Kimi(), [10, 300, 500, 400, 900], [None, RIGHT, RIGHT, WRONG, WRONG])
+    assert values == pytest.approx([0.5, 0.5 - 200 / 600, 0, -0.5])
 
 
 def test_kimi_pays_nothing_where_all_are_of_one_length() -> None:
@@ -80,10 +82,6 @@ def test_cosine_beside_an_answer_has_the_papers_numbers() -> None:
     right = [1 + value for value in paid(reward, lengths, [RIGHT] * 5)]
     assert right == pytest.approx([2, 1.5, 1, -9, -9], abs=1e-4)
     assert paid(reward, lengths, [WRONG] * 5) == pytest.approx([-10, -5, 0, -10, -10], abs=1e-4)
-
-
-def test_cosine_pays_nothing_for_what_was_not_verified() -> None:
-    assert paid(Cosine(max_tokens=10), [5, 20], [None, None]) == [0, 0]
 
 
 def test_cosines_pairs_are_read_from_a_recipe() -> None:
@@ -115,8 +113,8 @@ def test_a_separator_that_separates_nothing_is_refused() -> None:
 
 
 def test_efficiencys_worked_example() -> None:
-    values = paid(Efficiency(), [100, 200, 300, 5000, 1], [RIGHT, RIGHT, RIGHT, WRONG, None])
-    assert values == pytest.approx([-0.227103, -0.5, -0.772897, 0, 0], abs=1e-6)
+    values = paid(Efficiency(), [100, 200, 300, 5000], [RIGHT, RIGHT, RIGHT, WRONG])
+    assert values == pytest.approx([-0.227103, -0.5, -0.772897, 0], abs=1e-6)
     assert [1 + 0.1 * value for value in values[:3]] == pytest.approx([0.9773, 0.95, 0.9227], abs=1e-4)
 
 
@@ -137,7 +135,7 @@ def test_lcpo_exacts_worked_example() -> None:
 def test_lcpo_maxs_worked_example() -> None:
     lengths = [200, 1000, 2000, 3000, 4000]
     assert paid(LcpoMax(), lengths, [RIGHT] * 5, 2000) == pytest.approx([0, -0.2, -0.5, -0.8, -1])
-    assert paid(LcpoMax(), lengths, [WRONG, None] * 2 + [WRONG], 2000) == [0] * 5
+    assert paid(LcpoMax(), lengths, [WRONG] * 5, 2000) == [0] * 5
 
 
 @given(st.integers(1, 5000), st.integers(1, 4000), st.sampled_from([RIGHT, WRONG]))
@@ -154,7 +152,7 @@ def test_the_triangles_worked_example() -> None:
 # -- all of them ---------------------------------------------------------------------------------------------------------
 
 EVERY = [Kimi(), Cosine(max_tokens=50), Efficiency(), LcpoExact(), LcpoMax(), Triangle()]
-completions = st.lists(st.tuples(st.integers(1, 60), st.sampled_from([RIGHT, WRONG, None])), min_size=1, max_size=8)
+completions = st.lists(st.tuples(st.integers(1, 60), st.sampled_from([RIGHT, WRONG])), min_size=1, max_size=8)
 
 
 @pytest.mark.parametrize("reward", EVERY, ids=lambda reward: type(reward).__name__)

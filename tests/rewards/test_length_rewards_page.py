@@ -31,6 +31,8 @@ def test_a_snippet_is_a_layer(snippet: str, tmp_path: Path) -> None:
 
 
 def test_every_length_reward_is_told_and_has_a_snippet() -> None:
+    """And each says of itself that it is one."""
     there = {name for name, module in plugins.names("rewards").items() if module.startswith("rewards.length.")}
     assert set(re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE)) == there
     assert {name for name in there if any(name in snippet for snippet in SNIPPETS)} == there
+    assert {name for name in plugins.names("rewards") if getattr(plugins.find("rewards", name), "reads_length", False)} == there

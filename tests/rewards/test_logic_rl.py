@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from rlcore.errors import UserError
 from rlcore.grading.roles import cast
 from rlcore.recipe.load import load
 from rlcore.recipe.schema import RL, Component
-from rlcore.types import Completion, Group, Invalid, Problem, Sampling, Scored
+from rlcore.types import Completion, Group, Problem, Sampling, Scored
 
 PUZZLE = Problem("p", "", "Ann is a knight, Ben is a knave, Cem is a knight", "roles")
 SUM = Problem("p", "", "5")
@@ -76,9 +77,29 @@ def test_the_numbers_are_knobs() -> None:
             LogicRl(**wrong)
 
 
-def test_what_was_not_judged_is_not_paid() -> None:
-    judged = Group(PUZZLE, group(PUZZLE, form("hm")).completions, (None,))
-    assert isinstance(LogicRl().score([judged], None)[0], Invalid)
+def test_a_right_answer_in_broken_form_is_not_correct() -> None:
+    """Short, and without thoughts, it counts neither in the lengths that Short-RL compares nor in accuracy; and it says why."""
+    recipe = load(["grpo_knights"]).recipe
+    assert isinstance(recipe, RL)
+    short_rl = Component(name="short_rl", length_tolerance=0)  # type: ignore[call-arg]
+    rewards = Rewards([*recipe.rewards, short_rl], max_invalid_fraction=0.0)
+    texts = [f"<answer>{PUZZLE.answer}</answer>", form(PUZZLE.answer), form(PUZZLE.answer), form("hm")]
+    told = group(PUZZLE, *texts)
+    lengths = [n * 10 for n in (1, 2, 4, 5)]
+    completions = [
+        replace(c, token_ids=(2,) * n, loss_mask=(1,) * n, logprobs=(0.0,) * n, versions=(0,) * n)
+        for c, n in zip(told.completions, lengths, strict=True)
+    ]
+    graded = rewards.grade([replace(told, completions=completions)])
+    rewards.close()
+    of = {name: [r for r in graded.ledger if r["component"] == name] for name in ("answer", "logic_rl", "short_rl")}
+    assert {name: [row["value"] for row in rows] for name, rows in of.items()} == {
+        "answer": [0, 1, 1, 0],
+        "logic_rl": [-3, 3, 3, -1],
+        "short_rl": [0, 0.5, -0.5, 0],
+    }
+    assert of["answer"][0]["reason"] == "right, in another form: 0 times <think>"
+    assert rewards.update(graded)["short_rl/best_accuracy"].value == 0.5
 
 
 def test_a_run_that_verifies_nothing_is_refused() -> None:

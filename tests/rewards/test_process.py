@@ -135,11 +135,11 @@ def test_the_component_pays_a_step_where_it_ends() -> None:
 
 
 def test_renorm_reads_what_was_verified() -> None:
-    """Steps right, wrong, right: 1 + 0 + 1 beside a right answer, 3 less beside a wrong one, nothing beside none."""
+    """Steps right, wrong, right: 1 + 0 + 1 beside a right answer, 3 less beside a wrong one."""
     reward = Process(judge={"name": "chain_truth"}, credit="renorm", separator="\n")
-    same = [completed("3+5=8\n8-9=8\n#### 9")] * 3
-    found = [score.value for score in reward.score([Group(CHAIN, same, (1.0, 0.0, None))], None) if isinstance(score, Scored)]
-    assert found == pytest.approx([2, -1, 0])
+    same = [completed("3+5=8\n8-9=8\n#### 9")] * 2
+    found = [score.value for score in reward.score([Group(CHAIN, same, (1.0, 0.0))], None) if isinstance(score, Scored)]
+    assert found == pytest.approx([2, -1])
     with pytest.raises(UserError, match="no reward component is verifiable: add `answer`"):
         reward.score([Group(CHAIN, same)], None)
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.compose import Rewards
+from rewards.compose import Rewards, scored
 from rewards.length.short_rl import ShortRl
 from rlcore.errors import UserError
 from rlcore.plugins import bind, find
@@ -32,7 +32,8 @@ def group(lengths: Sequence[int], accuracy: Accuracy, text: str = "") -> Group:
 
 
 def paid(reward: ShortRl, lengths: Sequence[int], accuracy: Accuracy, state: float = 0.0) -> list[float]:
-    return [score.value for score in reward.score([group(lengths, accuracy)], state) if isinstance(score, Scored)]
+    scores = scored("it", reward, [group(lengths, accuracy)], state)
+    return [score.value for score in scores if isinstance(score, Scored)]
 
 
 def batch(right: int, of: int) -> Group:
@@ -63,9 +64,9 @@ def test_each_problem_has_its_own_shortest_and_longest() -> None:
 
 def test_wrong_completions_take_part_only_where_the_recipe_says_so() -> None:
     """200 tokens is then the shortest, and the wrong completion the best paid. One without a verdict never takes part."""
-    lengths, accuracy = [300, 350, 500, 900, 200, 50], [1.0, 1.0, 1.0, 1.0, 0.0, None]
+    lengths, accuracy = [50, 300, 350, 500, 900, 200], [None, 1.0, 1.0, 1.0, 1.0, 0.0]
     values = paid(ShortRl(length_tolerance=100, correct_only=False), lengths, accuracy)
-    assert values == pytest.approx([0.5, 0.5 - 150 / 700, 0.5 - 300 / 700, -0.5, 0.5, 0])
+    assert values == pytest.approx([0.5, 0.5 - 150 / 700, 0.5 - 300 / 700, -0.5, 0.5])
 
 
 @pytest.mark.parametrize(("right", "opens"), [(10, True), (13, True), (12, True), (11, False), (0, False)])
@@ -102,11 +103,11 @@ def test_the_batch_itself_counts_towards_the_best_before_it_is_compared() -> Non
 
 def test_a_batch_that_nobody_could_judge_moves_nothing() -> None:
     reward = ShortRl(length_tolerance=0)
-    assert reward.score([group([1, 2], [None, None])], 0.5) == [Scored(0.0), Scored(0.0)]  # its accuracy is not 0
+    assert paid(reward, [1, 2], [None, None], 0.5) == []  # its accuracy is not 0
     assert reward.update([group([1, 2], [None, None])], None, 0.5)[0] == 0.5  # type: ignore[arg-type]
 
 
-completions = st.lists(st.tuples(st.integers(1, 60), st.sampled_from([1.0, 0.0, None])), min_size=1, max_size=8)
+completions = st.lists(st.tuples(st.integers(1, 60), st.sampled_from([1.0, 0.0])), min_size=1, max_size=8)
 bands = st.integers(0, 60)
 
 

@@ -67,9 +67,26 @@ def test_answer_looks_where_it_is_told() -> None:
     reward.close()
 
 
+def test_answer_wants_the_form_that_it_is_told() -> None:
+    """Wrong ones keep their own reasons, and what could not be judged is no less so."""
+    reward = Answer(form="closed_think")
+    texts = [r"a</think>\boxed{5}", r"\boxed{5}", r"\boxed{6}", "hm"]
+    scores = reward.score([group("5", *texts), group("{{{", r"\boxed{5}")], None)
+    assert scores == [
+        Scored(1.0, judged="5"),
+        Scored(0.0, "right, in another form: 0 times </think>", judged="5"),
+        Scored(0.0, "wrong answer: 6", judged="6"),
+        Scored(0.0, "no answer"),
+        Invalid("gold answer unparsable: {{{"),
+    ]
+    reward.close()
+
+
 def test_bad_settings_of_answer() -> None:
     with pytest.raises(UserError, match="did you mean 'boxed'"):
         Answer(extract=["boxd"])
+    with pytest.raises(UserError, match="answer: there is no style 'box'; did you mean 'boxed'"):
+        Answer(form="box")
 
 
 @pytest.mark.parametrize(

@@ -143,6 +143,21 @@ REFUSED = [
     ([*ANYTIME, "algorithm.mask_truncated=true"], "mask_truncated would leave out what a thought says"),
     ([*ANYTIME, "algorithm.kl={coefficient: 1, place: reward}"], "pays each token once, and rollout.anytime"),
     ([*ANYTIME, "cluster={mode: async}"], "rollout.anytime cannot go on with other weights"),
+    ([*ANYTIME, "rewards=[answer, kimi]"], "reward 'kimi' goes by length, and the completions of rollout.anytime"),
+    ([*ANYTIME, "rewards=[answer, {name: detail, cap: 4}]"], "reward 'detail' goes by length"),
+    (
+        [*ANYTIME, "length_budget={uniform: [4, 9]}", "rewards=[answer, lcpo_max]"],
+        "length_budget says how long completions are to be, and rollout.anytime where thoughts are cut",
+    ),
+    (
+        ["algorithms/remax", "rewards=[answer, {name: short_rl, length_tolerance: 9}]"],
+        "reward 'short_rl' compares the completions of a problem, and algorithm.advantage 'remax' wants",
+    ),
+    (
+        ["rewards=[answer, {name: overlong, max_tokens: 65, buffer: 9}]"],
+        "reward 'overlong' has max_tokens 65, and completions are cut before that, at rollout.max_new_tokens 64",
+    ),
+    (["rewards=[answer, {name: cosine, max_tokens: 65}]"], "reward 'cosine' has max_tokens 65"),
     ([*ANYTIME, "algorithm.critic={}"], "advantage 'brpo' takes no values"),
     (["algorithm.advantage=rloo", "rollout.samples=1"], "advantage 'rloo' compares the completions of a problem"),
     (["algorithm.loss=drpo", "rewards=[format]"], "accuracy"),
@@ -165,6 +180,11 @@ def test_what_cannot_work_is_refused_before_anything_is_loaded(
     monkeypatch.setattr("rlcore.models.ModelSpec.load", loaded)
     with pytest.raises(UserError, match=message):
         asked(["quickstart", *overrides, *SMALL[:1], "eval=null"])
+
+
+def test_a_reward_may_have_as_many_tokens_as_completions() -> None:
+    both = "{name: overlong, max_tokens: 64, buffer: 9}, {name: cosine, max_tokens: 64}"
+    asked(["quickstart", f"rewards=[answer, {both}]", *SMALL[:1], "eval=null"])
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -314,6 +314,9 @@ def test_what_a_recipe_leaves_to_the_reward_components() -> None:
     found = built(f"rewards=[answer, {process}, {{name: prime}}, {{name: format, style: boxed}}]")
     assert (found.separator, found.watched) == (";", {"prm"})
     assert (built().separator, built().watched) == ("\n\n", set())
+    detail = "{name: detail, cap: 4, separator: '|'}"
+    assert (built(f"rewards=[answer, {detail}]").separator, built(f"rewards=[answer, {detail}]").watched) == ("|", set())
+    assert built(f"rewards=[answer, {detail}, {process}]").separator == ";"  # what is paid for steps goes first
     assert built(f"rewards=[answer, {process}]", "monitor={separator: '|', watch: [answer]}").separator == "|"
     assert type(built("monitor=null")) is Unwatched
     with pytest.raises(UserError, match=r"monitor\.watch names 'anser', which is no component; did you mean 'answer'"):
