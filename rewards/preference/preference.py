@@ -91,8 +91,8 @@ class _Judge:
         start = asked.taught.reference
         if asked.reference and start and weights_digest(asked.reference.location) != start.digest:
             raise UserError(
-                f"preference: the weights of {asked.reference.location} are not those that training started from, which were in "
-                f"{start.location}"
+                f"preference: the weights of {asked.reference.location} are not those that training started from, which were "
+                f"in {start.location}"
             )
         self.latent = load_latent(asked.spec.location)
         if self.latent is not None:

@@ -1,5 +1,5 @@
-"""Worst-case memory of recipes that train a policy by RL or from pairs, and the token budget of RL, by arithmetic on the model's
-configuration. Bytes and tokens."""
+"""Worst-case memory of recipes that train a policy by RL or from pairs, and the token budget of RL: by arithmetic on the
+model's configuration. Bytes and tokens."""
 
 from __future__ import annotations
 
