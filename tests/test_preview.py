@@ -106,8 +106,12 @@ def test_the_dry_run_of_a_supervised_job(tiny: Path) -> None:
 
 
 @pytest.mark.parametrize("recipe", ["quickstart", "toy/chain-steps", "lpc_chain", "prm_chain"])
-def test_a_model_with_latent_codes_is_not_trained_without_them(recipe: str, tiny: Path, tmp_path: Path) -> None:
-    """Of every job that trains, in a launch and in a dry run; a run's folder is as good as the model in it."""
+def test_a_model_with_latent_codes_is_not_trained_without_them(
+    recipe: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By any job that trains, before a launch or a dry run begins its work; a run's folder is as good as the model in it."""
+    monkeypatch.setattr(jobs, "WORK", {})
+    monkeypatch.setattr(preview, "OF_JOB", {})
     shutil.copytree(tiny, tmp_path / "liked" / "model")
     LatentCodes(64, 2, 8).save(tmp_path / "liked" / "model")
     loaded = load([recipe, f"model={tmp_path / 'liked'}", f"output={tmp_path / 'run'}"])
