@@ -77,8 +77,8 @@ def _sampling(recipe: RL, shape: Shape, tokens: int, engine: type[Engine]) -> di
 
 
 def _training(recipe: RL, shape: Shape, tokens: int) -> dict[str, int]:
-    adapter = recipe.lora is not None and recipe.lora.serve == "adapter"
-    sent = WIDTH[recipe.dtype] * (_lora_parameters(recipe.lora.rank, shape) if adapter else shape.parameters)
+    lora = recipe.lora if recipe.lora and recipe.lora.serve == "adapter" else None
+    sent = WIDTH[recipe.dtype] * (_lora_parameters(lora.rank, shape) if lora else shape.parameters)
     if recipe.cluster is not None:
         sent = min(sent, int(2 * recipe.cluster.bucket_mb * 2**20))
     return _learning(recipe, recipe.cluster, shape, tokens) | {"copy of the weights for a sync": sent}
