@@ -14,14 +14,19 @@ class ConversationPrompter(Prompter):
 
     def conversation(self, messages: Sequence[Message]) -> str:
         """The prompt as the model reads it, special tokens spelt out. What the user says last stands in the recipe's template;
-        a system message takes the place of the recipe's. Without a chat template every message is a paragraph."""
+        a system message at the beginning takes the place of the recipe's. Without a chat template what was said before is
+        written as the recipe's examples are."""
         *before, last = messages
-        said = self.user(Problem("", last.content, "")) if last.role == "user" else last.content
-        opening = [] if messages[0].role == "system" else self._opening()
-        turns = [*opening, *({"role": m.role, "content": m.content} for m in before), {"role": last.role, "content": said}]
+        if before and before[0].role == "system":
+            spec = self.spec.model_copy(update={"system": before[0].content})
+            return ConversationPrompter(spec, self.tokenizer).conversation(messages[1:])
+        problem = Problem("", last.content, "")
+        said = self.user(problem) if last.role == "user" else last.content
         if self.chat:
-            return self._template(turns, add_generation_prompt=True)
-        return "\n\n".join(turn["content"] for turn in turns) + "\n"
+            turns = [{"role": m.role, "content": m.content} for m in before]
+            return self._template([*self._opening(), *turns, {"role": last.role, "content": said}], add_generation_prompt=True)
+        opening = self.text(problem).removesuffix(f"{self.user(problem)}\n")
+        return opening + "".join(m.content + ("\n" if m.role == "user" else "\n\n") for m in before) + f"{said}\n"
 
     def render_conversation(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Prompt token ids."""

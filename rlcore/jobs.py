@@ -18,6 +18,7 @@ from rlcore.data.mixture import load as load_problems
 from rlcore.errors import UserError
 from rlcore.evaluation.during import PeriodicEvaluation, compare
 from rlcore.grading.pool import Grader
+from rlcore.latent import refuse_latent
 from rlcore.models import ModelSpec
 from rlcore.prompts import Prompter, stop_ids
 from rlcore.protocols import LearnerLost
@@ -45,6 +46,8 @@ def run(loaded: Loaded, resume: bool) -> dict[str, Any]:
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     with claim(loaded, resume):
+        if not isinstance(recipe, Annotate):
+            refuse_latent(recipe.model)
         return WORK[type(recipe)](loaded, recipe)
 
 
@@ -145,7 +148,7 @@ def _preference(loaded: Loaded, recipe: Preference) -> dict[str, Any]:
     with ExitStack() as ending:
         ending.callback(run.console.stop)
         with run.interruptible():
-            trained = preference.train(recipe, run, model, tokenizer, material)
+            trained = preference.train(recipe, run, location, model, tokenizer, material)
         return _finish(run, preference.finish(recipe, run, trained))
 
 

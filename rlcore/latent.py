@@ -13,12 +13,16 @@ a GELU is ours.) They are kept in the folder `latent` of a plain checkpoint.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
+
+from rlcore.errors import UserError
+from rlcore.models import locate
 
 FOLDER = "latent"  # not beside the weights: whoever loads a plain checkpoint takes all *.safetensors there for its weights
 WEIGHTS, SIZES = "codes.safetensors", "codes.json"
@@ -46,6 +50,10 @@ class LatentCodes(nn.Module):
         """(n, K) from the states (n, H) of the better and of the worse answers."""
         return log_softmax(self.posterior(torch.cat([chosen, rejected], -1).float()), -1)
 
+    def logits(self, head: Tensor) -> Tensor:
+        """(K, V) what each code adds to the logits, in float32: E·Wᵀ, W (V, H) being the language head's."""
+        return self.codebook.to(head.device).float() @ head.float().T
+
     def save(self, folder: Path) -> None:
         folder = folder / FOLDER
         folder.mkdir(exist_ok=True)
@@ -53,8 +61,19 @@ class LatentCodes(nn.Module):
         (folder / SIZES).write_text(json.dumps(self.sizes) + "\n", encoding="utf-8")
 
 
+def states_after(hidden: Tensor, lengths: Sequence[int]) -> Tensor:
+    """(n, H) of a backbone's last hidden states (n, T, H), each at the last of so many tokens."""
+    return hidden[range(len(lengths)), [length - 1 for length in lengths]]
+
+
 def is_latent(folder: str) -> bool:
     return (Path(folder) / FOLDER / SIZES).is_file()
+
+
+def refuse_latent(model: str) -> None:
+    """Raise UserError for a model with codes, by its name in a recipe, of a job that would train it without them."""
+    if Path(model).is_dir() and is_latent(locate(model)):
+        raise UserError(f"model {model!r} has latent codes, without which it would be trained on: remove its folder `latent`")
 
 
 def load_latent(folder: str) -> LatentCodes | None:

@@ -186,10 +186,26 @@ def without_weights(location: str, trust_remote_code: bool = False) -> PreTraine
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code)
+    try:
+        config = AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, json.JSONDecodeError) as error:
+        raise _not_loaded("model", location, error) from error
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     return model
+
+
+def weights_digest(location: str) -> str:
+    """SHA-256 of the safetensors files that a model is loaded from, one after the other: of a folder, or of a hub id that was
+    loaded before."""
+    from huggingface_hub import snapshot_download
+
+    folder = Path(location if Path(location).is_dir() else snapshot_download(location, local_files_only=True))
+    found = hashlib.sha256()
+    for path in sorted(folder.glob("model*.safetensors")):
+        with path.open("rb") as file:
+            hashlib.file_digest(file, lambda: found)
+    return found.hexdigest()
 
 
 def parameters(location: str) -> int:

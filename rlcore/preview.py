@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from rewards.preference.preference import Preference as PreferenceReward
 from rewards.process.process import Process
 from rlcore import models, plugins
 from rlcore.conversation import ConversationPrompter
 from rlcore.data.mixture import load as load_problems
+from rlcore.latent import refuse_latent
 from rlcore.length_budget import describe, for_training
 from rlcore.prompts import Prompter
 from rlcore.protocols import LearnedReward
-from rlcore.recipe.estimate import Shape, memory, token_budget
+from rlcore.recipe.estimate import Shape, memory, pairs_memory, token_budget
 from rlcore.recipe.schema import RL, Annotate, Job, Preference, Recipe, RewardModel, Sft
 from rlcore.toy import warmstart
 from rlcore.types import Problem
@@ -28,6 +30,8 @@ from trainers.reward_model import stage_steps
 
 def preview(recipe: Recipe) -> Iterator[str]:
     """Lines to print. Everything that a launch would refuse before loading the model is refused here too."""
+    if not isinstance(recipe, Annotate):
+        refuse_latent(recipe.model)
     yield from OF_JOB[type(recipe)](recipe)
 
 
@@ -52,12 +56,11 @@ def _rl(recipe: RL) -> Iterator[str]:
     spec = recipe.rollout.engine
     plugins.bind("rollout.engines", spec.name, spec.options)
     engine = plugins.find("rollout.engines", spec.name)
-    learned = [label for label, reward in asked.rewards.components.items() if isinstance(reward, LearnedReward)]
-    judges = {label: reward.judge.weights for label, reward in asked.rewards.components.items() if isinstance(reward, Process)}
-    need = memory(recipe, _shape(location, recipe.trust_remote_code), longest, engine, learned, judges)
-    for process, parts in need.items():
-        yield f"memory of {process}, at worst: {_size(sum(parts.values()))}, of which"
-        yield from (f"  {name}: {_size(count)}" for name, count in parts.items())
+    components = asked.rewards.components
+    learned = [label for label, reward in components.items() if isinstance(reward, LearnedReward)]
+    judges = {label: reward.judge.weights for label, reward in components.items() if isinstance(reward, Process)}
+    loaded = {label: reward.weights for label, reward in components.items() if isinstance(reward, PreferenceReward)}
+    yield from _memory(memory(recipe, _shape(location, recipe.trust_remote_code), longest, engine, learned, judges, loaded))
 
 
 def _sft(recipe: Sft) -> Iterator[str]:
@@ -100,6 +103,7 @@ def _preference(recipe: Preference) -> Iterator[str]:
     lengths = [len(pair.prompt) + len(answer) for pair in found.train for answer in (pair.chosen, pair.rejected)]
     yield f"steps: {preference.steps(recipe, len(found.train))}"
     yield f"tokens an epoch: {sum(lengths):,}, at most {max(lengths)} a prompt and answer"
+    yield from _memory(pairs_memory(recipe, _shape(location, recipe.trust_remote_code), max(lengths)))
 
 
 def _annotate(recipe: Annotate) -> Iterator[str]:
@@ -125,6 +129,13 @@ def _first(prompter: Prompter, problems: Sequence[Problem]) -> Iterator[str]:
     ids = prompter.render(problems[0])
     yield f"first prompt, {len(ids)} tokens: {prompter.text(problems[0])!r}"
     yield f"token ids: {list(ids)}"
+
+
+def _memory(need: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
+    """`need`: bytes by process and purpose."""
+    for process, parts in need.items():
+        yield f"memory of {process}, at worst: {_size(sum(parts.values()))}, of which"
+        yield from (f"  {name}: {_size(count)}" for name, count in parts.items())
 
 
 def _shape(location: str, trust_remote_code: bool) -> Shape:

@@ -170,7 +170,7 @@ class Reward(ABC):
         completions that could be verified, and no others."""
 
     def begin(self, tokenizer: PreTrainedTokenizerBase) -> None:  # noqa: B027 (most rewards read text alone)
-        """Told the policy's tokenizer, before the first batch."""
+        """Told the policy's tokenizer, before the first batch; the time to load what it scores with."""
 
     def close(self) -> None:  # noqa: B027 (most rewards hold nothing)
         """Release what the component holds (worker processes, models)."""

@@ -18,7 +18,7 @@ from torch.nn.functional import one_hot
 
 from rlcore.batch import cut_by_length, pad
 from rlcore.errors import UserError
-from rlcore.latent import LatentCodes
+from rlcore.latent import LatentCodes, states_after
 from rlcore.models import without_weights
 from rlcore.types import Code, Request, seed_from
 
@@ -50,7 +50,7 @@ class CodeChooser:
         for part in cut_by_length({i: len(prompt) for i, prompt in enumerate(prompts)}, TOKENS):
             ids = pad([prompts[i] for i in part], torch.long).to(self.device)
             hidden = self.decoder(ids, use_cache=False).last_hidden_state
-            found[part] = self.latent.log_prior(hidden[range(len(part)), [len(prompts[i]) - 1 for i in part]]).exp()
+            found[part] = self.latent.log_prior(states_after(hidden, [len(prompts[i]) for i in part])).exp()
         return found
 
     def _chosen(self, request: Request, prior: Tensor) -> Tensor:
@@ -72,11 +72,6 @@ def refuse_code(code: Code | None, location: str) -> None:
     """Raise UserError where a code is asked of a model that has none."""
     if code is not None:
         raise UserError(f"code {code!r} is asked of {location}, a model without latent codes")
-
-
-def code_logits(latent: LatentCodes, head: Tensor) -> Tensor:
-    """(K, V) what each code adds to the logits, in float32: E·Wᵀ, W (V, H) being the language head's."""
-    return latent.codebook.to(head.device).float() @ head.float().T
 
 
 def language_head(folder: str) -> Tensor:

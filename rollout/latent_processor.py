@@ -18,7 +18,7 @@ from vllm.v1.sample.logits_processor.interface import BatchUpdate, LogitsProcess
 
 from rlcore.errors import UserError
 from rlcore.latent import load_latent
-from rollout.latent import CODE_WEIGHTS, code_logits, language_head
+from rollout.latent import CODE_WEIGHTS, language_head
 
 
 class LatentProcessor(LogitsProcessor):
@@ -29,7 +29,7 @@ class LatentProcessor(LogitsProcessor):
         latent = load_latent(folder)
         if latent is None:
             raise UserError(f"{folder} has no latent codes to serve")
-        self.logits = code_logits(latent, language_head(folder)).to(device)
+        self.logits = latent.logits(language_head(folder)).to(device)
         self.asked: dict[int, tuple[float, ...]] = {}  # by the row of the batch
 
     def is_argmax_invariant(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rlcore import jobs, preview
 from rlcore.errors import UserError
+from rlcore.latent import LatentCodes
 from rlcore.recipe.load import Loaded, load
 from rlcore.recipe.schema import JOBS
 from trainers.plan import plan
@@ -101,6 +103,21 @@ def test_the_dry_run_of_a_supervised_job(tiny: Path) -> None:
     lines = list(preview.preview(recipe))
     assert lines[0] == "7 training problems"
     assert lines[1].startswith("first prompt, ")
+
+
+@pytest.mark.parametrize("recipe", ["quickstart", "toy/chain-steps", "lpc_chain", "prm_chain"])
+def test_a_model_with_latent_codes_is_not_trained_without_them(
+    recipe: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By any job that trains, before a launch or a dry run begins its work; a run's folder is as good as the model in it."""
+    monkeypatch.setattr(jobs, "WORK", {})
+    monkeypatch.setattr(preview, "OF_JOB", {})
+    shutil.copytree(tiny, tmp_path / "liked" / "model")
+    LatentCodes(64, 2, 8).save(tmp_path / "liked" / "model")
+    loaded = load([recipe, f"model={tmp_path / 'liked'}", f"output={tmp_path / 'run'}"])
+    for refused in (lambda: jobs.run(loaded, resume=False), lambda: list(preview.preview(loaded.recipe))):
+        with pytest.raises(UserError, match="liked' has latent codes, without which it would be trained on"):
+            refused()
 
 
 def test_every_job_has_its_own_work_and_preview() -> None:

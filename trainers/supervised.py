@@ -12,6 +12,7 @@ from pathlib import Path
 from rlcore.batch import TrainingBatch
 from rlcore.data.overlap import normalise
 from rlcore.run.checkpoint import latest
+from rlcore.run.console import warn
 from rlcore.run.folder import Run
 from rlcore.run.metrics import values
 from rlcore.types import seed_from
@@ -53,9 +54,23 @@ def orders(seed: int, count: int, size: int, after: int) -> Iterator[list[int]]:
 
 
 def best(run: Run, learner: str) -> Path:
-    """The learner's folder in the checkpoint of the best validation; where that was before the first step, in the last one."""
-    root = run.folder / "checkpoints"
-    return root / f"step-{run.best_step or latest(root)}" / learner
+    """The learner's folder in the checkpoint of `written_step`."""
+    return run.folder / "checkpoints" / f"step-{written_step(run)}" / learner
+
+
+def written_step(run: Run) -> int:
+    """That of the best validation, whose weights are written; where no later one was better than that before the first step,
+    the last, whatever it is worth."""
+    return run.best_step or latest(run.folder / "checkpoints") or 0
+
+
+def warn_of_start(run: Run) -> None:
+    """Where training made nothing better."""
+    if run.best_step == 0:
+        warn(
+            f"{run.keep.keep_best} was never above what it was before training: step {written_step(run)}, the last, is "
+            "written, and the model that it started from may be better"
+        )
 
 
 def is_held_out(problem: str, share: float) -> bool:

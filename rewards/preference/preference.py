@@ -4,12 +4,14 @@
 
 p is the model's prior over its latent codes (`rlcore.latent`). In the ledger stand r, and measured beside it `code_k`, r_k, and
 `prior_k`, p(k|x): by what the completion is good, and how much that counts for this prompt. A model without codes has r alone.
+It is asked with the prompt that it learned with, which its run folder says, whatever the policy's is.
 Worked: p = (¼, ¾) and r_k = (2, −2) make r = −1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,35 +19,33 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from rewards.implicit_reward import FILE, ImplicitReward, load_implicit_reward
+from rewards.implicit_reward import FILE, load_implicit_reward_model
 from rewards.reader import TOKENS, Dtype
 from rlcore.batch import cut_by_length, pad
 from rlcore.conversation import ConversationPrompter
 from rlcore.data.preferences import Message
 from rlcore.errors import UserError
-from rlcore.latent import load_latent
-from rlcore.models import ModelSpec, load_tokenizer, locate
+from rlcore.latent import load_latent, states_after
+from rlcore.models import ModelSpec, load_tokenizer, locate, weights_digest, without_weights
 from rlcore.protocols import Reward
-from rlcore.recipe.schema import Prompt
+from rlcore.recipe.estimate import WIDTH
 from rlcore.types import Group, Score, Scored
-from rollout.latent import code_logits
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Texts = Sequence[tuple[tuple[int, ...], tuple[int, ...]]]  # prompts and answers, token ids
 
 
 class Preference(Reward):
-    """`model`: a run folder of `job: preference`. `reference`: the model that it began as, where its loss measures from one.
-    `template`: what the user was told in that job. `tokens`: of a pass, padding included."""
+    """`model`: a run folder of `job: preference`. `reference`: where the model that it began as is, if not where it was then.
+    `tokens`: of a pass, padding included."""
 
     def __init__(
         self,
         *,
         model: str,
         reference: str = "",
-        template: str = "{problem}",
         dtype: Dtype = "float32",
         device: str = "auto",
         tokens: PositiveInt = TOKENS,
@@ -53,16 +53,29 @@ class Preference(Reward):
         self.spec = ModelSpec(locate(model), dtype, device)
         if not (Path(self.spec.location) / FILE).is_file():
             raise UserError(f"preference: {model} is no run folder of `job: preference`: it has no {FILE}")
-        self.implicit: ImplicitReward = load_implicit_reward(Path(self.spec.location))
-        if self.implicit.relative and not reference:
-            raise UserError(f"preference: {model} measures from the model that it began as: name that as `reference`")
-        self.reference = ModelSpec(locate(reference), dtype, device) if self.implicit.relative else None
-        self.prompt, self.tokens = Prompt(template=template), tokens
-        self.judge: _Judge | None = None  # None before the first score, which loads it
+        self.taught = load_implicit_reward_model(Path(self.spec.location))
+        self.reference: ModelSpec | None = None
+        if (start := self.taught.reference) is not None:
+            if not reference and Path(start.location).is_absolute() and not Path(start.location).is_dir():
+                raise UserError(f"preference: {start.location}, which {model} began as, is gone: name a copy as `reference`")
+            self.reference = ModelSpec(locate(reference or start.location), dtype, device)
+        self.tokens = tokens
+
+    def begin(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Loads the models. Raises UserError where the reference is not the model that training started from."""
+        _ = self.judge
+
+    @cached_property
+    def judge(self) -> _Judge:
+        return _Judge(self)
+
+    @property
+    def weights(self) -> int:
+        """Bytes of the models that `begin` loads."""
+        specs = [spec for spec in (self.spec, self.reference) if spec is not None]
+        return sum(WIDTH[spec.dtype] * without_weights(spec.location).num_parameters() for spec in specs)
 
     def score(self, groups: Sequence[Group], state: Any) -> list[Score]:
-        if self.judge is None:
-            self.judge = _Judge(self)
         asked = [(group.problem.prompt, c.text, c.truncated) for group in groups for c in group.completions]
         return [_scored(prior, worth) for prior, worth in self.judge.worth(asked)]
 
@@ -71,10 +84,16 @@ class _Judge:
     """The models, loaded."""
 
     def __init__(self, asked: Preference) -> None:
-        self.implicit, self.tokens = asked.implicit, asked.tokens
-        self.prompter = ConversationPrompter(asked.prompt, load_tokenizer(asked.spec.location))
+        self.implicit, self.tokens = asked.taught.reward, asked.tokens
+        self.prompter = ConversationPrompter(asked.taught.prompt, load_tokenizer(asked.spec.location))
         self.model = asked.spec.load().eval()
         self.reference = None if asked.reference is None else asked.reference.load().eval()
+        start = asked.taught.reference
+        if asked.reference and start and weights_digest(asked.reference.location) != start.digest:
+            raise UserError(
+                f"preference: the weights of {asked.reference.location} are not those that training started from, which were "
+                f"in {start.location}"
+            )
         self.latent = load_latent(asked.spec.location)
         if self.latent is not None:
             self.latent = self.latent.to(self.model.device)
@@ -88,7 +107,7 @@ class _Judge:
         ]
         nothing = torch.zeros(1, 1, device=self.model.device)
         head = self.model.get_output_embeddings().weight
-        found, states = self._logprobs(self.model, texts, nothing if self.latent is None else code_logits(self.latent, head))
+        found, states = self._logprobs(self.model, texts, nothing if self.latent is None else self.latent.logits(head))
         beside: list[Tensor] | list[None] = [None] * len(texts)
         if self.reference is not None:
             beside = self._logprobs(self.reference, texts, nothing)[0]
@@ -106,11 +125,12 @@ class _Judge:
         for part in cut_by_length({i: len(prompt) + len(answer) for i, (prompt, answer) in enumerate(texts)}, self.tokens):
             ids = pad([(*texts[i][0], *texts[i][1]) for i in part], torch.long).to(model.device)
             hidden = model.get_decoder()(ids, use_cache=False).last_hidden_state
+            states = states_after(hidden, [len(texts[i][0]) for i in part])
             for row, i in enumerate(part):
                 (prompt, answer), targets = texts[i], torch.tensor(texts[i][1], device=model.device)[:, None]
                 logits = head(hidden[row, len(prompt) - 1 : len(prompt) + len(answer) - 1]).float()
                 logprobs = [(logits + each).log_softmax(-1).gather(1, targets)[:, 0] for each in added]
-                found[i] = torch.stack(logprobs), hidden[row, len(prompt) - 1]
+                found[i] = torch.stack(logprobs), states[row]
         return [found[i][0] for i in range(len(texts))], [found[i][1] for i in range(len(texts))]
 
 

@@ -1,4 +1,5 @@
-"""Worst-case memory and token budget of an RL recipe, by arithmetic on the model's configuration. Bytes and tokens."""
+"""Worst-case memory of recipes that train a policy by RL or from pairs, and the token budget of RL: by arithmetic on the
+model's configuration. Bytes and tokens."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rlcore.protocols import Engine
-from rlcore.recipe.schema import RL, Cluster
+from rlcore.recipe.schema import RL, Cluster, Preference
 
 FLOAT32, WIDTH = 4, {"float32": 4, "bfloat16": 2}
 ACTIVATIONS_PER_LAYER = 20  # hidden-size vectors kept per token and layer for the backward pass of a Llama-style block
@@ -30,27 +31,38 @@ def memory(
     engine: type[Engine],
     learned: Sequence[str] = (),
     judges: Mapping[str, int] | None = None,
+    loaded: Mapping[str, int] | None = None,
 ) -> dict[str, dict[str, int]]:
     """Bytes by process and purpose, every completion as long as `max_new_tokens` lets it be. `learned` are the labels of the
-    reward components that learn, `judges` the bytes of those that ask a reward model."""
+    reward components that learn, `judges` the bytes of those that ask a reward model, `loaded` of those that hold models in the
+    process that launches."""
     tokens = longest_prompt + recipe.rollout.max_new_tokens
     sampling, training = _sampling(recipe, shape, tokens, engine), _training(recipe, shape, tokens)
     reference = {"reference model": _reference(recipe, shape)}
     critic = _critic(recipe, shape, tokens) if recipe.algorithm.has_own_critic else {}
     rewards = {label: _learned_reward(recipe, shape, tokens, label) for label in learned}
     judging = {f"{label}'s reward model": count for label, count in (judges or {}).items() if count}
+    here = {f"{label}'s models": count for label, count in (loaded or {}).items()}
     cluster = recipe.cluster
     if cluster is None:
-        together = sampling | training | reference | critic | judging
+        together = sampling | training | reference | critic | judging | here
         return {"this process": together | {name: count for parts in rewards.values() for name, count in parts.items()}}
     processes = {f"each of {cluster.workers} workers": sampling, f"each of {cluster.ranks} ranks": training}
     if critic:
         processes[f"each of {cluster.ranks} ranks of the critic"] = critic
     processes |= {f"each of {cluster.ranks} ranks of {label}": parts for label, parts in rewards.items()}
     processes |= {f"each of {cluster.judges} judges for {name}": {name: count} for name, count in judging.items()}
+    if here:
+        processes["this process"] = here
     if cluster.reference == "own":
         return processes | {"the reference model's process": reference}
     return processes | {f"each of {cluster.ranks} ranks": training | reference}
+
+
+def pairs_memory(recipe: Preference, shape: Shape, tokens: int) -> dict[str, dict[str, int]]:
+    """The same, of `job: preference`. `tokens`: of the longest prompt and answer; the two answers of a pair are never cut
+    apart."""
+    return {"this process": _learning(recipe, None, shape, 2 * tokens)}
 
 
 def _sampling(recipe: RL, shape: Shape, tokens: int, engine: type[Engine]) -> dict[str, int]:
@@ -65,18 +77,22 @@ def _sampling(recipe: RL, shape: Shape, tokens: int, engine: type[Engine]) -> di
 
 
 def _training(recipe: RL, shape: Shape, tokens: int) -> dict[str, int]:
-    width = WIDTH[recipe.dtype]
+    lora = recipe.lora if recipe.lora and recipe.lora.serve == "adapter" else None
+    sent = WIDTH[recipe.dtype] * (_lora_parameters(lora.rank, shape) if lora else shape.parameters)
+    if recipe.cluster is not None:
+        sent = min(sent, int(2 * recipe.cluster.bucket_mb * 2**20))
+    return _learning(recipe, recipe.cluster, shape, tokens) | {"copy of the weights for a sync": sent}
+
+
+def _learning(recipe: RL | Preference, cluster: Cluster | None, shape: Shape, tokens: int) -> dict[str, int]:
+    """`tokens`: the fewest that a micro-batch may have to hold."""
     frozen, trained = 0, shape.parameters
     if recipe.lora is not None:
         frozen, trained = shape.parameters, _lora_parameters(recipe.lora.rank, shape)
-    sent = width * (trained if recipe.lora is not None and recipe.lora.serve == "adapter" else shape.parameters)
-    if recipe.cluster is not None:
-        sent = min(sent, int(2 * recipe.cluster.bucket_mb * 2**20))
-    weights, optimiser = _optimised(recipe.cluster, frozen, trained)
+    weights, optimiser = _optimised(cluster, frozen, trained)
     return {
         "trained weights": weights,
         "gradients and optimiser": optimiser,
-        "copy of the weights for a sync": sent,
         "activations of a micro-batch": _activations(recipe, shape, tokens),
         "logits of a chunk": _logits(recipe, shape, tokens),
     }
@@ -116,16 +132,16 @@ def _optimised(cluster: Cluster | None, frozen: int, trained: int) -> tuple[int,
     return weights, gradients + moments
 
 
-def _microbatch(recipe: RL, tokens: int) -> int:
+def _microbatch(recipe: RL | Preference, tokens: int) -> int:
     return max(recipe.update.tokens_per_microbatch, tokens)
 
 
-def _activations(recipe: RL, shape: Shape, tokens: int) -> int:
+def _activations(recipe: RL | Preference, shape: Shape, tokens: int) -> int:
     kept = 2 if recipe.update.gradient_checkpointing else ACTIVATIONS_PER_LAYER
     return WIDTH[recipe.dtype] * _microbatch(recipe, tokens) * shape.layers * shape.hidden * kept
 
 
-def _logits(recipe: RL, shape: Shape, tokens: int) -> int:
+def _logits(recipe: RL | Preference, shape: Shape, tokens: int) -> int:
     return 3 * FLOAT32 * min(recipe.update.logits_chunk, _microbatch(recipe, tokens)) * shape.vocabulary
 
 

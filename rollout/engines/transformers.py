@@ -24,7 +24,7 @@ from rlcore.types import Code, Completion, FinishReason, Request
 from rollout import attention
 from rollout.admission import refuse_unfit
 from rollout.cache import Decode, Prefill, SlotCache
-from rollout.latent import LATENT_ASKED, LATENT_SYNCED, CodeChooser, code_logits, refuse_code
+from rollout.latent import LATENT_ASKED, LATENT_SYNCED, CodeChooser, refuse_code
 from rollout.sampling import SamplingRows, sample, uniforms
 from rollout.sync import Intake, adapted, checksum
 
@@ -55,7 +55,7 @@ class Transformers(Engine):
         model.set_attn_implementation(attention.NAME)
         self.model, self.tokenizer = model.eval(), tokenizer
         self._chooser = None if latent is None else CodeChooser(latent, model.get_decoder(), code)
-        self._code_logits = None if latent is None else code_logits(latent, model.get_output_embeddings().weight)
+        self._code_logits = None if latent is None else latent.logits(model.get_output_embeddings().weight)
         self.stop_ids = torch.tensor(sorted(stop_ids), device=model.device)
         self.capacity = batch_size
         self.context = int(getattr(model.config, "max_position_embeddings", 0)) or 1 << 30

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from rlcore.recipe.estimate import Shape, memory
+from rlcore.recipe.estimate import Shape, memory, pairs_memory
 from rlcore.recipe.load import load
-from rlcore.recipe.schema import RL
+from rlcore.recipe.schema import RL, Preference
 from rollout.engines.transformers import Transformers
 
 SHAPE = Shape(parameters=1000, layers=2, hidden=10, vocabulary=50, kv_width=4)
@@ -95,4 +95,29 @@ def test_memory_of_the_processes_of_a_cluster(zero: int, weights: int, rest: int
             "logits of a chunk": 18000,
         },
         "the reference model's process": {"reference model": 4000},
+    }
+
+
+def test_models_that_a_reward_holds_are_in_the_process_that_launches() -> None:
+    for cluster, alone in (("cluster=null", False), ("cluster={workers: 2}", True)):
+        recipe = load([*BASE, cluster]).recipe
+        assert isinstance(recipe, RL)
+        found = memory(recipe, SHAPE, 5, Transformers, loaded={"liked": 7})["this process"]
+        assert found["liked's models"] == 7
+        assert (len(found) == 1) is alone
+
+
+@pytest.mark.parametrize(("longest", "held"), [(25, 100), (60, 120)])
+def test_memory_of_learning_from_pairs(longest: int, held: int) -> None:
+    """A micro-batch holds a pair at least: two answers of the longest, each after its prompt."""
+    update = "update={tokens_per_microbatch: 100, logits_chunk: 30}"
+    recipe = load(["lpc_chain", "dtype=bfloat16", update]).recipe
+    assert isinstance(recipe, Preference)
+    assert pairs_memory(recipe, SHAPE, longest) == {
+        "this process": {
+            "trained weights": 4000,  # 4 bytes · 1000
+            "gradients and optimiser": 12000,  # 3 · 4 · 1000
+            "activations of a micro-batch": held * 2 * 20 * 10 * 2,  # tokens · layers · vectors of 10 · 2 bytes
+            "logits of a chunk": 18000,  # 3 · 30 positions · 50 · 4 bytes
+        }
     }

@@ -18,7 +18,7 @@ from rlcore.protocols import Engine
 from rlcore.types import Code, Completion, Request, Sampling
 from rollout.engines.transformers import Transformers
 from rollout.engines.vllm import Vllm
-from rollout.latent import CodeChooser, code_logits, language_head
+from rollout.latent import CodeChooser, language_head
 from rollout.sync import weight_update
 
 K = 4
@@ -147,7 +147,7 @@ def test_what_a_code_adds_is_what_the_head_makes_of_it(model: PreTrainedModel, f
     """By hand: E = (1, 0; 0, 2) and W = (1, 2; 3, 4; 5, 6)."""
     latent = LatentCodes(2, 2, 1)
     latent.codebook.data = torch.tensor([[1.0, 0], [0, 2]])
-    added = code_logits(latent, torch.tensor([[1.0, 2], [3, 4], [5, 6]]))
+    added = latent.logits(torch.tensor([[1.0, 2], [3, 4], [5, 6]]))
     assert added.tolist() == [[1, 3, 5], [4, 8, 12]]
     assert torch.equal(language_head(str(folder)), model.lm_head.weight)
 

@@ -182,7 +182,7 @@ def single(token: int, label: float) -> Labelled:
 def test_the_model_is_that_of_the_best_validation(trained: Path) -> None:
     gains = {row["step"]: row["validation/gain"] for row in metrics(trained) if "validation/gain" in row}
     summary = json.loads((trained / "summary.json").read_text())
-    assert summary["best_step"] == max(gains, key=lambda step: gains[step])
+    assert summary["written_step"] == max(gains, key=lambda step: gains[step])
     assert summary["validation_gain"] == pytest.approx(max(gains.values()))
     assert load_judged_text(trained / "model").temperature == pytest.approx(summary["temperature"])
 
@@ -196,7 +196,7 @@ def test_the_weights_that_are_written_are_those_of_the_best_step(
     monkeypatch.setattr("trainers.reward_model.validated", lambda *_: {"validation/gain": next(gains)})
     jobs.run(load(arguments(tiny, tmp_path / "run", *overrides)), resume=False)
     steps = sorted(int(path.name.removeprefix("step-")) for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
-    assert steps[0] == json.loads((tmp_path / "run" / "summary.json").read_text())["best_step"] == 4
+    assert steps[0] == json.loads((tmp_path / "run" / "summary.json").read_text())["written_step"] == 4
     written, best, last = (
         load_file(folder / "model.safetensors")["score.weight"]
         for folder in (
@@ -206,6 +206,17 @@ def test_the_weights_that_are_written_are_those_of_the_best_step(
     )
     assert torch.equal(written, best)
     assert not torch.equal(best, last)
+
+
+def test_where_nothing_is_better_than_the_start_it_is_said(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gains = iter([0.5, *[0.0] * 99])
+    monkeypatch.setattr("trainers.reward_model.validated", lambda *_: {"validation/gain": next(gains)})
+    summary = jobs.run(load(arguments(tiny, tmp_path / "run")), resume=False)
+    steps = [int(path.name.removeprefix("step-")) for path in (tmp_path / "run" / "checkpoints").glob("step-*")]
+    assert summary["written_step"] == max(steps)
+    assert f"was never above what it was before training: step {max(steps)}, the last" in capsys.readouterr().err
 
 
 def test_a_resumed_run_is_the_unbroken_one(tiny: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from trainers.preference.latent import divergence, entropy
 
 
-def codes_told(log_posterior: Tensor, log_prior: Tensor, factors: Sequence[str | None]) -> dict[str, float]:
+def code_metrics(log_posterior: Tensor, log_prior: Tensor, factors: Sequence[str | None]) -> dict[str, float]:
     """`kl` and `prior_entropy` are means over the pairs (n, K)."""
     posterior, prior = log_posterior.exp().double(), log_prior.exp().double()
     found = {

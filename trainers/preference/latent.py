@@ -24,13 +24,13 @@ import torch
 from torch import Tensor, nn
 
 from rlcore.batch import GradedBatch
-from rlcore.latent import LatentCodes
+from rlcore.latent import LatentCodes, states_after
 from rlcore.recipe.schema import Latent
 from rlcore.run.metrics import Metrics
 from rlcore.types import seed_from
 from trainers.logprobs import TokenLogprobs, hidden_states, precision, predicting, token_logprobs_after
 from trainers.objective import Loss, Part, mean
-from trainers.preference.objective import PairInputs, PairLearner, PairObjective, spread, told
+from trainers.preference.objective import PairInputs, PairLearner, PairObjective, pair_metrics, spread
 from trainers.scorer import Pass, rank
 
 
@@ -77,10 +77,10 @@ class LatentLogprobs(TokenLogprobs):
         model = self.plain
         with precision(model, dtype):
             hidden = hidden_states(model.get_decoder(), prompts, tokens, lengths)
-        rows, asked = torch.arange(len(prompts)), torch.tensor([len(prompt) - 1 for prompt in prompts])
+        asked = [len(prompt) for prompt in prompts]
         read = hidden if self.reaches_backbone else hidden.detach()
-        answers = read[rows, asked + torch.tensor(list(lengths))]
-        log_prior = self.codes.log_prior(read[rows, asked][::2])
+        answers = states_after(read, [n + more for n, more in zip(asked, lengths, strict=True)])
+        log_prior = self.codes.log_prior(states_after(read, asked)[::2])
         log_posterior = self.codes.log_posterior(answers[::2], answers[1::2])
         weights = log_prior.exp() if draw is None else draw.weights(log_posterior, log_prior)
         z = weights @ self.codes.codebook
@@ -117,7 +117,7 @@ class LatentObjective(PairObjective):
             "prior_entropy": mean(entropy(log_p.detach()), each),
             "posterior_entropy": mean(entropy(log_q.detach()), each),
         }
-        return spread(losses, inputs.mask, told(rewards.detach()) | metrics)
+        return spread(losses, inputs.mask, pair_metrics(rewards.detach()) | metrics)
 
 
 def divergence(log_q: Tensor, log_p: Tensor) -> Tensor:
@@ -151,9 +151,9 @@ class LatentLearner(PairLearner):
         noise = [gumbel(self.latent.codes, seed_from("gumbel", self.seed, self.updates, pair)) for pair in pairs]
         return Draw(torch.stack(noise), temperature, prior_share)
 
-    def told(self) -> dict[str, Callable[[Any], Tensor]]:
+    def extractors(self) -> dict[str, Callable[[Any], Tensor]]:
         """`log_posterior` and `log_prior` too, (n, K)."""
-        return super().told() | {
+        return super().extractors() | {
             "log_posterior": lambda inputs: inputs.log_posterior,
             "log_prior": lambda inputs: inputs.log_prior,
         }

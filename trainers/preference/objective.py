@@ -67,7 +67,7 @@ class PairObjective:
 
     def __call__(self, inputs: PairInputs) -> Loss:
         rewards = self.rewards(inputs)
-        return spread(self.loss(rewards[:, 0] - rewards[:, 1]), inputs.mask, told(rewards.detach()))
+        return spread(self.loss(rewards[:, 0] - rewards[:, 1]), inputs.mask, pair_metrics(rewards.detach()))
 
 
 def spread(losses: Tensor, mask: Tensor, metrics: Metrics) -> Loss:
@@ -76,7 +76,7 @@ def spread(losses: Tensor, mask: Tensor, metrics: Metrics) -> Loss:
     return Loss(per_answer[:, None] * mask, metrics)
 
 
-def told(rewards: Tensor) -> Metrics:
+def pair_metrics(rewards: Tensor) -> Metrics:
     """accuracy     share of pairs in which the better answer is ahead
     margin       by how much on average
     chosen, rejected    mean implicit rewards"""
@@ -118,9 +118,9 @@ class PairLearner(Learner):
         def together(of: Callable[[PairInputs], Tensor]) -> Tensor:
             return torch.cat([of(inputs).cpu() for _, inputs in looks])[order]
 
-        return {name: together(of) for name, of in self.told().items()}
+        return {name: together(of) for name, of in self.extractors().items()}
 
-    def told(self) -> dict[str, Callable[[Any], Tensor]]:
+    def extractors(self) -> dict[str, Callable[[Any], Tensor]]:
         """What is made of a micro-batch's inputs, (n, …) each: `rewards`, (n, 2)."""
         assert isinstance(self.objective, PairObjective)
         return {"rewards": self.objective.rewards}

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,18 +19,20 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rewards.implicit_reward import ImplicitRewardModel, Start
 from rlcore import plugins
 from rlcore.batch import TrainingBatch
+from rlcore.models import weights_digest
 from rlcore.recipe.schema import Preference
 from rlcore.run.console import say
 from rlcore.run.folder import Run, write_aside
 from rlcore.run.metrics import values
-from trainers.preference.codes import codes_told
+from trainers.preference.codes import code_metrics
 from trainers.preference.latent import LatentLearner, LatentLogprobs, LatentObjective
-from trainers.preference.objective import Judged, PairLearner, PairObjective, PreferenceLoss, told
+from trainers.preference.objective import Judged, PairLearner, PairObjective, PreferenceLoss, pair_metrics
 from trainers.preference.pairs import Material, Pair, batch_of
 from trainers.scorer import Scorer
-from trainers.supervised import best, learn, orders
+from trainers.supervised import best, learn, orders, warn_of_start, written_step
 
 NAME = "policy"  # of its folder in a checkpoint
 AT_ONCE = 512  # pairs that are padded to one length when nothing is learned
@@ -52,15 +55,24 @@ class Trained:
     learner: PairLearner
     training: Side
     validation: Side
+    reward_model: ImplicitRewardModel  # as which the policy can be read
 
 
 def train(
-    recipe: Preference, run: Run, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, material: Material
+    recipe: Preference,
+    run: Run,
+    location: str,
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    material: Material,
 ) -> Trained:
-    """Train until the recipe says stop, and take up the weights of the best validation. A resumed run goes on from its last
+    """`location`: where the model was loaded from.
+
+    Train until the recipe says stop, and take up the weights of the best validation. A resumed run goes on from its last
     checkpoint."""
     loss = preference_loss(recipe)
     asks = loss.reward.relative
+    reward_model = ImplicitRewardModel(loss.reward, recipe.prompt, _start(location) if asks else None)
     training, validation = (
         Side(pairs, _reference(recipe, model, pairs) if asks else None) for pairs in (material.train, material.validation)
     )
@@ -79,21 +91,22 @@ def train(
         validate_every=recipe.validate_every,
     )
     learner.load(best(run, NAME))
-    return Trained(learner, training, validation)
+    return Trained(learner, training, validation, reward_model)
 
 
 def finish(recipe: Preference, run: Run, trained: Trained) -> dict[str, float]:
-    """Write the plain checkpoint to the folder's `model`, with what its log-probs are worth as rewards; what the pairs held out
-    say of it."""
+    """Write the plain checkpoint to the folder's `model`, with how it is read as a reward model; what the pairs held out say of
+    it."""
+    warn_of_start(run)
     shutil.copytree(best(run, NAME) / "model", run.folder / "model", dirs_exist_ok=True)
-    preference_loss(recipe).reward.save(run.folder / "model")
+    trained.reward_model.save(run.folder / "model")
     found = judged(trained.learner, trained.validation)
     write_aside(run.folder / "pairs.jsonl", "".join(f"{json.dumps(row)}\n" for row in _rows(found, trained.validation.pairs)))
     return {
         **{name.replace("/", "_"): value for name, value in measured(found, trained.validation.pairs).items()},
         "train_pairs": len(trained.training.pairs),
         "validation_pairs": len(trained.validation.pairs),
-        "best_step": run.best_step or 0,
+        "written_step": written_step(run),
     }
 
 
@@ -152,11 +165,16 @@ def judged(learner: PairLearner, side: Side) -> Judged:
 
 
 def measured(found: Judged, pairs: Sequence[Pair]) -> dict[str, float]:
-    metrics = values(told(found["rewards"]))
+    metrics = values(pair_metrics(found["rewards"]))
     if "log_prior" in found:
-        codes = codes_told(found["log_posterior"], found["log_prior"], [pair.meta.get("factor") for pair in pairs])
+        codes = code_metrics(found["log_posterior"], found["log_prior"], [pair.meta.get("factor") for pair in pairs])
         metrics |= {f"codes/{name}": value for name, value in codes.items()}
     return {f"validation/{name}": value for name, value in metrics.items()}
+
+
+def _start(location: str) -> Start:
+    where = str(Path(location).absolute()) if Path(location).is_dir() else location
+    return Start(where, weights_digest(location))
 
 
 def _reference(recipe: Preference, model: PreTrainedModel | PeftModel, pairs: Sequence[Pair]) -> list[Tensor]:

@@ -18,7 +18,7 @@ from rlcore.recipe.schema import Preference
 from rlcore.run.metrics import values
 from tests.trainers.preference.test_preference import arguments
 from tests.trainers.test_loop import metrics
-from trainers.preference.codes import codes_told, information
+from trainers.preference.codes import code_metrics, information
 from trainers.preference.latent import Draw, LatentInputs, LatentLearner, LatentObjective, divergence
 from trainers.preference.losses.dpo import Dpo
 from trainers.preference.objective import PairInputs, PairObjective
@@ -122,7 +122,7 @@ def test_what_is_written_is_what_was_measured(tiny: Path, tmp_path: Path) -> Non
     latent = load_latent(str(folder / "model"))
     assert latent is not None
     assert latent.codes == 4
-    [best] = [json.loads((folder / "summary.json").read_text())["best_step"]]
+    [best] = [json.loads((folder / "summary.json").read_text())["written_step"]]
     kept = load_latent(str(folder / "checkpoints" / f"step-{best}" / "policy" / "model"))
     assert kept is not None
     assert torch.equal(kept.codebook, latent.codebook)
@@ -130,7 +130,7 @@ def test_what_is_written_is_what_was_measured(tiny: Path, tmp_path: Path) -> Non
     summary = json.loads((folder / "summary.json").read_text())
     assert len(rows) == summary["validation_pairs"]
     assert sum(row["chosen"] > row["rejected"] for row in rows) / len(rows) == pytest.approx(summary["validation_accuracy"])
-    told = codes_told(*(torch.tensor([row[name] for row in rows]).log() for name in ("posterior", "prior")), [None])
+    told = code_metrics(*(torch.tensor([row[name] for row in rows]).log() for name in ("posterior", "prior")), [None])
     assert told["kl"] == pytest.approx(summary["validation_codes_kl"], abs=1e-5)
     assert {"kl", "prior_entropy", "posterior_entropy"} <= metrics(folder)[1].keys()
 

@@ -19,7 +19,7 @@ from rlcore.errors import UserError
 from rlcore.preview import preview
 from rlcore.prompts import Prompter
 from rlcore.recipe.load import load
-from rlcore.recipe.schema import Preference, Prompt
+from rlcore.recipe.schema import Example, Preference, Prompt
 from rlcore.types import Problem
 from tests.conftest import broken_off
 from tests.trainers.test_loop import metrics
@@ -28,6 +28,7 @@ from trainers.preference.losses.ipo import Ipo
 from trainers.preference.losses.simpo import Simpo
 from trainers.preference.pairs import Material, material
 
+SAID = Prompt(template="so {problem}?", system="calm")
 SMALL = ["batch_size=16", "epochs=2", "optimizer={learning_rate: 0.002}", "validate_every=4", "threads=1"]
 
 
@@ -86,15 +87,31 @@ def test_it_learns_what_can_be_learned(trained: Path) -> None:
     rows = {row["step"]: row for row in metrics(trained) if "validation/accuracy" in row}
     summary = json.loads((trained / "summary.json").read_text())
     assert summary["validation_accuracy"] > 0.9
-    assert summary["best_step"] == max(rows, key=lambda step: rows[step]["validation/accuracy"])
-    assert summary["validation_margin"] == pytest.approx(rows[summary["best_step"]]["validation/margin"], rel=1e-5)
+    assert summary["written_step"] == max(rows, key=lambda step: rows[step]["validation/accuracy"])
+    assert summary["validation_margin"] == pytest.approx(rows[summary["written_step"]]["validation/margin"], rel=1e-5)
     assert summary["validation_pairs"] + summary["train_pairs"] == 120
+
+
+def test_where_nothing_is_better_than_the_start_it_is_said(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last step is written, and named; as good as the start is not better."""
+    found = iter([0.5, 0.25, 0.5, *[0.25] * 99])
+    monkeypatch.setattr("trainers.preference.trainer.validated", lambda *_: {"validation/accuracy": next(found)})
+    folder = tmp_path / "run"
+    summary = jobs.run(load(arguments(tiny, folder)), resume=False)
+    assert summary["written_step"] == 14
+    assert "validation/accuracy was never above what it was before training: step 14, the last" in capsys.readouterr().err
+    written, last = (
+        load_file(at / "model.safetensors") for at in (folder / "model", folder / "checkpoints/step-14/policy/model")
+    )
+    assert all(torch.equal(written[name], last[name]) for name in last)
 
 
 def test_a_policy_that_has_learned_nothing_prefers_nothing(trained: Path) -> None:
     """To its reference; SimPO has none."""
     first, told = metrics(trained)[0], json.loads((trained / "model" / "implicit_reward.json").read_text())
-    if told["relative"]:
+    if told["reward"]["relative"]:
         assert first["validation/margin"] == first["validation/reward/chosen"] == 0
     assert first["step"] == 0
 
@@ -184,13 +201,18 @@ def test_a_prompt_is_what_a_problem_would_be(tokenizer: PreTrainedTokenizerBase)
     templated = load_copy(tokenizer)
     templated.chat_template = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}a:"
     for each in (tokenizer, templated):
-        for spec in (Prompt(), Prompt(template="so {problem}?", system="calm")):
+        for spec in (Prompt(), SAID, SAID.model_copy(update={"examples": [Example(prompt="1+1=?", answer="2")]})):
             one = ConversationPrompter(spec, each).render_conversation([Message("user", "3+4=?")])
             assert one == Prompter(spec, each).render(Problem("p", "3+4=?", "7"))
     said = [Message("system", "be brief"), Message("user", "a"), Message("assistant", "b"), Message("user", "c")]
-    spec = Prompt(template="so {problem}?", system="calm")
-    assert ConversationPrompter(spec, templated).conversation(said) == "s:be brief;u:a;a:b;u:so c?;a:"
-    assert ConversationPrompter(spec, tokenizer).conversation(said) == "be brief\n\na\n\nb\n\nso c?\n"
+    assert ConversationPrompter(SAID, templated).conversation(said) == "s:be brief;u:a;a:b;u:so c?;a:"
+    assert ConversationPrompter(SAID, tokenizer).conversation(said) == "be brief\n\na\nb\n\nso c?\n"
+
+
+def test_a_system_message_leaves_the_examples(tokenizer: PreTrainedTokenizerBase) -> None:
+    shown = SAID.model_copy(update={"examples": [Example(prompt="1+1=?", answer="2")]})
+    said = ConversationPrompter(shown, tokenizer).conversation([Message("system", "be brief"), Message("user", "c")])
+    assert said == "be brief\n\nso 1+1=??\n2\n\nso c?\n"
 
 
 def load_copy(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -204,6 +226,7 @@ def test_the_dry_run_says_what_would_be_learned(tiny: Path, tmp_path: Path) -> N
     assert any("training pairs" in line for line in lines)
     assert any(line.startswith("rejected, ") for line in lines)
     assert "steps: 14" in lines
+    assert any(line.startswith("memory of this process, at worst: ") for line in lines)
 
 
 @pytest.mark.parametrize(
