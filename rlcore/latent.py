@@ -73,7 +73,9 @@ def is_latent(folder: str) -> bool:
 def refuse_latent(model: str) -> None:
     """Raise UserError for a model with codes, by its name in a recipe, of a job that would train it without them."""
     if Path(model).is_dir() and is_latent(locate(model)):
-        raise UserError(f"model {model!r} has latent codes, without which it would be trained on: remove its folder `latent`")
+        raise UserError(
+            f"model {model!r} has latent codes, without which it would be trained on: give a copy that has no folder `latent`"
+        )
 
 
 def load_latent(folder: str) -> LatentCodes | None:

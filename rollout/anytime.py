@@ -48,14 +48,13 @@ class Forced(NamedTuple):
 
 def forced(spec: Anytime, prompter: Prompter, max_new_tokens: int) -> Forced:
     """Raises UserError for what the tokenizer cannot write, and where the longest row has more than `max_new_tokens`."""
+    for name in ("interruption", "ends_thought", "begins_summary"):
+        text = getattr(spec, name)
+        if prompter.tokenizer.unk_token_id in prompter.complete(text, ends=False):
+            raise UserError(f"rollout.anytime.{name} is {text!r}, which the model's tokenizer cannot write: set another text")
     end, summary = (
         prompter.complete(text, ends=False) for text in (spec.interruption + spec.ends_thought, spec.begins_summary)
     )
-    if prompter.tokenizer.unk_token_id in {*end, *summary}:
-        raise UserError(
-            "rollout.anytime forces a text that the model's tokenizer cannot write: set its interruption, ends_thought and "
-            f"begins_summary, which are {spec.interruption!r}, {spec.ends_thought!r} and {spec.begins_summary!r}"
-        )
     longest = spec.budgets[-1] + len(end) + len(summary) + spec.summary_tokens
     if longest > max_new_tokens:
         raise UserError(

@@ -23,7 +23,7 @@ from rlcore.models import without_weights
 from rlcore.types import Code, Request, seed_from
 
 LATENT_ASKED = "log-probs of given tokens depend on the latent code, which is not asked for: sample, or use a plain checkpoint"
-LATENT_SYNCED = "a model with latent codes is served, not trained further: remove its folder `latent` for `job: rl`"
+LATENT_SYNCED = "a model with latent codes is served, not trained further: give `job: rl` a copy that has no folder `latent`"
 CODE_WEIGHTS = "code_weights"  # in vLLM's sampling parameters
 TOKENS = 16384  # of prompts that are read together, padding included
 

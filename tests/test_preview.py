@@ -98,6 +98,14 @@ def test_the_longest_prompt_of_all_is_what_the_budget_counts_with(
     assert f"longest sequence: {longest + 100}" in list(preview.preview(loaded(training, held_out, *overrides).recipe))
 
 
+def test_a_prompt_that_the_tokenizer_cannot_write_is_warned_of(loaded: Callable, capsys: pytest.CaptureFixture[str]) -> None:
+    """The toy's tokenizer has no capitals."""
+    assert list(preview.preview(loaded(9, 9, "prompt.template=so {problem}").recipe))
+    assert "unknown to the model's tokenizer" not in capsys.readouterr().err
+    assert list(preview.preview(loaded(9, 9, "prompt.template=SO {problem}").recipe))
+    assert "2 tokens of the first prompt are unknown to the model's tokenizer" in capsys.readouterr().err
+
+
 def test_the_dry_run_of_a_supervised_job(tiny: Path) -> None:
     recipe = load(["toy/chain-steps", f"model={tiny}", "data.count=7"]).recipe
     lines = list(preview.preview(recipe))

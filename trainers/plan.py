@@ -97,7 +97,8 @@ def _refuse_component(recipe: RL, label: str, component: Reward) -> None:
 
 
 def longest_prompt(recipe: RL, asked: Plan, prompter: Prompter, context: int) -> int:
-    """Tokens of the longest prompt, held-out ones included. Raises UserError where one does not fit with its completion."""
+    """Tokens of the longest prompt, held-out ones included. Warns of prompts that the tokenizer cannot write. Raises UserError
+    where one does not fit with its completion."""
     training = evaluation = ("rollout.max_new_tokens", recipe.rollout.max_new_tokens)
     if recipe.eval is not None and recipe.eval.max_new_tokens is not None:
         evaluation = ("eval.max_new_tokens", recipe.eval.max_new_tokens)
@@ -107,4 +108,15 @@ def longest_prompt(recipe: RL, asked: Plan, prompter: Prompter, context: int) ->
             tokens = len(prompter.render(with_largest(problem, recipe.length_budget)))
             refuse_long(problem.id, tokens, limit, context, key)
             longest = max(longest, tokens)
+    _warn_unwritable(asked.problems.problems[0], prompter)
     return longest
+
+
+def _warn_unwritable(problem: Problem, prompter: Prompter) -> None:
+    """Where the tokenizer has no token for what a prompt says: the policy reads the same unknown token for all of it."""
+    unknown = prompter.tokenizer.unk_token_id
+    if unknown is not None and (lost := prompter.render(problem).count(unknown)):
+        warn(
+            f"{lost} tokens of the first prompt are unknown to the model's tokenizer, which cannot write them either: see what "
+            "--dry-run shows, and change `prompt` or the model"
+        )

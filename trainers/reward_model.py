@@ -23,7 +23,7 @@ from trainers.classifier import CrossEntropy, LogOdds, batch_of
 from trainers.judged import Labelled, Material, judged_text
 from trainers.learner import Learner
 from trainers.scorer import Scorer
-from trainers.supervised import best, learn, orders, warn_of_start, written_step
+from trainers.supervised import best, learn, orders, say_written, written_step
 
 NAME = "reward_model"  # of its folder in a checkpoint
 
@@ -68,7 +68,7 @@ def finish(recipe: RewardModel, run: Run, model: Scorer, material: Material) -> 
     found, labels = log_odds(model, material.validation), labels_of(material.validation)
     divisor = temperature(found, labels)
     calibrated = [z / divisor for z in found]
-    warn_of_start(run)
+    say_written(run)
     shutil.copytree(best(run, NAME) / "model", run.folder / "model", dirs_exist_ok=True)
     replace(judged_text(recipe), temperature=divisor).save(run.folder / "model")
     trained_on.keep(run.folder / "model", material.problems)

@@ -12,7 +12,7 @@ from pathlib import Path
 from rlcore.batch import TrainingBatch
 from rlcore.data.overlap import normalise
 from rlcore.run.checkpoint import latest
-from rlcore.run.console import warn
+from rlcore.run.console import say, warn
 from rlcore.run.folder import Run
 from rlcore.run.metrics import values
 from rlcore.types import seed_from
@@ -64,9 +64,11 @@ def written_step(run: Run) -> int:
     return run.best_step or latest(run.folder / "checkpoints") or 0
 
 
-def warn_of_start(run: Run) -> None:
-    """Where training made nothing better."""
-    if run.best_step == 0:
+def say_written(run: Run) -> None:
+    """Which step's weights are written; a warning where training made nothing better."""
+    if run.best_step:
+        say(f"the weights of step {run.best_step} are written, the first with the best {run.keep.keep_best}")
+    elif run.best_step == 0:
         warn(
             f"{run.keep.keep_best} was never above what it was before training: step {written_step(run)}, the last, is "
             "written, and the model that it started from may be better"

@@ -50,9 +50,13 @@ class Preference(Reward):
         device: str = "auto",
         tokens: PositiveInt = TOKENS,
     ) -> None:
+        if not Path(model).is_dir():
+            raise UserError(f"preference: folder {model} does not exist")
+        if not any((folder / FILE).is_file() for folder in (Path(model), Path(model, "model"))):
+            raise UserError(
+                f"preference: {model} is no run folder of `job: preference` that is finished: it has no model/{FILE}"
+            )
         self.spec = ModelSpec(locate(model), dtype, device)
-        if not (Path(self.spec.location) / FILE).is_file():
-            raise UserError(f"preference: {model} is no run folder of `job: preference`: it has no {FILE}")
         self.taught = load_implicit_reward_model(Path(self.spec.location))
         self.reference: ModelSpec | None = None
         if (start := self.taught.reference) is not None:

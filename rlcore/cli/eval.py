@@ -7,7 +7,7 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -90,9 +90,10 @@ def asking(options: EvalOptions) -> Iterator[Asking]:
     tokenizer = models.load_tokenizer(location)
     trained = _trained(options.model)
     prompt = _prompt(options, trained, chat=bool(getattr(tokenizer, "chat_template", None)))
-    max_new_tokens = options.max_new_tokens or (trained.rollout.max_new_tokens if isinstance(trained, RL) else MAX_NEW_TOKENS)
     problems = _budgeted(problems, prompt, trained, options)
     prompter = Prompter(prompt, tokenizer)
+    usual = trained.rollout.max_new_tokens if isinstance(trained, RL) else _room(problems, prompter, models.context(location))
+    max_new_tokens = options.max_new_tokens or usual
     spec = models.ModelSpec(location, options.dtype, options.device)
     engine: Engine = make(spec, tokenizer, stop_ids(spec, prompter))
     sampling = Sampling(temperature=options.temperature, max_new_tokens=max_new_tokens)
@@ -148,6 +149,11 @@ def _prompt(options: EvalOptions, trained: Recipe | None, chat: bool) -> Prompt:
     )
     given = {"template": options.template, "system": options.system}
     return prompt.model_copy(update={name: text for name, text in given.items() if text is not None})
+
+
+def _room(problems: Sequence[Problem], prompter: Prompter, context: int) -> int:
+    """MAX_NEW_TOKENS, or what the longest prompt leaves of the context where that is less."""
+    return max(1, min(MAX_NEW_TOKENS, context - max(len(prompter.render(problem)) for problem in problems)))
 
 
 def _budgeted(problems: list[Problem], prompt: Prompt, trained: Recipe | None, options: EvalOptions) -> list[Problem]:

@@ -570,8 +570,9 @@ class RL(Job):
         if self.eval is None and any(metric and metric.startswith("eval/") for metric in watched):
             raise ValueError("checkpoint.keep_best or stop.patience watches an evaluation, and the recipe has no `eval`")
         for component in self.rewards:
-            if component.gate and component.gate.component not in labels:
-                raise ValueError(f"the gate of {component.label!r} names {component.gate.component!r}, which is no component")
+            if component.gate and (named := component.gate.component) not in labels:
+                other = nearest(named, labels)
+                raise ValueError(f"the gate of {component.label!r} names {named!r}, which is no component{other}")
         if self.monitor and (unknown := set(self.monitor.watch or []) - set(labels)):
             raise ValueError(f"monitor.watch names {min(unknown)!r}, which is no component{nearest(min(unknown), labels)}")
         if self.rollout.tree and self.mode.partial:

@@ -61,9 +61,14 @@ MONITOR = "Monitor"
 SECTIONS: Mapping[str, Sequence[_Together | _Each]] = {
     "Accuracy": [
         _Together("evaluation", ("eval/accuracy", "eval/pass@*", "eval/maj@*")),
-        _Together("training, as sampled", ("accuracy",)),
+        _Together("held out", ("validation/accuracy",)),
+        _Together("training", ("accuracy",)),
     ],
-    "Rewards": [_Each(("reward", "reward/*"))],
+    "Rewards": [
+        _Each(("reward", "reward/*", "margin")),
+        _Each(("validation/reward/*", "validation/margin")),
+    ],
+    "Latent codes": [_Each(("validation/codes/*", "prior_entropy", "posterior_entropy"))],
     MONITOR: [_Each(("monitor/*",))],
     "Completions": [
         _Together("tokens per completion", ("length/mean", "eval/length")),

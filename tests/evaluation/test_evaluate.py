@@ -164,6 +164,14 @@ def test_the_engine_is_the_one_that_was_asked_for_with_its_options(tiny: Path, m
     assert Parrot.closed == 2
 
 
+def test_without_a_limit_completions_are_as_long_as_the_context_allows(tiny: Path, measure: Callable) -> None:
+    """At most 512 tokens, here as many as the longest prompt leaves of 512."""
+    engine = f"{{name: '{__name__}:Parrot', says: '#### 1'}}"
+    result = measure(tiny, "--engine", engine, "--template", "so many: {problem}", limit=())
+    longest = max(len(f"so many: {problem.prompt}\n") for problem in chain(count=30))
+    assert result["max_new_tokens"] == 512 - longest
+
+
 @pytest.mark.xdist_group("vllm")
 def test_the_command_runs_on_vllm(tiny: Path, measure: Callable) -> None:
     """Real vLLM. Greedy, so that both engines say the same."""

@@ -129,7 +129,7 @@ def test_says_what_the_run_came_to(page: Page) -> None:
 
 def test_draws_every_metric_once(page: Page) -> None:
     titles = re.findall(r"<h3>(.*?)</h3>", page.source)
-    assert titles[:2] == ["evaluation", "training, as sampled"]
+    assert titles[:2] == ["evaluation", "training"]
     assert len(titles) == len(set(titles)) == page.source.count("<svg ")
     assert "eval/accuracy_low" not in page.text
     assert "time/generate" in page.text

@@ -155,6 +155,8 @@ def test_the_models_are_counted(run: Path, tiny: Path) -> None:
 def test_what_is_refused(folder: Path, tiny: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     with pytest.raises(UserError, match="is no run folder of `job: preference`"):
         Preference(model=str(tiny))
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        Preference(model=str(tmp_path / "nowhere"))
     build("llama-100k", seed=1, folder=tmp_path / "another")
     with pytest.raises(UserError, match="another are not those that training started from, which were in"):
         Preference(model=str(folder), reference=str(tmp_path / "another"), device="cpu").begin(tokenizer)

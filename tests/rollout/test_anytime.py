@@ -170,5 +170,5 @@ def test_a_row_that_does_not_fit_is_refused(prompter: Prompter) -> None:
 
 
 def test_what_the_tokenizer_cannot_write_is_refused(prompter: Prompter) -> None:
-    with pytest.raises(UserError, match="cannot write: set its interruption, ends_thought and begins_summary"):
+    with pytest.raises(UserError, match=r"rollout\.anytime\.ends_thought is .*, which the model's tokenizer cannot write"):
         forced(Anytime(budgets=[4]), prompter, 512)

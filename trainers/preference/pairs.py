@@ -70,7 +70,8 @@ def material(recipe: Preference, prompter: ConversationPrompter, context: int) -
         sides = [pair for pair, out in apart if not out], [pair for pair, out in apart if out]
     train, validation = (_encoded(side, min(recipe.max_length, context), prompter) for side in sides)
     if not train or not validation:
-        raise UserError(f"{len(train)} pairs are left to learn from and {len(validation)} to measure on: give more data")
+        cause = "give more data" if sides[0] or not found else "all of their prompts are evaluated on too"
+        raise UserError(f"{len(train)} pairs are left to learn from and {len(validation)} to measure on: {cause}")
     return Material(train, validation)
 
 

@@ -32,7 +32,7 @@ from trainers.preference.latent import LatentLearner, LatentLogprobs, LatentObje
 from trainers.preference.objective import Judged, PairLearner, PairObjective, PreferenceLoss, pair_metrics
 from trainers.preference.pairs import Material, Pair, batch_of
 from trainers.scorer import Scorer
-from trainers.supervised import best, learn, orders, warn_of_start, written_step
+from trainers.supervised import best, learn, orders, say_written, written_step
 
 NAME = "policy"  # of its folder in a checkpoint
 AT_ONCE = 512  # pairs that are padded to one length when nothing is learned
@@ -97,7 +97,7 @@ def train(
 def finish(recipe: Preference, run: Run, trained: Trained) -> dict[str, float]:
     """Write the plain checkpoint to the folder's `model`, with how it is read as a reward model; what the pairs held out say of
     it."""
-    warn_of_start(run)
+    say_written(run)
     shutil.copytree(best(run, NAME) / "model", run.folder / "model", dirs_exist_ok=True)
     trained.reward_model.save(run.folder / "model")
     found = judged(trained.learner, trained.validation)

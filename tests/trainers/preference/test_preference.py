@@ -171,6 +171,8 @@ def test_prompts_that_are_evaluated_on_are_taken_out(
     found = material_of(tiny, tmp_path, tokenizer, f"evaluated_on={{name: '{__name__}:easy', count: 40}}")
     assert "80 of 120 remain" in capsys.readouterr().err
     assert (len(found.train), len(found.validation)) == (80, 40)
+    with pytest.raises(UserError, match=r"0 pairs are left to learn from .* all of their prompts are evaluated on too"):
+        material_of(tiny, tmp_path, tokenizer, f"evaluated_on={{name: '{__name__}:easy', count: 120}}")
 
 
 def test_what_is_cut_or_dropped_is_counted(
