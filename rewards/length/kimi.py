@@ -44,6 +44,6 @@ def _compare(group: Group) -> list[Score]:
 
 def _score(length: int, right: float, shortest: int, longest: int) -> Score:
     if longest == shortest:
-        return Scored(0.0)
+        return Scored(0.0, f"{length} tokens, as all have")
     value = 0.5 - (length - shortest) / (longest - shortest)
     return Scored(value if right else min(0.0, value), f"{length} tokens, of {shortest} to {longest}")

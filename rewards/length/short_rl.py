@@ -70,14 +70,14 @@ class ShortRl(StatefulReward):
         lengths = [len(completion.token_ids) for completion in group.completions]
         compared = [length for length, part in zip(lengths, takes_part, strict=True) if part]
         return [
-            self._score(length, min(compared), max(compared)) if part else Scored(0.0)
+            self._score(length, min(compared), max(compared)) if part else Scored(0.0, "not right")
             for length, part in zip(lengths, takes_part, strict=True)
         ]
 
     def _score(self, length: int, shortest: int, longest: int) -> Score:
         excess = length - shortest
         if excess <= self._band:
-            return Scored(0.5)
+            return Scored(0.5, f"{length} tokens, within {self._band} of the shortest {shortest}")
         return Scored(0.5 - excess / (longest - shortest), f"{length} tokens, the shortest {shortest}")
 
 

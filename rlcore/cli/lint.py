@@ -40,7 +40,8 @@ def run(arguments: Sequence[str], json_file: str) -> None:
         location = warmstart.architecture(recipe.model, recipe.seed)
         prompter = Prompter(recipe.prompt, models.load_tokenizer(location, recipe.trust_remote_code))
         report = lint(rewards, problems, prompter, recipe.rollout.sampling)
-    say(f"{len(problems)} problems; the references are written as {report.form!r}")
+    bare = "" if any(problem.meta.get("solution") for problem in problems) else ", without steps: the data has no solutions"
+    say(f"{len(problems)} problems; the references are written as {report.form!r}{bare}")
     if report.payments:
         TERMINAL.print(_table(report.payments), soft_wrap=False)
     widest = max([10, *(len(found.component) for found in report.findings)])
