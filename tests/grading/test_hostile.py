@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from rlcore.grading.pool import Grader
 from rlcore.types import Problem
 from tests.grading.hostile import FAMILIES, GOLDS, KNOWN, strings, templates
@@ -26,6 +28,7 @@ def test_they_are_ten_thousand_of_all_families() -> None:
     assert sum(len(completion.text) > 900_000 for completion in drawn) > 20
 
 
+@pytest.mark.slow
 def test_ten_thousand_hostile_completions(tmp_path: Path) -> None:
     """Right ones are correct and all others wrong, for a reason that is counted; none is invalid, as the reference answers are
     sound. Few reach the deadline, and none is ungradable whose first try did not fail. In one test, so as to grade once."""
