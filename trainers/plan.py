@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rewards.compose import Rewards
@@ -108,14 +109,14 @@ def longest_prompt(recipe: RL, asked: Plan, prompter: Prompter, context: int) ->
             tokens = len(prompter.render(with_largest(problem, recipe.length_budget)))
             refuse_long(problem.id, tokens, limit, context, key)
             longest = max(longest, tokens)
-    _warn_unwritable(asked.problems.problems[0], prompter)
+    _warn_unwritable(prompter.render(with_largest(asked.problems.problems[0], recipe.length_budget)), prompter)
     return longest
 
 
-def _warn_unwritable(problem: Problem, prompter: Prompter) -> None:
+def _warn_unwritable(prompt: Sequence[int], prompter: Prompter) -> None:
     """Where the tokenizer has no token for what a prompt says: the policy reads the same unknown token for all of it."""
     unknown = prompter.tokenizer.unk_token_id
-    if unknown is not None and (lost := prompter.render(problem).count(unknown)):
+    if unknown is not None and (lost := prompt.count(unknown)):
         warn(
             f"{lost} tokens of the first prompt are unknown to the model's tokenizer, which cannot write them either: see what "
             "--dry-run shows, and change `prompt` or the model"

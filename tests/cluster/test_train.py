@@ -93,6 +93,7 @@ def test_the_other_modes_run_and_say_how_stale_they_were(start: Callable, mode: 
     assert all(row["parity"] < 1e-5 for row in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("critic", ["{learning_rate: 1.0e-3}", "{shared: true}"])
 def test_a_critic_learns_on_ranks_what_it_does_in_one_process(start: Callable, critic: str) -> None:
     """One of its own, on ranks of its own; and one on the policy's body."""

@@ -41,6 +41,9 @@ def shrunken(tiny: Path, **changes: object) -> dict:
     return values | {"seeds": [100, 101, 102], "claims": claims, "target": 0.9, "tried": "nothing"} | changes
 
 
+pytestmark = pytest.mark.xdist_group("repro")  # what they look at is made once
+
+
 @pytest.fixture(scope="module")
 def home(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder in which the experiment was run with its first two seeds."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from rewards.as_trl import as_trl
-from rewards.implicit_reward import ImplicitReward
+from rewards.implicit_reward import ImplicitReward, ImplicitRewardModel
 from rewards.length.cosine import Cosine
 from rewards.length.efficiency import Efficiency
 from rewards.length.kimi import Kimi
@@ -28,6 +28,7 @@ from rlcore import plugins
 from rlcore.data.sources.chain import chain
 from rlcore.errors import UserError
 from rlcore.protocols import Reward, StatefulReward
+from rlcore.recipe.schema import Prompt
 from rlcore.types import Group, Invalid, Problem, Score, Scored
 
 if TYPE_CHECKING:
@@ -212,7 +213,7 @@ OPTIONS: dict[str, dict[str, Any]] = {  # of the rewards that cannot do without
 def liked(tiny: Path, tmp_path: Path) -> Path:
     """What stands in the folder of a model that learned from preferences."""
     folder = shutil.copytree(tiny, tmp_path / "liked")
-    ImplicitReward(1.0, relative=False, averaged=True).save(folder)
+    ImplicitRewardModel(ImplicitReward(1.0, relative=False, averaged=True), Prompt(), reference=None).save(folder)
     return folder
 
 
