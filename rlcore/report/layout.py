@@ -76,7 +76,7 @@ SECTIONS: Mapping[str, Sequence[_Together | _Each]] = {
         _Together("share of completions, evaluation", ("eval/truncated", "eval/no_answer", "eval/invalid")),
         _Each(("groups/*",)),
     ],
-    "Entropy and KL": [_Together("entropy", ("entropy", "eval/entropy")), _Each(("kl/*",))],
+    "Entropy and KL": [_Together("entropy", ("entropy", "eval/entropy")), _Each(("kl", "kl/*"))],
     "Update": [_Each(("loss", "clip_fraction", "grad_norm", "ratio/*", "importance/*", "learning_rate"))],
     "Critic": [_Each(("critic/*",))],
     "Sampling": [_Each(("staleness/*", "tree/*", "curriculum/*", "replay/*", "budget/*"))],
