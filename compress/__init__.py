@@ -1,0 +1,1 @@
+"""How a model becomes cheaper to run."""

@@ -1,0 +1,1 @@
+"""Model classes of our own, by their `model_type`: the folder is the registry."""
