@@ -1,1 +1,7 @@
-"""How a model becomes cheaper to run."""
+"""How a model becomes cheaper to run. One method a file, below this folder; a recipe's `methods` names the files.
+
+A method takes a `compress.compressed.CompressedModel` and calibration text and gives one (`compress.method`), so methods follow
+one another: prune, recover, cluster, tune. How a matrix lies in memory and on disk is a format (`compress/formats`).
+"""
+
+REGISTRIES = ("formats", "architectures")  # folders of plugins that are no methods (`rlcore.plugins.names`)

@@ -1,0 +1,79 @@
+"""What every method is: something that is done to a model, and gives a model. Options are keyword arguments, as recipes name
+them; a recipe's `methods` are done one after the other."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from compress.calibration import Calibration, Inputs, Statistics, matrices, walk
+from compress.compressed import CompressedModel
+from compress.held import Held
+from rlcore.errors import UserError
+from rlcore.protocols import Progress, no_progress
+
+
+class Method(ABC):
+    """`looks_at` is what it has to know of the matrices' inputs; `nothing`: it needs no calibration text."""
+
+    looks_at: Statistics = "nothing"
+
+    @abstractmethod
+    def fit(
+        self, compressed: CompressedModel, calibration: Calibration, keep_dense: Sequence[str], progress: Progress = no_progress
+    ) -> CompressedModel:
+        """The model after it. `progress` hears how many matrices are done. Raises UserError, naming the matrix, for one that
+        it cannot do. The model that was given is changed."""
+
+
+class Matrixwise(Method):
+    """A method that does one matrix after the other."""
+
+    def fit(
+        self, compressed: CompressedModel, calibration: Calibration, keep_dense: Sequence[str], progress: Progress = no_progress
+    ) -> CompressedModel:
+        weights = matrices(compressed.model, keep_dense)
+        for layer in walk(compressed.model, weights, calibration, self.looks_at):
+            for name, weight in layer.weights.items():
+                try:
+                    done = self.hold(weight.detach().float(), compressed.held.get(name), layer.inputs.get(name), compressed)
+                except UserError as error:
+                    raise UserError(f"{name}: {error}; choose other numbers, or name it in keep_dense") from error
+                compressed = compressed.holding({name: done})
+                progress(1)
+        return compressed
+
+    @abstractmethod
+    def hold(self, weight: Tensor, before: Held | None, inputs: Inputs | None, compressed: CompressedModel) -> Held:
+        """A matrix (O, I), float32. `before`: how it is held so far; `inputs`: as `looks_at` says."""
+
+
+def beside(model: nn.Module, held: Collection[str]) -> list[nn.Parameter]:
+    """The model's norms and biases: what learns beside the matrices that are held."""
+    owners = {name.removesuffix(".weight") for name in held}
+    return [
+        parameter
+        for name, parameter in model.named_parameters()
+        if parameter.ndim == 1 and not any(name.startswith(f"{owner}.parametrizations") for owner in owners)
+    ]
+
+
+def fit(
+    compressed: CompressedModel,
+    methods: Sequence[tuple[str, Mapping[str, Any], Method]],
+    calibration: Calibration,
+    keep_dense: Sequence[str],
+    progress: Progress = no_progress,
+) -> CompressedModel:
+    """Do the methods, each given as its name, its options and itself, in their order."""
+    for name, options, method in methods:
+        since = time.perf_counter()
+        compressed = method.fit(compressed, calibration, keep_dense, progress)
+        done = {"method": name, **options, "seconds": round(time.perf_counter() - since, 1)}
+        compressed = replace(compressed, history=(*compressed.history, done))
+    return compressed

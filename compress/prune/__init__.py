@@ -1,0 +1,1 @@
+"""Weights left out: which, and what the others make up for."""

@@ -1,0 +1,1 @@
+"""Gradient training of what an earlier method left, towards the dense model."""

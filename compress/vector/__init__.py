@@ -1,0 +1,1 @@
+"""Runs of weights as codewords of a codebook."""
