@@ -22,6 +22,11 @@ class Method(ABC):
     """`looks_at` is what it has to know of the matrices' inputs; `nothing`: it needs no calibration text."""
 
     looks_at: Statistics = "nothing"
+    learns: bool = False  # True: by gradients, from calibration text and the dense model
+
+    def work(self, matrices: int) -> int:
+        """How much `progress` will hear of, for so many matrices."""
+        return matrices
 
     @abstractmethod
     def fit(

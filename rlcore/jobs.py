@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 
+from compress import job as compress
 from rlcore import __version__, models
 from rlcore.cluster.connect import connected
 from rlcore.conversation import ConversationPrompter
 from rlcore.data.mixture import load as load_problems
 from rlcore.errors import UserError
+from rlcore.evaluation.compressed import solved
 from rlcore.evaluation.during import PeriodicEvaluation, compare
 from rlcore.grading.pool import Grader
 from rlcore.latent import refuse_latent
@@ -23,7 +25,7 @@ from rlcore.models import ModelSpec
 from rlcore.prompts import Prompter, stop_ids
 from rlcore.protocols import LearnerLost
 from rlcore.recipe.load import Loaded
-from rlcore.recipe.schema import RL, Annotate, Checkpoint, Job, Preference, RewardModel, Sft, Stop
+from rlcore.recipe.schema import RL, Annotate, Checkpoint, Compress, Job, Preference, RewardModel, Sft, Stop
 from rlcore.report.page import write_report
 from rlcore.run.checkpoint import latest
 from rlcore.run.console import say, warn
@@ -171,12 +173,33 @@ def _annotate(loaded: Loaded, recipe: Annotate) -> dict[str, Any]:
             return _finish(run, annotate.annotate(recipe, run, asked, grower))
 
 
+def _compress(loaded: Loaded, recipe: Compress) -> dict[str, Any]:
+    location = warmstart.resolve(recipe.model, recipe.seed)
+    tokenizer = models.load_tokenizer(location, recipe.trust_remote_code)
+    prompter = Prompter(recipe.prompt, tokenizer)
+    asked = compress.plan(recipe, prompter)
+    for line in compress.describe(asked):
+        say(line)
+    spec = ModelSpec(location, "float32", recipe.device, recipe.trust_remote_code)
+    layers = models.without_weights(location, recipe.trust_remote_code).config.num_hidden_layers
+    run = Run(loaded, steps=layers, keep=Checkpoint(), stop=Stop())
+    run.begin()
+    try:
+        compressed, found = compress.compress(recipe, asked, run, spec, tokenizer)
+        if recipe.eval is not None:
+            found |= solved(recipe, recipe.eval, compressed, prompter)
+    finally:
+        run.console.stop()
+    return _finish(run, found)
+
+
 WORK: Mapping[type[Job], Callable[[Loaded, Any], dict[str, Any]]] = {
     RL: _rl,
     Sft: _sft,
     RewardModel: _reward_model,
     Preference: _preference,
     Annotate: _annotate,
+    Compress: _compress,
 }
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from compress import job as compress
+from compress.calibration import matrices
 from rewards.preference.preference import Preference as PreferenceReward
 from rewards.process.process import Process
 from rlcore import models, plugins
@@ -15,7 +17,7 @@ from rlcore.length_budget import describe, for_training
 from rlcore.prompts import Prompter
 from rlcore.protocols import LearnedReward
 from rlcore.recipe.estimate import Shape, memory, pairs_memory, token_budget
-from rlcore.recipe.schema import RL, Annotate, Job, Preference, Recipe, RewardModel, Sft
+from rlcore.recipe.schema import RL, Annotate, Compress, Job, Preference, Recipe, RewardModel, Sft
 from rlcore.toy import warmstart
 from rlcore.types import Problem
 from rollout import annotate
@@ -116,12 +118,23 @@ def _annotate(recipe: Annotate) -> Iterator[str]:
     yield f"longest sequence: {longest + asked.max_new_tokens}"
 
 
+def _compress(recipe: Compress) -> Iterator[str]:
+    location = warmstart.architecture(recipe.model, recipe.seed)
+    prompter = Prompter(recipe.prompt, models.load_tokenizer(location, recipe.trust_remote_code))
+    yield from compress.describe(compress.plan(recipe, prompter))
+    model = models.without_weights(location, recipe.trust_remote_code)
+    weights = matrices(model, recipe.keep_dense)
+    count = sum(weight.numel() for weight in weights.values())
+    yield f"to compress: {len(weights)} matrices, {count:,} of {model.num_parameters():,} parameters"
+
+
 OF_JOB: Mapping[type[Job], Callable[[Any], Iterator[str]]] = {
     RL: _rl,
     Sft: _sft,
     RewardModel: _reward_model,
     Preference: _preference,
     Annotate: _annotate,
+    Compress: _compress,
 }
 
 

@@ -27,6 +27,8 @@ from rlcore.protocols import Progress, no_progress
 
 
 class Codewords(Method):
+    learns = True
+
     def __init__(
         self,
         *,
@@ -35,6 +37,9 @@ class Codewords(Method):
         seed: int = 0,
     ) -> None:
         self.steps, self.learning_rate, self.seed = steps, learning_rate, seed
+
+    def work(self, matrices: int) -> int:
+        return self.steps
 
     def fit(
         self, compressed: CompressedModel, calibration: Calibration, keep_dense: Sequence[str], progress: Progress = no_progress

@@ -26,6 +26,8 @@ from rlcore.protocols import Progress, no_progress
 
 
 class MaskLora(Method):
+    learns = True
+
     def __init__(
         self,
         *,
@@ -37,14 +39,15 @@ class MaskLora(Method):
     ) -> None:
         self.rank, self.alpha, self.steps, self.learning_rate, self.seed = rank, alpha, steps, learning_rate, seed
 
+    def work(self, matrices: int) -> int:
+        return self.steps
+
     def fit(
         self, compressed: CompressedModel, calibration: Calibration, keep_dense: Sequence[str], progress: Progress = no_progress
     ) -> CompressedModel:
         pruned = {name: held for name, held in compressed.held.items() if isinstance(held, Sparse)}
         if not pruned:
-            raise UserError(
-                "mask_lora recovers what pruning lost, and nothing is: put magnitude, wanda or sparsegpt first"
-            )
+            raise UserError("mask_lora recovers what pruning lost, and nothing is: put magnitude, wanda or sparsegpt first")
         model = compressed.model
         torch.manual_seed(self.seed)
         adapters = {name: _Masked(held.mask(), self.rank, self.alpha / self.rank) for name, held in pruned.items()}

@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from rlcore import __version__
 from rlcore.errors import UserError
@@ -289,6 +290,60 @@ def early_rejection(
         plot=plot,
         json_file=json,
     )
+
+
+class _RecipeOrVerb(TyperGroup):
+    """`rlcore compress RECIPE` beside `rlcore compress report RUN`: what is no verb is a recipe."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+            args.insert(0, "run")
+        return super().parse_args(ctx, args)
+
+
+compress_app = typer.Typer(cls=_RecipeOrVerb, no_args_is_help=True, help="Make a model cheaper to run: RECIPE, or:")
+app.add_typer(compress_app, name="compress")
+
+
+@compress_app.command("run")
+def compress(
+    recipe: Annotated[list[str], typer.Argument(metavar="RECIPE... [KEY=VALUE...]", help="Of `job: compress`, as for train.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Do nothing where it is done; else begin anew.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")] = False,
+    offline: Offline = False,
+    json: Json = "",
+) -> None:
+    """Compress a model by a recipe, measure it, and keep it: what `rlcore compress RECIPE` does."""
+    _environment(offline)
+    from rlcore.cli.compress import run
+    from rlcore.cli.train import dry_run as show
+
+    show(recipe) if dry_run else run(recipe, resume, json)
+
+
+@compress_app.command("report")
+def report_compressed(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders of `job: compress`.")],
+    plot: Annotated[str, typer.Option(metavar="FILE", help="Draw quality by size, and each layer's error (.svg, .png).")] = "",
+    json: Json = "",
+) -> None:
+    """Hold compressed models against each other: bits, perplexity, accuracy, cost."""
+    from rlcore.cli.compress import report
+
+    report(runs, plot, json)
+
+
+@compress_app.command("export")
+def export_compressed(
+    model: Annotated[str, typer.Argument(help="A run folder of `job: compress`, or its model folder.")],
+    folder: Annotated[str, typer.Argument(help="Where the plain checkpoint goes; must not exist.")],
+    dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
+    json: Json = "",
+) -> None:
+    """Write a compressed model as a plain checkpoint, for any engine."""
+    from rlcore.cli.compress import export
+
+    export(model, folder, dtype, json)
 
 
 @app.command()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from rlcore.cli.output import check_json, write_json
 from rlcore.errors import UserError
-from rlcore.repro import best_of_n, page, preferences, training
+from rlcore.repro import best_of_n, page
 from rlcore.repro.experiment import Experiment, Planned, plan, plan_models, read
 from rlcore.repro.run import code, do, make_models, refuse_others, train, warm_start
 
@@ -47,7 +47,7 @@ def _results(name: str, experiment: Experiment, runs: Sequence[Planned], jobs: i
     """By arm and seed, of runs that are done. What is measured of them is so each time: it is a matter of minutes."""
     by_seed = {seed: [run for run in runs if run.seed == seed] for seed in dict.fromkeys(run.seed for run in runs)}
     if (asked := experiment.best_of_n) is None:
-        collect = preferences.collect if experiment.preferences else training.collect
+        collect = page.KINDS[experiment.kind].collect
         found = {
             seed: {run.name: collect(run.folder, run.recipe, experiment.target) for run in of} for seed, of in by_seed.items()
         }

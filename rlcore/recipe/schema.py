@@ -820,11 +820,48 @@ class Annotate(Job):
         return self
 
 
-Recipe = RL | Sft | RewardModel | Preference | Annotate
+class CalibrationText(Section):
+    """What methods look at: problems and their solutions, one after the other, cut into rows."""
+
+    data: Sources
+    rows: PositiveInt = 128
+    length: PositiveInt = 512  # tokens of a row
+    rows_at_once: PositiveInt = 8  # of a pass, and of a step of training
+
+
+class Asked(Decoding):
+    """Problems that the compressed model is to solve."""
+
+    data: Sources
+    limit: PositiveInt | None = None  # problems
+    samples: PositiveInt = 1  # completions per problem
+
+
+class Compress(Job):
+    """A model made cheaper to run, by one method after the other; see `compress/`."""
+
+    job: Literal["compress"] = "compress"
+    methods: Annotated[list[Annotated[Plugin, BeforeValidator(_named)]], BeforeValidator(_listed)]  # none: the dense model
+    calibration: CalibrationText | None = None  # None: no method looks at any text
+    keep_dense: list[str] = ["lm_head"]  # matrices whose name contains one of these are left as they are
+    prompt: PromptWithoutBudget = Prompt()
+    evaluated_on: Annotated[list[SourceSpec], BeforeValidator(_listed)] = []  # problems whose solutions it is to predict
+    eval: Asked | None = None  # None: it solves nothing
+    max_invalid_fraction: Share = 0.2  # more solutions than this without a verdict are an error
+
+    @model_validator(mode="after")
+    def _possible(self) -> Compress:
+        if self.lora is not None or self.optimizer != Optimizer():
+            raise ValueError("methods that learn have options of their own: leave out lora and optimizer")
+        return self
+
+
+Recipe = RL | Sft | RewardModel | Preference | Annotate | Compress
 JOBS: dict[str, type[Job]] = {
     "rl": RL,
     "sft": Sft,
     "reward_model": RewardModel,
     "preference": Preference,
     "annotate": Annotate,
+    "compress": Compress,
 }

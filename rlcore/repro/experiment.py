@@ -7,17 +7,18 @@ models          what all arms and seeds share and none of them makes, such as a 
                 is that model's run folder: the same in every experiment that has the same layers
 varies          the keys, each with all below it, in which the resolved recipes of the arms may differ
 seeds           shared by the arms; 0 to 9 are for tuning, those of an experiment begin at 100
-best_of_n       given where the arms are reward models: which policy they choose for, among how many samples
-                (`rlcore.repro.best_of_n`); else the arms train policies (`rlcore.repro.training`)
-preferences     true where the arms learn from preference pairs (`rlcore.repro.preferences`)
+best_of_n       where the arms are reward models: which policy they choose for, among how many samples
 panels          of the plot, by name (`rlcore.repro.training`): held-out accuracy by completions and by seconds, unless given
 target          the accuracy that `samples_to_target` and `wall_to_target` ask for
 claims          comparisons with a number; see `rlcore.repro.expression`
 tried           what was tuned, and on which seeds
+
+The job of the recipes says what is measured of them: `rlcore.repro.KIND` for the kinds in KINDS.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
@@ -31,10 +32,12 @@ from pydantic import Field, PositiveInt, ValidationError, model_validator
 
 from rlcore.errors import UserError, nearest
 from rlcore.recipe.load import differences, load
-from rlcore.recipe.schema import RL, Preference, Recipe, RewardModel, Section, Share
-from rlcore.repro import preferences, training
+from rlcore.recipe.schema import RL, Compress, Recipe, Section, Share
+from rlcore.repro import compression, preferences, training
 from rlcore.repro.expression import Claim, parse
 
+KINDS = {"rl": "training", "reward_model": "best_of_n", "preference": "preferences", "compress": "compression"}
+METRICS = {"training": training.METRICS, "preferences": preferences.METRICS, "compression": compression.METRICS}
 NAME = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z_0-9]*$")]  # as it stands in a claim's brackets
 
 
@@ -61,7 +64,6 @@ class Experiment(Section):
     arms: Annotated[dict[NAME, list[str]], Field(min_length=1)]
     models: dict[NAME, Annotated[list[str], Field(min_length=1)]] = Field(default_factory=dict)
     best_of_n: BestOfN | None = None
-    preferences: bool = False
     varies: tuple[str, ...] = ()
     seeds: Annotated[list[int], Field(min_length=1)]
     panels: tuple[str, ...] = ()
@@ -75,23 +77,28 @@ class Experiment(Section):
             raise ValueError("a seed is named twice, and would count twice")
         if len(set(self.measured)) < len(self.measured):
             raise ValueError("an arm has the name of a control, or of `pass` or `majority`, which stand beside the arms")
-        if self.best_of_n and self.preferences:
-            raise ValueError("arms are reward models (`best_of_n`) or learn from pairs (`preferences`): leave out one of them")
+        if (self.best_of_n is not None) != (self.kind == "best_of_n"):
+            raise ValueError("`best_of_n` is for arms of job: reward_model, which are measured by it")
         known = tuple(training.PANELS) if self.kind == "training" else ()
         for panel in self.panels:
             if panel not in known:
                 raise ValueError(f"there is no panel {panel!r}{nearest(panel, known)}")
         return self
 
-    @property
+    @functools.cached_property
     def kind(self) -> str:
-        return "best_of_n" if self.best_of_n else "preferences" if self.preferences else "training"
+        """By the job of the first arm."""
+        folders = _model_folders(self)
+        job = load(_filled([*self.base, *next(iter(self.arms.values()))], folders)).recipe.job
+        if job not in KINDS:
+            raise ValueError(f"job: {job} is not measured: an experiment's recipes are of job {', '.join(KINDS)}")
+        return KINDS[job]
 
     @property
     def metrics(self) -> tuple[str, ...]:
         if self.best_of_n is not None:
             return self.best_of_n.metrics
-        return preferences.METRICS if self.preferences else training.METRICS
+        return METRICS[self.kind]
 
     @property
     def measured(self) -> list[str]:
@@ -162,7 +169,7 @@ def plan_models(experiment: Experiment) -> list[Planned]:
             raise UserError(
                 f"model {model!r} is a `job: rl`: what an experiment shares is supervised, a reward model, or trees"
             )
-        runs.append(Planned(f"model {model}", folders[model], _training(arguments), model, recipe.seed, recipe))
+        runs.append(Planned(f"model {model}", folders[model], _command(arguments, recipe), model, recipe.seed, recipe))
     return runs
 
 
@@ -193,24 +200,16 @@ def _planned(name: str, experiment: Experiment, arm: str, seed: int) -> Planned:
     arguments = [*layers, f"seed={seed}", "threads=1", f"output={folder}"]
     recipe = load(arguments).recipe
     _refuse_unmeasured(experiment, arm, recipe)
-    return Planned(f"{arm}, seed {seed}", folder, _training(arguments), arm, seed, recipe)
+    return Planned(f"{arm}, seed {seed}", folder, _command(arguments, recipe), arm, seed, recipe)
 
 
 def _refuse_unmeasured(experiment: Experiment, arm: str, recipe: Recipe) -> None:
-    if experiment.best_of_n is not None:
-        if not isinstance(recipe, RewardModel):
-            raise UserError(
-                f"arm {arm!r} cannot be measured: with `best_of_n`, an experiment's recipes are `job: reward_model`"
-            )
+    if KINDS.get(recipe.job) != experiment.kind:
+        raise UserError(f"arm {arm!r} is of job: {recipe.job}, and the first arm of another: their results are not comparable")
+    if not isinstance(recipe, RL):
         return
-    if experiment.preferences:
-        if not isinstance(recipe, Preference):
-            raise UserError(
-                f"arm {arm!r} cannot be measured: with `preferences`, an experiment's recipes are `job: preference`"
-            )
-        return
-    if not isinstance(recipe, RL) or recipe.eval is None:
-        raise UserError(f"arm {arm!r} cannot be measured: an experiment's recipes are `job: rl` with an `eval` section")
+    if recipe.eval is None:
+        raise UserError(f"arm {arm!r} cannot be measured: a recipe of job: rl needs an `eval` section")
     greedy = [text for text in experiment.claims.values() if "greedy_accuracy" in text]
     if greedy and 0 not in recipe.eval.temperatures:
         raise UserError(f"{greedy[0]!r} needs greedy evaluations: add 0 to eval.temperatures")
@@ -219,8 +218,8 @@ def _refuse_unmeasured(experiment: Experiment, arm: str, recipe: Recipe) -> None
         raise UserError(f"{watched[0]!r} needs the hack monitor, and arm {arm!r} has `monitor: null`")
 
 
-def _training(arguments: Sequence[str]) -> Sequence[str]:
-    return ("train", *arguments, "--resume")
+def _command(arguments: Sequence[str], recipe: Recipe) -> Sequence[str]:
+    return ("compress" if isinstance(recipe, Compress) else "train", *arguments, "--resume")
 
 
 def _filled(layers: Sequence[str], folders: Mapping[str, Path]) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 from rlcore import __version__
 from rlcore.errors import UserError
 from rlcore.report.headline import duration
-from rlcore.repro import best_of_n, preferences, training
+from rlcore.repro import best_of_n, compression, preferences, training
 from rlcore.repro.experiment import Experiment
 from rlcore.repro.intervals import interval
 from rlcore.repro.results import Result, judge, summarise
@@ -20,7 +20,12 @@ from rlcore.repro.tables import reaching, table
 from rlcore.run.folder import write_aside
 
 DOCS = Path("docs")
-KINDS: dict[str, Any] = {"training": training, "best_of_n": best_of_n, "preferences": preferences}
+KINDS: dict[str, Any] = {
+    "training": training,
+    "best_of_n": best_of_n,
+    "preferences": preferences,
+    "compression": compression,
+}
 PREFACE = """# Results
 
 Written by `rlcore repro NAME` from `docs/results/*.json`; do not edit.

@@ -20,6 +20,7 @@ ALWAYS = {
     "kl/reference": "KL",
     "grad_norm": "grad",
     "loss": "loss",
+    "error": "error of the weights",
     "staleness/mean": "staleness",
     "nodes_per_second": "nodes/s",
     "tokens_per_second": "tok/s",

@@ -12,6 +12,8 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
+from compress.compressed import is_compressed
+from compress.written_out import written_out
 from rlcore import models
 from rlcore.data.mixture import load as load_problems
 from rlcore.errors import UserError, nearest
@@ -31,9 +33,11 @@ WORLDS = {  # what makes the problems of a data source
 
 
 def resolve(name: str, seed: int) -> str:
-    """A model name as a folder or hub id, training the toy first if that has not been done on this machine."""
+    """A model name as the folder or hub id of a plain checkpoint: a toy is trained first, and a compressed model written out,
+    if that has not been done on this machine."""
     if not name.startswith(PREFIX):
-        return models.locate(name, seed)
+        found = models.locate(name, seed)
+        return written_out(Path(found)) if is_compressed(Path(found)) else found
     recipe = _recipe(name.removeprefix(PREFIX))
     parent = resolve(recipe.model, recipe.seed)
     key = f"toy-{name.removeprefix(PREFIX)}-{_digest(recipe, parent)}"

@@ -1,0 +1,144 @@
+"""`job: compress`: a recipe's methods done to its model, measured, and kept as a folder."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from compress.calibration import Calibration, matrices, packed
+from compress.compressed import WEIGHTS, CompressedModel
+from compress.measure import Text, measure
+from compress.method import Method, fit
+from rlcore import plugins
+from rlcore.data.mixture import load as load_problems
+from rlcore.errors import UserError
+from rlcore.models import ModelSpec
+from rlcore.prompts import Prompter
+from rlcore.recipe.schema import Compress, Source
+from rlcore.run.console import watched
+from rlcore.run.folder import Run
+from rlcore.types import Problem
+
+FOLDER = "model"  # of the compressed model, in the run's
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe's methods, made; and its texts, read. Nothing is loaded."""
+
+    methods: Sequence[tuple[str, Mapping[str, Any], Method]]
+    calibration: Tensor | None  # (rows, length)
+    held_out: Sequence[Text]
+
+
+def plan(recipe: Compress, prompter: Prompter) -> Plan:
+    """Raises UserError for a method that there is not, or that lacks the text it learns from, and for problems without
+    solutions."""
+    made = [(each.name, each.options, plugins.bind("compress", each.name, each.options)()) for each in recipe.methods]
+    for name, _, method in made:
+        if recipe.calibration is None and (method.learns or method.looks_at != "nothing"):
+            raise UserError(f"{name!r} looks at calibration text: give the recipe `calibration`")
+        if recipe.eval is not None and getattr(method, "activations", None) is not None:
+            raise UserError(f"{name!r} rounds activations, which no engine does: leave out `eval`, or `activations`")
+    asked, rows = recipe.calibration, None
+    if asked is not None:
+        texts = _texts(asked.data, prompter)
+        order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(recipe.seed)).tolist()
+        rows = packed([texts[i].ids for i in order], asked.rows, asked.length)
+    return Plan(made, rows, _texts(recipe.evaluated_on, prompter))
+
+
+def compress(
+    recipe: Compress, asked: Plan, run: Run, spec: ModelSpec, tokenizer: PreTrainedTokenizerBase
+) -> tuple[CompressedModel, dict[str, Any]]:
+    """The compressed model, as it is kept in the run's folder; and what is measured of it."""
+    dense = functools.cache(lambda: spec.load().eval())
+    model = spec.load().eval()
+    dtype = getattr(torch, recipe.dtype)
+    _as_stored(model, dtype)
+    weights = matrices(model, recipe.keep_dense)
+    calibration = _calibration(recipe, asked, dense)
+    compressed = CompressedModel(model, dtype)
+    with watched("compressing", sum(method.work(len(weights)) for *_, method in asked.methods)) as progress:
+        compressed = fit(compressed, asked.methods, calibration, recipe.keep_dense, progress)
+    compressed.save(run.folder / FOLDER, tokenizer)
+    for step, metrics in enumerate(layer_errors(compressed, dense()), 1):
+        run.log(step, metrics)
+    return compressed, measured(compressed, asked, dense(), run.folder / FOLDER)
+
+
+def measured(compressed: CompressedModel, asked: Plan, dense: PreTrainedModel, folder: Path) -> dict[str, Any]:
+    """Sizes from the file on disk, what it costs to predict held-out problems and solutions, and the seconds of each method."""
+    size = compressed.size()
+    on_disk = 8 * (folder / WEIGHTS).stat().st_size
+    found: dict[str, Any] = {
+        "bits_per_weight": (on_disk - size.rest) / size.weights if size.weights else None,
+        "bits_per_parameter": on_disk / size.parameters,
+        "compressed_weights": size.weights,
+        "parameters": size.parameters,
+    }
+    if asked.held_out:
+        with watched("predicting held-out solutions", len(asked.held_out)) as progress:
+            found |= measure(compressed.model, asked.held_out, dense, progress)
+    seconds = {f"{number}. {done['method']}": done["seconds"] for number, done in enumerate(compressed.history, 1)}
+    return found | {"method_seconds": seconds, "fit_s": sum(seconds.values())}
+
+
+def layer_errors(compressed: CompressedModel, dense: PreTrainedModel) -> Iterator[dict[str, float]]:
+    """Of each layer of the model, from the bottom up, ‖W − Ŵ‖² / ‖W‖² over its matrices: of all, and by their kinds. Matrices
+    outside of the layers come last."""
+    places: dict[tuple[int, ...], list[str]] = {}
+    for name in compressed.held:
+        number = re.search(r"\.(\d+)\.", name)
+        places.setdefault((0, int(number[1])) if number else (1,), []).append(name)
+    for place in sorted(places):
+        lost, whole, kinds = 0.0, 0.0, {}
+        for name in places[place]:
+            weight = dense.get_parameter(name).detach().float()
+            error = float((compressed.model.get_parameter(name).detach() - weight).square().sum())
+            power = float(weight.square().sum())
+            kinds[f"error/{name.split('.')[-2]}"] = error / max(power, 1e-30)
+            lost, whole = lost + error, whole + power
+        yield {"error": lost / max(whole, 1e-30), **kinds}
+
+
+def describe(asked: Plan) -> Iterator[str]:
+    for name, options, _ in asked.methods:
+        yield f"{name}: {', '.join(f'{key} {value}' for key, value in options.items()) or 'as it is by default'}"
+    if asked.calibration is not None:
+        yield f"calibration: {len(asked.calibration)} rows of {asked.calibration.shape[1]} tokens"
+    if asked.held_out:
+        yield f"held out: {len(asked.held_out)} problems with solutions, {sum(len(t.ids) for t in asked.held_out)} tokens"
+
+
+def _calibration(recipe: Compress, asked: Plan, dense: Any) -> Calibration:
+    if asked.calibration is None:
+        return Calibration(torch.zeros(0, 0, dtype=torch.long), dense)
+    assert recipe.calibration is not None
+    return Calibration(asked.calibration, dense, recipe.calibration.rows_at_once)
+
+
+@torch.no_grad()
+def _as_stored(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """The weights in the dtype that they are stored in, so that what is measured is what is kept."""
+    for parameter in model.parameters():
+        parameter.copy_(parameter.to(dtype))
+
+
+def _texts(sources: Sequence[Source], prompter: Prompter) -> list[Text]:
+    return [_text(problem, prompter) for problem in load_problems(sources)] if sources else []
+
+
+def _text(problem: Problem, prompter: Prompter) -> Text:
+    solution = problem.meta.get("solution")
+    if not solution:
+        raise UserError(f"problem {problem.id} has no solution: calibration and evaluated_on take sources with solutions")
+    return Text(prompter.render(problem), prompter.complete(str(solution)))

@@ -1,0 +1,78 @@
+"""What comes of arms that compress a model (`job: compress`), read from their run folders.
+
+bits_per_weight        of the matrices that are compressed, everything counted, from the file on disk
+bits_per_parameter     of the whole file
+perplexity             of held-out problems and their solutions
+solution               mean log-prob of a token of the solutions, nats
+divergence             KL to the dense model over those tokens, nats
+accuracy               of problems solved, where the recipe has `eval`
+error                  ‖W − Ŵ‖² / ‖W‖², mean over the layers
+fit_s                  seconds that the methods took
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rlcore.recipe.schema import Recipe
+from rlcore.report.compression import picture as draw_picture
+from rlcore.report.read import read_run
+from rlcore.repro.results import Result
+from rlcore.repro.tables import cell
+
+COLUMNS = {
+    "bits_per_weight": "bits a weight",
+    "bits_per_parameter": "bits a parameter",
+    "perplexity": "perplexity",
+    "solution": "log-prob of a solution's token",
+    "divergence": "KL to the dense model",
+    "accuracy": "accuracy",
+    "error": "error of the weights",
+    "fit_s": "seconds to fit",
+}
+METRICS = tuple(COLUMNS)
+RANKED_BY = "log-prob of a held-out solution's token"
+
+
+def collect(folder: Path, recipe: Recipe, target: float) -> Result:
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    errors = read_run(folder).metrics["error"]
+    known = {**summary, "error": fmean(errors.values.tolist())}
+    layers = {"layer": errors.steps.tolist(), "error": errors.values.tolist()}
+    return Result({name: known.get(name) for name in METRICS}, layers, summary["wall_s"])
+
+
+# -- on the page -----------------------------------------------------------------------------------------------------------
+
+
+def draw(result: Mapping[str, Any], path: Path) -> None:
+    curves = {}
+    for arm, values in result["arms"].items():
+        first = next(iter(result["curves"][arm].values()))
+        bits, quality = values["bits_per_weight"]["mean"], values["solution"]["mean"]
+        curves[arm] = {"bits": bits, "quality": quality, "layers": (first["layer"], first["error"])}
+    draw_picture(curves, path, salt=result["name"])
+
+
+def picture(result: Mapping[str, Any]) -> str:
+    return "log-prob of held-out solutions by bits of a weight; error of each layer"
+
+
+def headline(result: Mapping[str, Any]) -> str:
+    """The metric by which arms are ranked."""
+    return "solution"
+
+
+def table(result: Mapping[str, Any]) -> tuple[Sequence[str], Iterable[Sequence[str]]]:
+    arms, seeds = result["arms"], len(result["seeds"])
+    shown = [metric for metric in COLUMNS if any(values[metric]["seeds"] for values in arms.values())]
+    rows = ([arm, *(cell(values[metric], seeds) for metric in shown)] for arm, values in arms.items())
+    return ["arm", *(COLUMNS[metric] for metric in shown)], rows
+
+
+def note(result: Mapping[str, Any]) -> str:
+    return "Bits are counted from the files on disk; layers are those of the first seed."
