@@ -27,6 +27,7 @@ from rlcore.run.console import watched
 from rlcore.run.folder import Run
 from rlcore.types import Problem
 
+ANSWER = "#### "  # what GSM8K writes before an answer
 FOLDER = "model"  # of the compressed model, in the run's
 
 
@@ -138,7 +139,9 @@ def _texts(sources: Sequence[Source], prompter: Prompter) -> list[Text]:
 
 
 def _text(problem: Problem, prompter: Prompter) -> Text:
+    """With the answer at the end, in GSM8K's format."""
     solution = problem.meta.get("solution")
     if not solution:
         raise UserError(f"problem {problem.id} has no solution: calibration and evaluated_on take sources with solutions")
-    return Text(prompter.render(problem), prompter.complete(str(solution)))
+    told = str(solution) if ANSWER in str(solution) else f"{solution}\n{ANSWER}{problem.answer}"
+    return Text(prompter.render(problem), prompter.complete(told))
