@@ -18,7 +18,6 @@ The job of the recipes says what is measured of them: `rlcore.repro.KIND` for th
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
@@ -31,7 +30,7 @@ import yaml
 from pydantic import Field, PositiveInt, ValidationError, model_validator
 
 from rlcore.errors import UserError, nearest
-from rlcore.recipe.load import differences, load
+from rlcore.recipe.load import differences, job, load
 from rlcore.recipe.schema import RL, Compress, Recipe, Section, Share
 from rlcore.repro import compression, preferences, training
 from rlcore.repro.expression import Claim, parse
@@ -77,22 +76,18 @@ class Experiment(Section):
             raise ValueError("a seed is named twice, and would count twice")
         if len(set(self.measured)) < len(self.measured):
             raise ValueError("an arm has the name of a control, or of `pass` or `majority`, which stand beside the arms")
-        if (self.best_of_n is not None) != (self.kind == "best_of_n"):
-            raise ValueError("`best_of_n` is for arms of job: reward_model, which are measured by it")
-        known = tuple(training.PANELS) if self.kind == "training" else ()
         for panel in self.panels:
-            if panel not in known:
-                raise ValueError(f"there is no panel {panel!r}{nearest(panel, known)}")
+            if panel not in training.PANELS:
+                raise ValueError(f"there is no panel {panel!r}{nearest(panel, list(training.PANELS))}")
         return self
 
-    @functools.cached_property
+    @property
     def kind(self) -> str:
-        """By the job of the first arm."""
-        folders = _model_folders(self)
-        job = load(_filled([*self.base, *next(iter(self.arms.values()))], folders)).recipe.job
-        if job not in KINDS:
-            raise ValueError(f"job: {job} is not measured: an experiment's recipes are of job {', '.join(KINDS)}")
-        return KINDS[job]
+        """By the job of the first arm. Raises UserError where that has none."""
+        layers = _filled([*self.base, *next(iter(self.arms.values()))], _model_folders(self))
+        if (found := job(layers)) not in KINDS:
+            raise UserError(f"arms of job: {found} cannot be measured: an experiment is of job {', '.join(KINDS)}")
+        return KINDS[found]
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -147,6 +142,8 @@ def read(argument: str) -> tuple[str, Experiment]:
     except ValidationError as error:
         raise UserError(" | ".join(f"{path}: {_explain(each)}" for each in error.errors())) from None
     experiment.parsed()
+    if experiment.panels and experiment.kind != "training":
+        raise UserError(f"{path}: there is no panel {experiment.panels[0]!r}: `panels` are of arms that train a policy")
     return path.stem, experiment
 
 
@@ -205,7 +202,9 @@ def _planned(name: str, experiment: Experiment, arm: str, seed: int) -> Planned:
 
 def _refuse_unmeasured(experiment: Experiment, arm: str, recipe: Recipe) -> None:
     if KINDS.get(recipe.job) != experiment.kind:
-        raise UserError(f"arm {arm!r} is of job: {recipe.job}, and the first arm of another: their results are not comparable")
+        raise UserError(f"arm {arm!r} is of job: {recipe.job}, and the first arm of another: they cannot be compared")
+    if (experiment.best_of_n is None) == (experiment.kind == "best_of_n"):
+        raise UserError(f"arm {arm!r} cannot be measured: `best_of_n` goes with recipes of job: reward_model, and they with it")
     if not isinstance(recipe, RL):
         return
     if recipe.eval is None:
