@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -174,6 +175,9 @@ def _annotate(loaded: Loaded, recipe: Annotate) -> dict[str, Any]:
 
 
 def _compress(loaded: Loaded, recipe: Compress) -> dict[str, Any]:
+    if (done := Path(recipe.folder, "summary.json")).is_file():  # and it is resumed
+        summary: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
+        return summary
     location = warmstart.resolve(recipe.model, recipe.seed)
     tokenizer = models.load_tokenizer(location, recipe.trust_remote_code)
     prompter = Prompter(recipe.prompt, tokenizer)

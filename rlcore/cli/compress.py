@@ -30,10 +30,9 @@ def run(arguments: Sequence[str], resume: bool, json_file: str) -> None:
     loaded = load(arguments)
     if not isinstance(loaded.recipe, Compress):
         raise UserError(f"this recipe is of job: {loaded.recipe.job}: rlcore train {' '.join(arguments)}")
-    done = Path(loaded.recipe.folder, "summary.json")
     from rlcore import jobs
 
-    summary = json.loads(done.read_text()) if resume and done.is_file() else jobs.run(loaded, resume)
+    summary = jobs.run(loaded, resume)
     for name, label in COLUMNS.items():
         if summary.get(name) is not None:
             print(f"  {label:<28} {number(summary[name])}", file=sys.stderr)
