@@ -101,7 +101,7 @@ def test_what_is_done_is_not_done_again(run: Callable) -> None:
         (["methods=[{name: wanda, share: 0.5}]", "calibration=null"], "'wanda' looks at calibration text"),
         (["methods=[{name: rtn, run: 0}, codewords]"], "there are none: put vq or mvq"),
         (["methods=[rtn]"], "rows of 64 weights are no multiple of runs of 128"),
-        (["methods=[]", "calibration.data={name: chain, count: 60}"], "has no solution: calibration and evaluated_on"),
+        (["methods=[]", "calibration.data=[{name: chain, count: 60}]"], "has no solution: calibration and evaluated_on"),
         (["methods=[]", "calibration.rows=100000"], "ask for fewer"),
         (["methods=[]", "lora={rank: 4}"], "leave out lora and optimizer"),
         (["methods=[]", "keep_dense=[lm_had]"], "names 'lm_had'"),
