@@ -5,8 +5,8 @@ In each round, with s the weights of the router (`compress.mixture.router`) and 
     q, k, v = Σ_{m ∈ top-K} W_m^{qkv} LN_m(x),     x ← x + Σ_{m ∈ top-K} s_m W_m^o attention(q, k, v)
     x ← x + Σ_{m ∈ top-K} s_m FFN_m(LN_m(x))
 
-The queries, keys and values of the chosen modules are mixed before the one attention of the round (`weighted_qkv`: with s_m; the
-paper's code does not). The router of the feed-forward modules reads what these do: the stream after the attention.
+The queries, keys and values of the chosen modules are mixed before the one attention of the round (`weighted_qkv`: with s_m;
+the paper's code does not). The router of the feed-forward modules reads what these do: the stream after the attention.
 
 A token that takes no attention module in a round is absent from it: no token attends to it. With K > 1 every token takes one.
 
@@ -16,7 +16,7 @@ queries with keys, and of weights with values, are computed for absent tokens to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -96,7 +96,9 @@ class Block(GradientCheckpointingLayer):
                 hidden, attention, layer, attention_mask, position_embeddings, past_key_values, **kwargs
             )
             feed_forward, feed_forward_state = self._route(self.feed_forward_router, hidden, feed_forward_state)
-            hidden = hidden + self._feed_forward(hidden, feed_forward)
+            hidden = hidden + gathered(
+                list(self.feed_forward), hidden, feed_forward.chosen, feed_forward.weights, hidden.shape[-1]
+            )
             rounds.append(Round(attention, feed_forward))
         return hidden, tuple(rounds)
 
@@ -117,13 +119,12 @@ class Block(GradientCheckpointingLayer):
         **kwargs: Any,
     ) -> Tensor:
         """F_A(hidden) of one round, (rows, tokens, width)."""
-        settings, flat = self.config, hidden.flatten(0, 1)
+        settings = self.config
         heads, groups = settings.num_attention_heads, settings.num_key_value_heads
         weights = routing.weights if settings.weighted_qkv else torch.ones_like(routing.weights)
-        mixed = gathered(
-            [m.qkv for m in self.attention], flat, routing.chosen, weights, (heads + 2 * groups) * settings.head_dim
-        )
-        per_head = mixed.view(*hidden.shape[:2], -1, settings.head_dim).transpose(1, 2)
+        width = (heads + 2 * groups) * settings.head_dim
+        mixed = gathered([m.qkv for m in self.attention], hidden, routing.chosen, weights, width)
+        per_head = mixed.unflatten(-1, (-1, settings.head_dim)).transpose(1, 2)
         query, key, value = per_head.split([heads, groups, groups], 1)
         query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
         if settings.router_top_k == 1:
@@ -136,29 +137,22 @@ class Block(GradientCheckpointingLayer):
         dropout = settings.attention_dropout if self.training else 0.0
         read, _ = attention(self, query, key, value, mask, dropout=dropout, scaling=self.scaling, **kwargs)
         outputs = [m.o_proj for m in self.attention]
-        return gathered(outputs, read.flatten(0, 1).flatten(1), routing.chosen, routing.weights, hidden.shape[-1]).view_as(
-            hidden
-        )
-
-    def _feed_forward(self, hidden: Tensor, routing: Routing) -> Tensor:
-        """F_F(hidden) of one round, (rows, tokens, width)."""
-        modules = list(self.feed_forward)
-        return gathered(modules, hidden.flatten(0, 1), routing.chosen, routing.weights, hidden.shape[-1]).view_as(hidden)
+        return gathered(outputs, read.flatten(2), routing.chosen, routing.weights, hidden.shape[-1])
 
 
 def gathered(modules: list[Callable[[Tensor], Tensor]], hidden: Tensor, chosen: Tensor, weights: Tensor, width: int) -> Tensor:
-    """Σ_k weight_k · module_{chosen_k}(hidden), (tokens, width) in hidden's dtype: each module is computed for its tokens only.
+    """Σ_k weight_k · module_{chosen_k}(hidden): each module is computed for the tokens that chose it only.
 
-    Chosen and weights (…, K), as many as tokens; an index that no module has adds 0. A module that no token chose is called with
-    none, so that its parameters have a gradient, of 0.
+    Hidden (…, features), chosen and weights (…, K) → (…, width) in hidden's dtype. An index that no module has adds 0. A module
+    that no token chose is called with none, so that its parameters have a gradient, of 0.
     """
-    chosen, weights = chosen.flatten(0, -2), weights.flatten(0, -2)
-    total = hidden.new_zeros(len(hidden), width)
+    flat, chosen, weights = (x.flatten(0, -2) for x in (hidden, chosen, weights))
+    total = flat.new_zeros(len(flat), width)
     for index, module in enumerate(modules):
         token, slot = (chosen == index).nonzero(as_tuple=True)
-        part = module(hidden[token]) * weights[token, slot, None]
+        part = module(flat[token]) * weights[token, slot, None]
         total.index_add_(0, token, part.to(total.dtype))
-    return total
+    return total.view(*hidden.shape[:-1], width)
 
 
 def marked(value: Tensor, absent: Tensor) -> Tensor:
@@ -174,9 +168,9 @@ def marked(value: Tensor, absent: Tensor) -> Tensor:
 def without_absent(mask: Tensor | None, absent: Tensor, value: Tensor) -> Tensor:
     """The mask with the columns of marked values (rows, groups, columns, head_dim) taken out: their weight is exactly 0.
 
-    `mask` (rows, 1, queries, columns): what is seen (bool) or what to add; None is causal. `absent` (rows, queries): the queries
-    of tokens that are absent themselves. Their rows stay as they are, as a row with nothing to see would be NaN; nobody reads
-    what they attend to.
+    `mask` (rows, 1, queries, columns): what is seen (bool) or what to add; None is causal. `absent` (rows, queries): the
+    queries of tokens that are absent themselves. Their rows stay as they are, as a row with nothing to see would be NaN; nobody
+    reads what they attend to.
     """
     present = value[:, 0, :, 0] != ABSENT
     seen = present[:, None, None, :] | absent[:, None, :, None]

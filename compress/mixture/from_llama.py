@@ -1,7 +1,7 @@
 """Where the second phase of training a Mixture-of-Modules begins: the layers of a trained Llama as modules.
 
-The paper trains a vanilla model first and then takes its layers apart, since modules that are trained from random weights become
-alike (Gong et al. 2024, arXiv 2407.06677).
+The paper trains a vanilla model first and then takes its layers apart, since modules that are trained from random weights
+become alike (Gong et al. 2024, arXiv 2407.06677).
 """
 
 from __future__ import annotations

@@ -97,8 +97,8 @@ def load_balance(routings: Sequence[Routing], counted: Tensor | None = None) -> 
 
 
 def blocks_balance(blocks: Sequence[Sequence[Round]], counted: Tensor | None = None, *, per_round: bool) -> Tensor:
-    """The mean of `load_balance` over the attention and feed-forward routers of all blocks, each over all of its rounds together
-    or, `per_round`, averaged over its rounds. Together, a block may give each round to another module and be balanced."""
+    """The mean of `load_balance` over the attention and feed-forward routers of all blocks: each over all of its rounds
+    together or, `per_round`, averaged over its rounds. Together, a block that gives each round to another is balanced."""
     losses = []
     for rounds in blocks:
         for kind in ([r.attention for r in rounds], [r.feed_forward for r in rounds]):
