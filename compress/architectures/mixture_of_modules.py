@@ -9,7 +9,7 @@ vanilla layers, and one, the anchor, after each block. `compress.mixture.from_ll
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
 
 from compress.mixture.block import Block
-from compress.mixture.router import Round, blocks_balance
-from rlcore.errors import UserError
+from compress.mixture.router import ROUTERS, Round, blocks_balance
+from rlcore.errors import UserError, nearest
+
+LEAST = dict(bottom=0, top=0, blocks=1, rounds=1, attention_modules=1, ffn_modules=1, router_dim=1, router_top_k=1)
 
 
 class MixtureOfModulesConfig(LlamaConfig):
@@ -44,7 +46,7 @@ class MixtureOfModulesConfig(LlamaConfig):
     top: int = 2  # vanilla layers after the blocks
     attention_modules: int = 4  # N_A, of each block
     ffn_modules: int = 4  # N_F
-    router: Literal["gru", "naive"] = "gru"
+    router: str = "gru"  # or "naive"
     router_dim: int = 256
     router_top_k: int = 2  # K
     router_tau: float = 0.2  # τ, the temperature
@@ -54,9 +56,13 @@ class MixtureOfModulesConfig(LlamaConfig):
     load_balance_per_round: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
-        for name in ("blocks", "rounds", "attention_modules", "ffn_modules", "router_dim", "router_top_k", "router_tau"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"a mixture of modules with {name} {getattr(self, name)}: it must be above 0")
+        for name, least in LEAST.items():
+            if getattr(self, name) < least:
+                raise UserError(f"a mixture of modules with {name} {getattr(self, name)}: it is {least} at least")
+        if self.router not in ROUTERS:
+            raise UserError(f"there is no router {self.router!r}{nearest(self.router, list(ROUTERS))}")
+        if self.router_tau <= 0:
+            raise UserError(f"router_tau {self.router_tau} is a temperature: it must be above 0")
         if self.router_top_k > (most := min(self.attention_modules, self.ffn_modules) + 1):
             raise UserError(f"router_top_k {self.router_top_k} of {most} outcomes, SKIP among them")
         run = self.bottom + self.blocks * (self.rounds + self.anchor) + self.top
@@ -107,10 +113,11 @@ class MixtureOfModulesModel(MixtureOfModulesPreTrained):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.layers = nn.ModuleList()
+        vanilla, block = [LlamaDecoderLayer], [Block, LlamaDecoderLayer] if config.anchor else [Block]
         cached = 0
-        for kind in arrangement(config):
-            self.layers.append(LlamaDecoderLayer(config, cached) if kind == "layer" else Block(config, cached))
-            cached += 1 if kind == "layer" else config.rounds
+        for kind in vanilla * config.bottom + block * config.blocks + vanilla * config.top:
+            self.layers.append(kind(config, cached))
+            cached += config.rounds if kind is Block else 1
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = LlamaRotaryEmbedding(config)
         self.post_init()
@@ -194,12 +201,6 @@ class MixtureOfModules(MixtureOfModulesPreTrained, GenerationMixin):
             output.load_balance = blocks_balance(decoded.routing, counted, per_round=self.config.load_balance_per_round)
             output.loss = output.cross_entropy + self.config.load_balance_weight * output.load_balance
         return output
-
-
-def arrangement(config: MixtureOfModulesConfig) -> list[Literal["layer", "block"]]:
-    """The layers and blocks, in the order in which they run."""
-    blocks: list[Literal["layer", "block"]] = ["block", "layer"] if config.anchor else ["block"]
-    return ["layer"] * config.bottom + blocks * config.blocks + ["layer"] * config.top
 
 
 AutoConfig.register(MixtureOfModulesConfig.model_type, MixtureOfModulesConfig)
