@@ -101,6 +101,18 @@ def test_what_a_token_is_that_skips_attention_changes_no_later_token(
     assert torch.equal(first[3:], second[3:]) == absent
 
 
+def test_later_tokens_are_what_they_are_without_a_token_that_skips_attention(make: Callable[..., MixtureOfModules]) -> None:
+    """With its position left empty."""
+    model = make(blocks=2, rounds=2, bottom=0, top=0, anchor=False, router_top_k=1)
+    outcomes = torch.tensor([model.config.attention_modules, 1, 2, model.config.attention_modules, 0, 1])
+    kept = torch.tensor([1, 2, 4, 5])
+    ids = torch.tensor([[5, 6, 7, 8, 9, 10]])
+    with torch.no_grad():
+        whole = force(model, [outcomes, outcomes], [0, 1])(ids).logits
+        without = force(model, [outcomes[kept]] * 2, [0, 1])(ids[:, kept], torch.ones(1, 4), kept[None]).logits
+    torch.testing.assert_close(whole[:, kept], without, atol=1e-6, rtol=1e-6)
+
+
 def test_a_token_that_skips_is_left_as_it_is(make: Callable[..., MixtureOfModules]) -> None:
     model = make(blocks=2, rounds=2, bottom=0, top=0, anchor=False, router_top_k=1)
     skip = model.config.attention_modules
