@@ -32,6 +32,11 @@ class MixtureOfModulesConfig(LlamaConfig):
     """A Llama's settings and these; the defaults are those of the paper's code, as far as they do not depend on the size.
 
     `num_hidden_layers` is what is run, and has a key-value cache: a vanilla layer or a round each. It follows from the rest.
+    Raises UserError for settings that cannot be.
+
+    With K = 1 a token can skip a round's attention, or its feed-forward module, and its router learns from the likelihood only
+    without `renormalise`; with K > 1 SKIP takes the place of one module, and no token skips all. A GRU router of 256 is small
+    beside modules of width 768, and larger than modules of width 128.
     """
 
     model_type = "mixture_of_modules"
@@ -77,8 +82,6 @@ class MixtureOfModulesPreTrained(PreTrainedModel):
     config_class = MixtureOfModulesConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["LlamaDecoderLayer", "Block"]  # noqa: RUF012 - transformers declares it so
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_attention_backend = True
 
@@ -187,8 +190,9 @@ class MixtureOfModules(MixtureOfModulesPreTrained, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> Predicted:
-        """As transformers' Llama. With `labels` (rows, tokens; −100: not learned) there are the losses; tokens that an
-        `attention_mask` (rows, tokens) has as 0 do not count in the load-balancing one."""
+        """As transformers' Llama, which also returns the states and attention weights of its layers. With `labels` (rows, tokens;
+        −100: not learned) there are the losses; tokens of which `attention_mask` (rows, tokens) is 0 are not in the
+        load-balancing one."""
         decoded = self.model(
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache=use_cache, **kwargs
         )

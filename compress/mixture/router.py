@@ -86,7 +86,7 @@ def load_balance(routings: Sequence[Routing], counted: Tensor | None = None) -> 
 
         (N + 1) · Σ_e f_e P_e,      f_e: e's share of the tokens' K·T choices,   P_e: its mean probability
 
-    1 where both are uniform, N + 1 where one outcome has everything. `counted` (rows, tokens): False for padding.
+    1 where either is uniform, N + 1 where one outcome has everything. `counted` (rows, tokens): False for padding.
     """
     read = slice(None) if counted is None else counted.bool()
     probabilities = torch.cat([r.probabilities[read].flatten(0, -2) for r in routings])
