@@ -190,9 +190,9 @@ class MixtureOfModules(MixtureOfModulesPreTrained, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> Predicted:
-        """As transformers' Llama, which also returns the states and attention weights of its layers. With `labels` (rows, tokens;
-        −100: not learned) there are the losses; tokens of which `attention_mask` (rows, tokens) is 0 are not in the
-        load-balancing one."""
+        """As transformers' Llama, whose `hidden_states` and `attentions` there are not. With `labels` (rows, tokens; −100: not
+        learned) there are the losses; tokens of which `attention_mask` (rows, tokens) is 0 do not count in the load-balancing
+        one."""
         decoded = self.model(
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache=use_cache, **kwargs
         )
