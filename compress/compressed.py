@@ -108,15 +108,19 @@ class CompressedModel:
         }
         (folder / ABOUT).write_text(json.dumps({**about, "digest": _of_text(about)}, indent=1) + "\n", encoding="utf-8")
 
+    def plain_state(self) -> dict[str, Tensor]:
+        """What a plain checkpoint holds, by name: tied weights once."""
+        state: dict[str, Tensor] = self.model.state_dict()
+        tied = set(self.model.all_tied_weights_keys or ())
+        return {name: tensor for name, tensor in state.items() if name not in tied}
+
     @torch.no_grad()
     def export(self, folder: Path, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> None:
         """A plain checkpoint of the reconstructions, for any engine. Raises UserError where the activations are quantised too,
         which no checkpoint can say."""
         if self.activations is not None:
             raise UserError("a plain checkpoint cannot say that activations are quantised: export it without `activations`")
-        state = {name: tensor.to(dtype).contiguous() for name, tensor in self.model.state_dict().items()}
-        for alias in self.model.all_tied_weights_keys or ():
-            state.pop(alias, None)
+        state = {name: tensor.to(dtype).contiguous() for name, tensor in self.plain_state().items()}
         config = type(self.model.config).from_dict({**self.model.config.to_dict(), "dtype": str(dtype).removeprefix("torch.")})
         config.save_pretrained(folder)
         self.model.generation_config.save_pretrained(folder)

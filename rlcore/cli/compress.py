@@ -57,7 +57,7 @@ def report(runs: Sequence[str], plot: str, json_file: str) -> None:
     write_json({_label(folder): summary for folder, summary in found.items()}, json_file)
 
 
-def export(model: str, folder: str, dtype: str, json_file: str) -> None:
+def export(model: str, folder: str, dtype: str, compressed_tensors: bool, json_file: str) -> None:
     check_json(json_file)
     if dtype not in ("bfloat16", "float32"):
         raise UserError(f"--dtype {dtype!r} is neither bfloat16 nor float32")
@@ -65,13 +65,16 @@ def export(model: str, folder: str, dtype: str, json_file: str) -> None:
         raise UserError(f"{folder} exists already: choose another folder")
     import torch
 
+    from compress import compressed_tensors as format_of_vllm
+    from compress.compressed import CompressedModel
     from compress.compressed import load as load_compressed
     from rlcore import models
 
     place = Path(models.locate(model))
     compressed = load_compressed(place)
     Path(folder).mkdir(parents=True)
-    compressed.export(Path(folder), models.load_tokenizer(str(place)), getattr(torch, dtype))
+    write = format_of_vllm.export if compressed_tensors else CompressedModel.export
+    write(compressed, Path(folder), models.load_tokenizer(str(place)), getattr(torch, dtype))
     print(folder)
     write_json({"folder": folder, "dtype": dtype}, json_file)
 

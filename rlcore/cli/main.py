@@ -338,12 +338,16 @@ def export_compressed(
     model: Annotated[str, typer.Argument(help="A run folder of `job: compress`, or its model folder.")],
     folder: Annotated[str, typer.Argument(help="Where the plain checkpoint goes; must not exist.")],
     dtype: Annotated[str, typer.Option(help="bfloat16 or float32.")] = "bfloat16",
+    compressed_tensors: Annotated[
+        bool,
+        typer.Option("--compressed-tensors", help="In that format, for vLLM's kernels: 4 or 8 bits of rtn, clipped."),
+    ] = False,
     json: Json = "",
 ) -> None:
-    """Write a compressed model as a plain checkpoint, for any engine."""
+    """Write a compressed model as a plain checkpoint for any engine, or in the format of compressed-tensors."""
     from rlcore.cli.compress import export
 
-    export(model, folder, dtype, json)
+    export(model, folder, dtype, compressed_tensors, json)
 
 
 @app.command()
