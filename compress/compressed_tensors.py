@@ -4,8 +4,8 @@
     int-quantized    weights and inputs of 8 bits, a scale for each row and each token (W8A8): int8 matrix products
 
 The format's weight is scale · q with q = −2^{b−1} … 2^{b−1} − 1, of which ours uses all but the lowest; its scale is ours
-divided by 2^{b−1} − 1, in the dtype of the checkpoint: in float32 what is read is our reconstruction, in bfloat16 its scales are
-rounded. Other grids, codebooks and masks have no place in the format.
+divided by 2^{b−1} − 1, in the dtype of the checkpoint: in float32 what is read is our reconstruction, in bfloat16 the scales
+are rounded. Other grids, codebooks and masks have no place in the format.
 """
 
 from __future__ import annotations
