@@ -1,9 +1,11 @@
-"""docs/results: NAME.json and NAME.svg of one experiment, and results.md, rendered from every JSON file that lies there."""
+"""docs/results: NAME.json and NAME.svg of one experiment, and results.md, rendered from every JSON file that lies there; other
+pages of docs can quote an experiment."""
 
 from __future__ import annotations
 
 import json
 import platform
+import re
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -90,7 +92,18 @@ def write(result: Mapping[str, Any]) -> Path:
     every = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
     page = DOCS / "results.md"
     write_aside(page, PREFACE + "".join(f"{line}\n" for each in every for line in _experiment(each)))
+    _quote(result)
     return page
+
+
+def _quote(result: Mapping[str, Any]) -> None:
+    """Put the plot and the table of arms into pages that ask for them, between `<!-- results: NAME -->` and `<!-- end -->`."""
+    asks = re.compile(rf"(<!-- results: {re.escape(result['name'])} -->\n).*?(<!-- end -->)", re.DOTALL)
+    told = "\n".join(["", *_arms(result), "", f"`{result['command']}`", "", ""])
+    for page in DOCS.glob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        if asks.search(text):
+            write_aside(page, asks.sub(lambda found: found[1] + told + found[2], text))
 
 
 def _experiment(result: Mapping[str, Any]) -> Iterator[str]:
@@ -102,12 +115,8 @@ def _experiment(result: Mapping[str, Any]) -> Iterator[str]:
             for name, claim in result["claims"].items()
         ),
     )
-    kind = KINDS[result["kind"]]
-    yield from ("", f"![{kind.picture(result)}](results/{result['name']}.svg)", "")
-    headline = kind.headline(result)
-    ranked = {**result, "arms": _best_first(result["arms"], headline)}
-    yield from table(*kind.table(ranked))
-    yield from ("", f"{kind.note(ranked)} {_best(ranked['arms'], headline, kind.RANKED_BY)}", "")
+    yield ""
+    yield from _arms(result)
     tried = [result["tried"]] if isinstance(result["tried"], str) else result["tried"]
     yield from ("Tried before:", "", *(f"- {line.strip()}" for line in tried), "")
     versions = ", ".join(f"{package} {which}" for package, which in result["versions"].items())
@@ -115,6 +124,16 @@ def _experiment(result: Mapping[str, Any]) -> Iterator[str]:
     seeds = ", ".join(map(str, result["seeds"]))
     yield f"`{result['command']}`: seeds {seeds}; {duration(result['wall_s'])} of runs, added up;"
     yield f"{versions}{f'; models: {models}' if models else ''}."
+
+
+def _arms(result: Mapping[str, Any]) -> Iterator[str]:
+    """The plot and the table of arms, the best first."""
+    kind = KINDS[result["kind"]]
+    yield from (f"![{kind.picture(result)}](results/{result['name']}.svg)", "")
+    headline = kind.headline(result)
+    ranked = {**result, "arms": _best_first(result["arms"], headline)}
+    yield from table(*kind.table(ranked))
+    yield from ("", f"{kind.note(ranked)} {_best(ranked['arms'], headline, kind.RANKED_BY)}", "")
 
 
 def _best_first(arms: Mapping[str, Any], headline: str) -> dict[str, Any]:
