@@ -32,11 +32,17 @@ from pydantic import Field, PositiveInt, ValidationError, model_validator
 
 from rlcore.errors import UserError, nearest
 from rlcore.recipe.load import differences, load
-from rlcore.recipe.schema import RL, Compress, Recipe, Section, Share
-from rlcore.repro import compression, preferences, training
+from rlcore.recipe.schema import RL, Recipe, Section, Share
+from rlcore.repro import compression, preferences, sensitivity, training
 from rlcore.repro.expression import Claim, parse
 
-KINDS = {"rl": "training", "reward_model": "best_of_n", "preference": "preferences", "compress": "compression"}
+KINDS = {
+    "rl": "training",
+    "reward_model": "best_of_n",
+    "preference": "preferences",
+    "compress": "compression",
+    "sensitivity": "sensitivity",
+}
 METRICS = {"training": training.METRICS, "preferences": preferences.METRICS, "compression": compression.METRICS}
 NAME = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z_0-9]*$")]  # as it stands in a claim's brackets
 
@@ -88,17 +94,21 @@ class Experiment(Section):
     @functools.cached_property
     def kind(self) -> str:
         """By the job of the first arm."""
-        folders = _model_folders(self)
-        job = load(_filled([*self.base, *next(iter(self.arms.values()))], folders)).recipe.job
+        job = self._recipe(next(iter(self.arms))).job
         if job not in KINDS:
             raise ValueError(f"job: {job} is not measured: an experiment's recipes are of job {', '.join(KINDS)}")
         return KINDS[job]
 
-    @property
+    @functools.cached_property
     def metrics(self) -> tuple[str, ...]:
         if self.best_of_n is not None:
             return self.best_of_n.metrics
+        if self.kind == "sensitivity":
+            return tuple(dict.fromkeys(metric for arm in self.arms for metric in sensitivity.metrics(self._recipe(arm))))
         return METRICS[self.kind]
+
+    def _recipe(self, arm: str) -> Recipe:
+        return load(_filled([*self.base, *self.arms[arm]], _model_folders(self))).recipe
 
     @property
     def measured(self) -> list[str]:
@@ -219,7 +229,7 @@ def _refuse_unmeasured(experiment: Experiment, arm: str, recipe: Recipe) -> None
 
 
 def _command(arguments: Sequence[str], recipe: Recipe) -> Sequence[str]:
-    return ("compress" if isinstance(recipe, Compress) else "train", *arguments, "--resume")
+    return (*recipe.verb.split(), *arguments, "--resume")
 
 
 def _filled(layers: Sequence[str], folders: Mapping[str, Path]) -> list[str]:

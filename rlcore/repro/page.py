@@ -12,7 +12,7 @@ from typing import Any
 from rlcore import __version__
 from rlcore.errors import UserError
 from rlcore.report.headline import duration
-from rlcore.repro import best_of_n, compression, preferences, training
+from rlcore.repro import best_of_n, compression, preferences, sensitivity, training
 from rlcore.repro.experiment import Experiment
 from rlcore.repro.intervals import interval
 from rlcore.repro.results import Result, judge, summarise
@@ -25,6 +25,7 @@ KINDS: dict[str, Any] = {
     "best_of_n": best_of_n,
     "preferences": preferences,
     "compression": compression,
+    "sensitivity": sensitivity,
 }
 PREFACE = """# Results
 
@@ -54,7 +55,10 @@ def document(name: str, experiment: Experiment, results: Results, **about: Any) 
         "panels": list(experiment.panels),
         "claims": {key: {"expression": experiment.claims[key], **judge(claims[key], results, seeds)} for key in claims},
         "arms": {
-            arm: {metric: summarise({seed: run.metrics[metric] for seed, run in runs.items()}) for metric in experiment.metrics}
+            arm: {
+                metric: summarise({seed: run.metrics.get(metric) for seed, run in runs.items()})
+                for metric in experiment.metrics
+            }
             for arm, runs in results.items()
         },
         "curves": {arm: {str(seed): dict(run.curve) for seed, run in runs.items()} for arm, runs in results.items()},
