@@ -72,7 +72,7 @@ def plan(recipe: Sensitivity, prompter: Prompter) -> Plan:
 
 
 def describe(recipe: Sensitivity, asked: Plan, layers: int) -> Iterator[str]:
-    yield f"perturbed on {recipe.on}: {', '.join(recipe.kinds)}, by {', '.join(f'{s:g}' for s in recipe.strengths)}"
+    yield f"perturbed {recipe.perturb}: {', '.join(recipe.kinds)}, by {', '.join(f'{s:g}' for s in recipe.strengths)}"
     if asked.quantisers:
         yield f"quantisers: {', '.join(asked.quantisers)}"
     yield described(asked.held_out)
@@ -137,8 +137,8 @@ def _perturbing(recipe: Sensitivity, model: PreTrainedModel, kind: Perturbation,
     noise = torch.Generator(model.device).manual_seed(recipe.seed)
     settings: Any = dict(kind=kind, strength=strength, noise=noise)
     return Change(
-        partial(perturbed_matrix, **settings) if recipe.on != "activations" else None,
-        partial(perturbed, **settings) if recipe.on != "weights" else None,
+        partial(perturbed_matrix, **settings) if recipe.perturb != "activations" else None,
+        partial(perturbed, **settings) if recipe.perturb != "weights" else None,
     )
 
 
@@ -147,7 +147,7 @@ def _quantising(recipe: Sensitivity, method: Rounding) -> Change:
     bits = method.activations
     return Change(
         (lambda matrix: round_to_grid(matrix, method.grid, method.bits, method.run, method.clips).decode())
-        if recipe.on != "activations"
+        if recipe.perturb != "activations"
         else None,
         None if bits is None else lambda inputs: rounded(inputs, Activations(method.grid, bits)),
     )
@@ -158,10 +158,10 @@ def _summary(recipe: Sensitivity, found: Sequence[Measurement]) -> dict[str, Any
     dense, *changed = found
     compared = {each.of: each for each in changed if each.layer is None and each.strength in (None, recipe.compared_at)}
     summary: dict[str, Any] = {
-        "on": recipe.on,
+        "perturbed": recipe.perturb,
         "compared_at": recipe.compared_at,
         "dense": {"perplexity": dense.perplexity, "solution": dense.solution},
-        "norm": {of: each.input_norm if recipe.on == "activations" else each.norm for of, each in compared.items()},
+        "norm": {of: each.input_norm if recipe.perturb == "activations" else each.norm for of, each in compared.items()},
         "kl": {of: each.divergence for of, each in compared.items()},
         "perplexity": {of: each.perplexity for of, each in compared.items()},
         "solution": {of: each.solution for of, each in compared.items()},

@@ -40,7 +40,7 @@ def sensitivity(arguments: Sequence[str], resume: bool, json_file: str) -> None:
 
     folder = Path(loaded.recipe.folder)
     measurements = read(folder)
-    print(f"KL to the dense model by the relative norm of what changes its {summary['on']}:", file=sys.stderr)
+    print(f"KL to the dense model by the relative norm of what changes its {summary['perturbed']}:", file=sys.stderr)
     for line in told(measurements):
         print(f"  {line}", file=sys.stderr)
     print(f"done: {folder}/{PICTURE}, {folder}/report.html", file=sys.stderr)

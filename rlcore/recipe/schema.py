@@ -884,7 +884,7 @@ class Sensitivity(Altered):
 
     verb: ClassVar[str] = "compress sensitivity"
     job: Literal["sensitivity"] = "sensitivity"
-    on: Literal["weights", "activations", "both"] = "weights"  # activations: what matrices are given, each token by itself
+    perturb: Literal["weights", "activations", "both"] = "weights"  # activations: what matrices are given, token by token
     kinds: Annotated[list[Perturbation], Field(min_length=1)] = list(get_args(Perturbation))
     strengths: Annotated[list[Strength], Field(min_length=1)] = [0.02, 0.05, 0.1, 0.2, 0.4]
     compared_at: Strength = 0.1  # the strength at which kinds and layers are compared
@@ -903,15 +903,15 @@ class Sensitivity(Altered):
             raise ValueError(f"strengths {self.strengths} do not rise")
         if self.compared_at not in self.strengths:
             raise ValueError(f"compared_at {self.compared_at:g} is none of strengths {self.strengths}: name one of them")
-        labels = [*get_args(Perturbation), *(quantiser.label for quantiser in self.quantisers)]
+        labels = [*get_args(Perturbation), "dense", *(quantiser.label for quantiser in self.quantisers)]
         if twice := [label for label in labels if labels.count(label) > 1]:
             raise ValueError(f"quantisers: {twice[0]!r} names two of what is measured: give this one another `label`")
         for quantiser in self.quantisers:
-            if ("activations" in quantiser.options) != (self.on != "weights"):
-                lacking = "leave out its `activations`" if self.on == "weights" else "give it `activations`, their bits"
-                raise ValueError(f"quantisers: {quantiser.label!r} on {self.on}: {lacking}")
-        if self.eval is not None and self.on != "weights":
-            raise ValueError(f"on: {self.on} changes activations, which no engine does: leave out `eval`")
+            if ("activations" in quantiser.options) != (self.perturb != "weights"):
+                lacking = "leave out its `activations`" if self.perturb == "weights" else "give it `activations`, their bits"
+                raise ValueError(f"perturb: {self.perturb}, and quantiser {quantiser.label!r}: {lacking}")
+        if self.eval is not None and self.perturb != "weights":
+            raise ValueError(f"perturb: {self.perturb} changes activations, which no engine does: leave out `eval`")
         return self
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from rlcore.repro.plot import COLOURS
 
 FILE, PICTURE = "measurements.jsonl", "sensitivity.svg"  # of a run folder
-MARKERS = "osD^vP*X"
+MARKERS, INK = "osD^vP*X", "#0c0c01"
 Curve = Mapping[str, Sequence[float]]
 
 
@@ -58,6 +58,7 @@ def picture(models: Mapping[str, Sequence[Curve]], path: Path, salt: str) -> Non
     """`models`: the curves of each, one a seed. Lines are means over seeds, bands reach from the lowest to the highest."""
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     names = list(dict.fromkeys(name.partition("/")[2] for seeds in models.values() for name in _of("kl", seeds)))
     colours = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(names)}
@@ -67,15 +68,16 @@ def picture(models: Mapping[str, Sequence[Curve]], path: Path, salt: str) -> Non
         figure = Figure(figsize=(max(7, 4.6 * len(panels)), 4.4), layout="constrained")
         for axes, (model, seeds, part) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             for name in _of(part, seeds):
-                _line(axes, seeds, name, colours.get(name.partition("/")[2], "#0c0c01"))
+                _line(axes, seeds, name, colours.get(name.partition("/")[2], INK))
             if part == "kl":
                 _points(axes, seeds)
                 axes.set(xscale="log", xlabel="relative norm of the change", ylabel="KL to the dense model, nats a token")
             else:
                 axes.set(xlabel="layer that is changed alone", ylabel="KL to the dense model, nats a token")
+                axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.set_yscale("log")
             axes.set_title(model, fontsize=9, loc="left")
-        lines = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
+        lines = {str(line.get_label()): line for axes in figure.axes for line in axes.get_lines()}
         figure.legend(list(lines.values()), list(lines), loc="outside right center", fontsize=8, frameon=False)
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
@@ -94,5 +96,6 @@ def _line(axes: Any, seeds: Sequence[Curve], name: str, colour: str) -> None:
 def _points(axes: Any, seeds: Sequence[Curve]) -> None:
     for index, name in enumerate(_of("quantiser", seeds)):
         norm, kl = np.array([seed[name] for seed in seeds]).mean(0)
-        marker = MARKERS[index % len(MARKERS)]
-        axes.plot(norm, kl, marker, color="#0c0c01", markersize=5, linestyle="none", label=name.partition("/")[2])
+        marker, hollow = MARKERS[index % len(MARKERS)], index // len(MARKERS) % 2 == 1
+        filled = "none" if hollow else INK
+        axes.plot(norm, kl, marker, color=INK, markerfacecolor=filled, markersize=5, label=name.partition("/")[2])

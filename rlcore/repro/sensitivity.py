@@ -1,5 +1,5 @@
-"""What comes of arms that look at a model through perturbations (`job: sensitivity`), read from their run folders. For each kind
-of perturbation, at the strength `compared_at` of the recipe, and for each quantiser by its label:
+"""What comes of arms that look at a model through perturbations (`job: sensitivity`), read from their run folders. For each
+kind of perturbation, at the strength `compared_at` of the recipe, and for each quantiser by its label:
 
 kl_NAME            KL to the dense model over the tokens of held-out solutions, nats
 perplexity_NAME    of held-out problems and their solutions
@@ -61,11 +61,8 @@ def headline(result: Mapping[str, Any]) -> str:
 
 def table(result: Mapping[str, Any]) -> tuple[Sequence[str], Iterable[Sequence[str]]]:
     """A row for each kind and quantiser, a column for each arm."""
-    arms = result["arms"]
-    rows = (
-        [name.removeprefix("kl_"), *(_told(of, name, len(result["seeds"])) for of in arms.values())]
-        for name in _compared(result)
-    )
+    arms, seeds = result["arms"], len(result["seeds"])
+    rows = ([name.removeprefix("kl_"), *(_told(of, name, seeds) for of in arms.values())] for name in _compared(result))
     return ["changed by", *arms], rows
 
 
