@@ -28,8 +28,8 @@ SMALL = [
 
 
 @pytest.fixture(scope="module")
-def schooled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model whose weights are far from what it was drawn with: a random one says much the same whatever is done to it."""
+def sharp(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with large weights: as it is drawn, it says much the same whatever is done to it."""
     from rlcore.models import ModelSpec, load_tokenizer
     from rlcore.toy.model import build
 
@@ -46,13 +46,13 @@ def schooled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def measure(schooled: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
+def measure(sharp: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
     """Run the command with these overrides; its JSON, with the run's folder."""
 
     def run(*overrides: str) -> dict[str, Any]:
         folder = tmp_path_factory.mktemp("runs")
         with pytest.MonkeyPatch.context() as patch:
-            arguments = [*SMALL, f"model={schooled}", f"output={folder / 'run'}", *overrides, "--json", str(folder / "a.json")]
+            arguments = [*SMALL, f"model={sharp}", f"output={folder / 'run'}", *overrides, "--json", str(folder / "a.json")]
             patch.setattr(sys, "argv", ["rlcore", "compress", "sensitivity", *arguments])
             with pytest.raises(SystemExit) as stopped:
                 cli.main()
@@ -173,14 +173,15 @@ def test_activations_and_eval_exclude_each_other(tiny: Path) -> None:
         ("quantisers=[{name: magnitude, share: 0.5}]", "'magnitude' rounds to no grid"),
         ("quantisers=[{name: rtn, bist: 4}]", "no option 'bist'; did you mean 'bits'"),
         ("quantisers=[{name: rtn, run: 7}]", "rows of 64 weights are no multiple of runs of 7; choose other numbers"),
-        ("evaluated_on={name: math500, split: test}", "math500"),
+        ("evaluated_on={name: file, path: unsolved.jsonl}", "has no solution: calibration and evaluated_on take sources with"),
     ],
 )
 def test_what_cannot_be_measured_is_told_in_a_line(
-    schooled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: str, message: str
+    sharp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: str, message: str
 ) -> None:
-    arguments = [*SMALL, f"model={schooled}", f"output={tmp_path / 'run'}", "kinds=[sign]", "layers=[]", override]
-    monkeypatch.delenv("RLCORE_DATA_DIR", raising=False)
+    arguments = [*SMALL, f"model={sharp}", f"output={tmp_path / 'run'}", "kinds=[sign]", "layers=[]", override]
+    monkeypatch.chdir(tmp_path)
+    Path("unsolved.jsonl").write_text('{"prompt": "1+1", "answer": "2"}\n')
     monkeypatch.setattr(sys, "argv", ["rlcore", "compress", "sensitivity", *arguments])
     with pytest.raises(SystemExit, match=message):
         cli.main()
