@@ -126,12 +126,13 @@ def _best_first(arms: Mapping[str, Any], headline: str) -> dict[str, Any]:
 
 
 def _best(arms: Mapping[str, Any], headline: str, ranked_by: str) -> str:
-    """Which arm is highest, and which cannot be told from it by these seeds; arms without a value are not compared."""
+    """Which arm is highest, and which cannot be told from it by these seeds; arms without a value are not compared. Nothing
+    where arms are not ranked."""
     values = {arm: list(of[headline]["per_seed"].values()) for arm, of in arms.items()}
     best, *others = [arm for arm, of in values.items() if None not in of] or [""]
     paired = {arm: interval([a - b for a, b in zip(values[best], values[arm], strict=True)]) for arm in others}
     alike = [arm for arm, bounds in paired.items() if bounds is None or bounds[0] <= 0 <= bounds[1]]
-    if not others:
+    if not others or not ranked_by:
         return ""
     told = f"not to be told from it by these seeds: {', '.join(alike)}" if alike else "every other arm is below it"
     return f"Highest {ranked_by}: {best}; {told} (paired differences of seeds)."

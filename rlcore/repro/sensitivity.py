@@ -15,9 +15,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from rlcore.recipe.schema import Recipe, Sensitivity
+from rlcore.recipe.schema import Perturbation, Recipe, Sensitivity
 from rlcore.report.headline import number
 from rlcore.report.sensitivity import curve, read
 from rlcore.report.sensitivity import picture as draw_picture
@@ -25,7 +25,7 @@ from rlcore.repro.results import Result
 from rlcore.repro.tables import cell
 
 QUANTITIES = ("kl", "perplexity", "solution", "norm", "accuracy")
-RANKED_BY = "KL under the first perturbation"
+RANKED_BY = ""  # arms are models, or parts of them: none is better
 
 
 def metrics(recipe: Recipe) -> tuple[str, ...]:
@@ -55,7 +55,7 @@ def picture(result: Mapping[str, Any]) -> str:
 
 
 def headline(result: Mapping[str, Any]) -> str:
-    """The metric by which arms are ranked."""
+    """The metric by which arms are sorted."""
     return _compared(result)[0]
 
 
@@ -75,5 +75,6 @@ def _compared(result: Mapping[str, Any]) -> list[str]:
 
 
 def _told(of: Mapping[str, Any], metric: str, seeds: int) -> str:
-    norm = of[metric.replace("kl_", "norm_", 1)]["mean"]
-    return cell(of[metric], seeds) + (f", norm {number(norm)}" if norm is not None else "")
+    name = metric.removeprefix("kl_")
+    norm = None if name in get_args(Perturbation) else of[f"norm_{name}"]["mean"]
+    return cell(of[metric], seeds) + ("" if norm is None else f", norm {number(norm)}")
