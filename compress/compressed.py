@@ -20,12 +20,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from compress import held as held_
 from compress.activations import Activations, quantise_inputs
 from compress.held import Held
 from rlcore.errors import UserError
+from rlcore.models import configuration
 
 WEIGHTS, ABOUT, VERSION = "compressed.safetensors", "compression.json", 1
 
@@ -146,7 +147,7 @@ def load(folder: Path, device: str = "cpu") -> CompressedModel:
     for name, settings in about["weights"].items():
         tensors = {path: stored[place] for path, place in settings["tensors"].items()}
         held[name] = held_.read({key: value for key, value in settings.items() if key != "tensors"}, tensors)
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).float().eval().to(device)
+    model = AutoModelForCausalLM.from_config(configuration(str(folder))).float().eval().to(device)
     for name, parameter in model.named_parameters():
         parameter.copy_(held[name].decode() if name in held else stored[name])
     activations = about["activations"] and Activations(**about["activations"])

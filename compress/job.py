@@ -68,7 +68,7 @@ def compress(
     with watched("compressing", sum(method.work(len(weights)) for *_, method in asked.methods)) as progress:
         compressed = fit(compressed, asked.methods, calibration, recipe.keep_dense, progress)
     compressed.save(run.folder / FOLDER, tokenizer)
-    for step, metrics in enumerate(layer_errors(compressed, dense()), 1):
+    for step, metrics in enumerate(layer_errors(compressed.model, dense(), list(weights)), 1):
         run.log(step, metrics)
     return compressed, measured(compressed, asked, dense(), run.folder / FOLDER)
 
@@ -90,14 +90,14 @@ def measured(compressed: CompressedModel, asked: Plan, dense: PreTrainedModel, f
     return found | {"method_seconds": seconds, "fit_s": sum(seconds.values())}
 
 
-def layer_errors(compressed: CompressedModel, dense: PreTrainedModel) -> Iterator[dict[str, float]]:
+def layer_errors(model: PreTrainedModel, dense: PreTrainedModel, names: Sequence[str]) -> Iterator[dict[str, float]]:
     """Of each layer of the model, from the bottom up, ‖W − Ŵ‖² / ‖W‖² over its matrices: of all, and by their kinds. Matrices
     outside of the layers come last."""
-    for names in by_layer(compressed.held):
+    for layer in by_layer(names):
         lost, whole, kinds = 0.0, 0.0, {}
-        for name in names:
+        for name in layer:
             weight = dense.get_parameter(name).detach().float()
-            error = float((compressed.model.get_parameter(name).detach() - weight).square().sum())
+            error = float((model.get_parameter(name).detach() - weight).square().sum())
             power = float(weight.square().sum())
             kinds[f"error/{name.split('.')[-2]}"] = error / max(power, 1e-30)
             lost, whole = lost + error, whole + power

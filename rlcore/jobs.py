@@ -29,7 +29,19 @@ from rlcore.models import ModelSpec
 from rlcore.prompts import Prompter, stop_ids
 from rlcore.protocols import LearnerLost
 from rlcore.recipe.load import Loaded
-from rlcore.recipe.schema import RL, Annotate, Checkpoint, Compress, Job, Preference, RewardModel, Sensitivity, Sft, Stop
+from rlcore.recipe.schema import (
+    RL,
+    Altered,
+    Annotate,
+    Checkpoint,
+    Compress,
+    Job,
+    Preference,
+    RewardModel,
+    Sensitivity,
+    Sft,
+    Stop,
+)
 from rlcore.report.page import write_report
 from rlcore.report.sensitivity import FILE, PICTURE, curve, picture
 from rlcore.run.checkpoint import latest
@@ -55,6 +67,9 @@ def run(loaded: Loaded, resume: bool) -> dict[str, Any]:
     with claim(loaded, resume):
         if not isinstance(recipe, Annotate):
             refuse_latent(recipe.model)
+        if isinstance(recipe, Altered) and (done := Path(recipe.folder, "summary.json")).is_file():  # and it is resumed
+            summary: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
+            return summary
         return WORK[type(recipe)](loaded, recipe)
 
 

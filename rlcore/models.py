@@ -19,13 +19,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock, Timeout
 
+from rlcore import plugins
 from rlcore.errors import UserError
 from rlcore.run.console import say
 from rlcore.toy import model as toy_model
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+ARCHITECTURES = "compress.architectures"  # model classes of our own, by their model_type
 SMOLLM2 = "smollm2-135m"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -91,6 +93,24 @@ def locate(name: str, seed: int = 0) -> str:
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"model folder {name!r} does not exist")
     return name
+
+
+def register(location: str) -> None:
+    """Make transformers' Auto classes know the model in a folder or hub id, where its class is one of `compress.architectures`.
+    Raises OSError where there is no configuration."""
+    from transformers import PretrainedConfig
+
+    kind = PretrainedConfig.get_config_dict(location)[0].get("model_type")
+    if kind in plugins.names(ARCHITECTURES):
+        plugins.find(ARCHITECTURES, kind)
+
+
+def configuration(location: str, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The configuration in a folder or of a hub id. Raises OSError or ValueError where it cannot be read."""
+    from transformers import AutoConfig
+
+    register(location)
+    return AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code)
 
 
 def load_tokenizer(location: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -166,6 +186,7 @@ class ModelSpec:
         told = logging.get_verbosity()
         logging.set_verbosity_error()  # the parameters that a checkpoint lacks are told, or refused, by the caller
         try:
+            register(self.location)
             model, info = kind.from_pretrained(
                 self.location,
                 dtype=getattr(torch, self.dtype),
@@ -184,10 +205,10 @@ class ModelSpec:
 def without_weights(location: str, trust_remote_code: bool = False) -> PreTrainedModel:
     """The model's modules and shapes from its configuration alone; no weights are made."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     try:
-        config = AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code)
+        config = configuration(location, trust_remote_code)
     except (OSError, ValueError, json.JSONDecodeError) as error:
         raise _not_loaded("model", location, error) from error
     with torch.device("meta"):
@@ -211,29 +232,27 @@ def weights_digest(location: str) -> str:
 def parameters(location: str) -> int:
     """Of the model without a head, from its configuration alone."""
     import torch
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoModel
 
-    config = AutoConfig.from_pretrained(location)
+    config = configuration(location)
     with torch.device("meta"):
         return int(AutoModel.from_config(config).num_parameters())
 
 
 def context(location: str, trust_remote_code: bool = False) -> int:
     """The longest sequence, in tokens, that a model's configuration allows; a very large number where it names none."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code)
+    config = configuration(location, trust_remote_code)
     return int(getattr(config, "max_position_embeddings", 0) or 1 << 30)
 
 
 def eos_ids(location: str, trust_remote_code: bool = False) -> set[int]:
     """The ids that end a completion by the model's own account: its generation configuration's, else its configuration's."""
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import GenerationConfig
 
     try:
         eos = GenerationConfig.from_pretrained(location).eos_token_id
     except OSError:  # it has none
-        eos = AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code).eos_token_id
+        eos = configuration(location, trust_remote_code).eos_token_id
     return {i for i in (eos if isinstance(eos, list) else [eos]) if i is not None}
 
 

@@ -38,7 +38,11 @@ def train(
     from trl import SFTConfig, SFTTrainer
 
     from trainers.near_reference import NearReference
+    from trainers.own_loss import OwnLoss
 
+    adds = getattr(model.config, "load_balance_weight", None) is not None
+    if adds and recipe.kl is not None:
+        raise UserError("kl cannot be learned together with the load-balancing term of the model's own loss: leave kl out")
     context = getattr(model.config, "max_position_embeddings", None) or recipe.max_length
     rows = [_encode(problem, prompter, min(recipe.max_length, context)) for problem in problems]
     settings = recipe.optimizer
@@ -68,7 +72,7 @@ def train(
     )
     if arguments.n_gpu > 1:  # transformers would split each batch over them, and take one of that many times the size
         raise UserError(f"job: sft trains on one GPU and sees {arguments.n_gpu}: launch with CUDA_VISIBLE_DEVICES=0")
-    make = SFTTrainer if recipe.kl is None else partial(NearReference, coefficient=recipe.kl)
+    make = OwnLoss if adds else SFTTrainer if recipe.kl is None else partial(NearReference, coefficient=recipe.kl)
     trainer = make(
         model=model,
         args=arguments,

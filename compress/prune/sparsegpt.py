@@ -39,7 +39,8 @@ class Sparsegpt(Pruner):
 
     def hold(self, weight: Tensor, before: Held | None, inputs: Inputs | None, compressed: CompressedModel) -> Held:
         assert inputs is not None
-        weight, factor = weight.clone(), inverse_factor(weight, inputs, self.damping)
+        weight = weight.clone()
+        factor = inverse_factor(weight, inputs, self.damping)
         mask = torch.ones_like(weight, dtype=torch.bool)
         block = BLOCK if self.pattern is None else BLOCK - BLOCK % self.pattern[1]
         for start in range(0, weight.shape[1], block):

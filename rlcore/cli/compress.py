@@ -53,10 +53,9 @@ def _done(job: type[Job], arguments: Sequence[str], resume: bool, json_file: str
     loaded = load(arguments)
     if not isinstance(loaded.recipe, job):
         raise UserError(f"this recipe is of job: {loaded.recipe.job}: rlcore {loaded.recipe.verb} {' '.join(arguments)}")
-    done = Path(loaded.recipe.folder, "summary.json")
     from rlcore import jobs
 
-    return loaded, json.loads(done.read_text()) if resume and done.is_file() else jobs.run(loaded, resume)
+    return loaded, jobs.run(loaded, resume)
 
 
 def report(runs: Sequence[str], plot: str, json_file: str) -> None:

@@ -52,6 +52,16 @@ def shipped() -> dict[str, Path]:
 
 def load(arguments: Sequence[str]) -> Loaded:
     """Merge and validate. Raises UserError with file and line for anything that is not a recipe."""
+    merged, origins = _merged(arguments)
+    return Loaded(_validate(merged, origins), origins)
+
+
+def job(arguments: Sequence[str]) -> str:
+    """What job a recipe is of, whatever else it says."""
+    return str(_merged(arguments)[0].get("job", "rl"))
+
+
+def _merged(arguments: Sequence[str]) -> tuple[dict[str, Any], dict[Path_, str]]:
     merged: dict[str, Any] = {}
     origins: dict[Path_, str] = {}
     files = [argument for argument in arguments if "=" not in argument]
@@ -63,7 +73,7 @@ def load(arguments: Sequence[str]) -> Loaded:
         _merge(merged, layer, origins, places, ())
         if not is_override and _is_run(argument):
             merged["output"] = argument  # a run is gone on with where it lies
-    return Loaded(_validate(merged, origins), origins)
+    return merged, origins
 
 
 def _locate(argument: str) -> Path:

@@ -31,7 +31,7 @@ import yaml
 from pydantic import Field, PositiveInt, ValidationError, model_validator
 
 from rlcore.errors import UserError, nearest
-from rlcore.recipe.load import differences, load
+from rlcore.recipe.load import differences, job, load
 from rlcore.recipe.schema import RL, Recipe, Section, Share
 from rlcore.repro import compression, preferences, sensitivity, training
 from rlcore.repro.expression import Claim, parse
@@ -83,32 +83,30 @@ class Experiment(Section):
             raise ValueError("a seed is named twice, and would count twice")
         if len(set(self.measured)) < len(self.measured):
             raise ValueError("an arm has the name of a control, or of `pass` or `majority`, which stand beside the arms")
-        if (self.best_of_n is not None) != (self.kind == "best_of_n"):
-            raise ValueError("`best_of_n` is for arms of job: reward_model, which are measured by it")
-        known = tuple(training.PANELS) if self.kind == "training" else ()
         for panel in self.panels:
-            if panel not in known:
-                raise ValueError(f"there is no panel {panel!r}{nearest(panel, known)}")
+            if panel not in training.PANELS:
+                raise ValueError(f"there is no panel {panel!r}{nearest(panel, list(training.PANELS))}")
         return self
 
-    @functools.cached_property
+    @property
     def kind(self) -> str:
-        """By the job of the first arm."""
-        job = self._recipe(next(iter(self.arms))).job
-        if job not in KINDS:
-            raise ValueError(f"job: {job} is not measured: an experiment's recipes are of job {', '.join(KINDS)}")
-        return KINDS[job]
+        """By the job of the first arm. Raises UserError where that has none."""
+        if (found := job(self.layers(next(iter(self.arms))))) not in KINDS:
+            raise UserError(f"arms of job: {found} cannot be measured: an experiment is of job {', '.join(KINDS)}")
+        return KINDS[found]
 
     @functools.cached_property
     def metrics(self) -> tuple[str, ...]:
         if self.best_of_n is not None:
             return self.best_of_n.metrics
         if self.kind == "sensitivity":
-            return tuple(dict.fromkeys(metric for arm in self.arms for metric in sensitivity.metrics(self._recipe(arm))))
+            recipes = [load(self.layers(arm)).recipe for arm in self.arms]
+            return tuple(dict.fromkeys(metric for recipe in recipes for metric in sensitivity.metrics(recipe)))
         return METRICS[self.kind]
 
-    def _recipe(self, arm: str) -> Recipe:
-        return load(_filled([*self.base, *self.arms[arm]], _model_folders(self))).recipe
+    def layers(self, arm: str) -> list[str]:
+        """Of an arm's recipe, with the folders of models in their places."""
+        return _filled([*self.base, *self.arms[arm]], _model_folders(self))
 
     @property
     def measured(self) -> list[str]:
@@ -157,6 +155,8 @@ def read(argument: str) -> tuple[str, Experiment]:
     except ValidationError as error:
         raise UserError(" | ".join(f"{path}: {_explain(each)}" for each in error.errors())) from None
     experiment.parsed()
+    if experiment.panels and experiment.kind != "training":
+        raise UserError(f"{path}: there is no panel {experiment.panels[0]!r}: `panels` are of arms that train a policy")
     return path.stem, experiment
 
 
@@ -206,8 +206,7 @@ def _has(recipe: Any, key: str) -> bool:
 
 def _planned(name: str, experiment: Experiment, arm: str, seed: int) -> Planned:
     folder = Path("runs", "repro", name, arm, str(seed))
-    layers = _filled([*experiment.base, *experiment.arms[arm]], _model_folders(experiment))
-    arguments = [*layers, f"seed={seed}", "threads=1", f"output={folder}"]
+    arguments = [*experiment.layers(arm), f"seed={seed}", "threads=1", f"output={folder}"]
     recipe = load(arguments).recipe
     _refuse_unmeasured(experiment, arm, recipe)
     return Planned(f"{arm}, seed {seed}", folder, _command(arguments, recipe), arm, seed, recipe)
@@ -215,7 +214,9 @@ def _planned(name: str, experiment: Experiment, arm: str, seed: int) -> Planned:
 
 def _refuse_unmeasured(experiment: Experiment, arm: str, recipe: Recipe) -> None:
     if KINDS.get(recipe.job) != experiment.kind:
-        raise UserError(f"arm {arm!r} is of job: {recipe.job}, and the first arm of another: their results are not comparable")
+        raise UserError(f"arm {arm!r} is of job: {recipe.job}, and the first arm of another: they cannot be compared")
+    if (experiment.best_of_n is None) == (experiment.kind == "best_of_n"):
+        raise UserError(f"arm {arm!r} cannot be measured: `best_of_n` goes with recipes of job: reward_model, and they with it")
     if not isinstance(recipe, RL):
         return
     if recipe.eval is None:

@@ -1,7 +1,8 @@
-"""What a model says of texts, remembered."""
+"""What is measured of a model, by hand on a few tokens."""
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import pytest
@@ -10,7 +11,35 @@ import torch
 from compress.measure import Text, logprobs, measure, remembered
 from rlcore.models import ModelSpec
 
-TEXTS = [Text((5, 6, 7), (8, 9)), Text((5, 6), (7, 8, 9, 10, 11)), Text((9,), (4,))]
+TEXTS = [Text((5, 6, 7), (8, 9)), Text((10,), (11, 12, 13, 14)), Text((4, 5, 6, 7, 8, 9, 10, 11), (12,))]
+
+
+def test_it_is_the_mean_over_tokens_whatever_is_padded_beside_them(tiny_spec: ModelSpec) -> None:
+    model = tiny_spec.load().eval()
+    every, told = [], []
+    for text in TEXTS:
+        with torch.no_grad():
+            said = model(torch.tensor([text.ids])).logits[0].log_softmax(-1)
+        found = [float(said[t - 1, text.ids[t]]) for t in range(1, len(text.ids))]
+        every += found
+        told += found[len(text.prompt) - 1 :]
+    measured = measure(model, TEXTS)
+    assert measured["perplexity"] == pytest.approx(math.exp(-sum(every) / len(every)), rel=1e-5)
+    assert measured["solution"] == pytest.approx(sum(told) / len(told), rel=1e-5)
+
+
+def test_divergence_is_that_from_the_dense_model_to_this_one(tiny_spec: ModelSpec) -> None:
+    dense, other = tiny_spec.load().eval(), tiny_spec.load().eval()
+    assert measure(other, TEXTS, partial(logprobs, dense))["divergence"] == pytest.approx(0, abs=1e-9)
+    with torch.no_grad():
+        other.lm_head.weight *= 20
+    expected, tokens = 0.0, 0
+    for text in TEXTS:
+        with torch.no_grad():
+            p, q = (m(torch.tensor([text.ids])).logits[0, len(text.prompt) - 1 : -1].log_softmax(-1) for m in (dense, other))
+        expected += float((p.exp() * (p - q)).sum())
+        tokens += len(text.solution)
+    assert measure(other, TEXTS, partial(logprobs, dense))["divergence"] == pytest.approx(expected / tokens, rel=1e-4)
 
 
 def test_a_changed_model_is_held_against_what_it_said_before(tiny_spec: ModelSpec) -> None:

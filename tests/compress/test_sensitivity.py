@@ -112,6 +112,19 @@ def test_the_folder_is_a_run_that_can_be_reported(weights: dict[str, Any], capsy
     assert rows[1]["divergence/clipping"] == weights["kl"]["clipping"]
 
 
+def test_what_is_done_is_not_done_again(weights: dict[str, Any], sharp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = [*SMALL, f"model={sharp}", f"output={weights['folder']}"]
+    written = (weights["folder"] / "measurements.jsonl").stat().st_mtime_ns
+    monkeypatch.setattr(sys, "argv", ["rlcore", "compress", "sensitivity", *arguments, "--resume"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert not stopped.value.code
+    assert (weights["folder"] / "measurements.jsonl").stat().st_mtime_ns == written
+    monkeypatch.setattr(sys, "argv", ["rlcore", "compress", "sensitivity", *arguments])
+    with pytest.raises(SystemExit, match="holds a run already"):
+        cli.main()
+
+
 def test_the_same_recipe_measures_the_same(weights: dict[str, Any], measure: Callable[..., dict[str, Any]]) -> None:
     assert measure("kinds=[sign]", "layers=[]", "quantisers=[]")["kl"]["sign"] == weights["kl"]["sign"]
     assert measure("kinds=[sign]", "layers=[]", "quantisers=[]", "seed=1")["kl"]["sign"] != weights["kl"]["sign"]

@@ -101,6 +101,7 @@ def test_models_that_no_arm_can_use_are_refused(tmp_path: Path, models: dict, na
         ({"claims": {"c": "acuracy_after[grpo] > 0"}}, "claim 'c': there is no metric 'acuracy_after'; did you mean"),
         ({"claims": {"c": "accuracy_after[gpro] > 0"}}, "claim 'c': there is no arm 'gpro'; did you mean 'grpo'"),
         ({"claims": {"c": "accuracy_after[grpo]"}}, "not one comparison"),
+        ({"base": ["toy/chain"], "arms": {"grpo": []}}, "arms of job: sft cannot be measured"),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -119,7 +120,6 @@ def test_a_file_that_is_no_experiment_is_refused_by_key(tmp_path: Path, changes:
         ({"arms": {"grpo": [], "faster": ["optimizer.learning_rate=0.1"]}}, "in optimizer.learning_rate"),
         ({"arms": {"grpo": [], "higher": ["algorithm.loss.clip_high=0.28"]}, "varies": []}, "in algorithm.loss.clip_high"),
         ({"arms": {"grpo": [], "longer": ["eval.data.count=9"]}}, "in eval.data"),
-        ({"base": ["toy/chain"], "arms": {"grpo": []}}, "cannot be measured"),
         ({"base": ["quickstart", "eval=null"]}, "cannot be measured"),
         (
             {"base": ["quickstart", "eval.temperatures=[0.5]"], "claims": {"c": "greedy_accuracy_after[grpo] > 0"}},
@@ -159,7 +159,7 @@ def test_reward_models_are_measured_by_best_of_n(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"base": ["quickstart"], "varies": [], "arms": {"prm": []}}, "arm 'prm' cannot be measured: with `best_of_n`"),
+        ({"base": ["quickstart"], "varies": [], "arms": {"prm": []}}, "arm 'prm' cannot be measured: `best_of_n` goes with"),
         ({"claims": {"c": "stepwise_8[prm] > 0"}}, "claim 'c': there is no metric 'stepwise_8'; did you mean 'stepwise_"),
         ({"claims": {"c": "stepwise_4[trut] > 0"}}, "claim 'c': there is no arm 'trut'; did you mean 'truth'"),
         ({"claims": {"c": "accuracy_after[prm] > 0"}}, "claim 'c': there is no metric 'accuracy_after'"),
