@@ -5,10 +5,11 @@ x̂ = s · ℓ[q]      s = max |x| over a token's inputs
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from compress.grids import levels, nearest_code
 
@@ -25,11 +26,16 @@ def rounded(values: Tensor, to: Activations) -> Tensor:
     return levels(to.grid, to.bits).to(values.device)[codes].to(values.dtype) * scale
 
 
-def quantise_inputs(model: nn.Module, weights: Sequence[str], to: Activations) -> None:
-    """From now on the modules that have these weights compute with rounded inputs."""
+def change_inputs(model: nn.Module, weights: Sequence[str], change: Callable[[Tensor], Tensor]) -> list[RemovableHandle]:
+    """From now on the modules that have these weights compute with inputs (..., I) that are changed; until the handles are
+    removed."""
 
     def before(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (rounded(arguments[0], to), *arguments[1:])
+        return (change(arguments[0]), *arguments[1:])
 
-    for name in weights:
-        model.get_submodule(name.removesuffix(".weight")).register_forward_pre_hook(before)
+    return [model.get_submodule(name.removesuffix(".weight")).register_forward_pre_hook(before) for name in weights]
+
+
+def quantise_inputs(model: nn.Module, weights: Sequence[str], to: Activations) -> None:
+    """From now on the modules that have these weights compute with rounded inputs."""
+    change_inputs(model, weights, lambda inputs: rounded(inputs, to))

@@ -6,7 +6,8 @@ below it put out, so that each can make up for some of what those lost.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -83,6 +84,15 @@ def matrices(model: PreTrainedModel, keep_dense: Sequence[str] = ()) -> dict[str
     if not kept:
         raise UserError("keep_dense leaves no matrix to compress")
     return kept
+
+
+def by_layer(names: Iterable[str]) -> list[list[str]]:
+    """The matrices of each layer of the model, from the bottom up; those outside of the layers come last."""
+    places: dict[tuple[int, ...], list[str]] = {}
+    for name in names:
+        number = re.search(r"\.(\d+)\.", name)
+        places.setdefault((0, int(number[1])) if number else (1,), []).append(name)
+    return [places[place] for place in sorted(places)]
 
 
 @torch.no_grad()

@@ -128,6 +128,13 @@ class CompressedModel:
         tokenizer.save_pretrained(folder)
 
 
+@torch.no_grad()
+def as_stored(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """The weights in the dtype that they are stored in, so that what is measured is what is kept."""
+    for parameter in model.parameters():
+        parameter.copy_(parameter.to(dtype))
+
+
 def is_compressed(folder: Path) -> bool:
     return (folder / ABOUT).is_file()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,21 +12,19 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from compress.calibration import Calibration, matrices, packed
-from compress.compressed import WEIGHTS, CompressedModel
-from compress.measure import Text, measure
+from compress.calibration import Calibration, by_layer, matrices, packed
+from compress.compressed import WEIGHTS, CompressedModel, as_stored
+from compress.measure import Text, logprobs, measure
 from compress.method import Method, fit
+from compress.texts import described, texts_of
 from rlcore import plugins
-from rlcore.data.mixture import load as load_problems
 from rlcore.errors import UserError
 from rlcore.models import ModelSpec
 from rlcore.prompts import Prompter
-from rlcore.recipe.schema import Compress, Source
+from rlcore.recipe.schema import Compress
 from rlcore.run.console import watched
 from rlcore.run.folder import Run
-from rlcore.types import Problem
 
-ANSWER = "#### "  # what GSM8K writes before an answer
 FOLDER = "model"  # of the compressed model, in the run's
 
 
@@ -51,10 +48,10 @@ def plan(recipe: Compress, prompter: Prompter) -> Plan:
             raise UserError(f"{name!r} rounds activations, which no engine does: leave out `eval`, or `activations`")
     asked, rows = recipe.calibration, None
     if asked is not None:
-        texts = _texts(asked.data, prompter)
+        texts = texts_of(asked.data, prompter)
         order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(recipe.seed)).tolist()
         rows = packed([texts[i].ids for i in order], asked.rows, asked.length)
-    return Plan(made, rows, _texts(recipe.evaluated_on, prompter))
+    return Plan(made, rows, texts_of(recipe.evaluated_on, prompter))
 
 
 def compress(
@@ -64,7 +61,7 @@ def compress(
     dense = functools.cache(lambda: spec.load().eval())
     model = spec.load().eval()
     dtype = getattr(torch, recipe.dtype)
-    _as_stored(model, dtype)
+    as_stored(model, dtype)
     weights = matrices(model, recipe.keep_dense)
     calibration = _calibration(recipe, asked, dense)
     compressed = CompressedModel(model, dtype)
@@ -88,7 +85,7 @@ def measured(compressed: CompressedModel, asked: Plan, dense: PreTrainedModel, f
     }
     if asked.held_out:
         with watched("predicting held-out solutions", len(asked.held_out)) as progress:
-            found |= measure(compressed.model, asked.held_out, dense, progress)
+            found |= measure(compressed.model, asked.held_out, functools.partial(logprobs, dense), progress)
     seconds = {f"{number}. {done['method']}": done["seconds"] for number, done in enumerate(compressed.history, 1)}
     return found | {"method_seconds": seconds, "fit_s": sum(seconds.values())}
 
@@ -96,13 +93,9 @@ def measured(compressed: CompressedModel, asked: Plan, dense: PreTrainedModel, f
 def layer_errors(model: PreTrainedModel, dense: PreTrainedModel, names: Sequence[str]) -> Iterator[dict[str, float]]:
     """Of each layer of the model, from the bottom up, ‖W − Ŵ‖² / ‖W‖² over its matrices: of all, and by their kinds. Matrices
     outside of the layers come last."""
-    places: dict[tuple[int, ...], list[str]] = {}
-    for name in names:
-        number = re.search(r"\.(\d+)\.", name)
-        places.setdefault((0, int(number[1])) if number else (1,), []).append(name)
-    for place in sorted(places):
+    for layer in by_layer(names):
         lost, whole, kinds = 0.0, 0.0, {}
-        for name in places[place]:
+        for name in layer:
             weight = dense.get_parameter(name).detach().float()
             error = float((model.get_parameter(name).detach() - weight).square().sum())
             power = float(weight.square().sum())
@@ -117,7 +110,7 @@ def describe(asked: Plan) -> Iterator[str]:
     if asked.calibration is not None:
         yield f"calibration: {len(asked.calibration)} rows of {asked.calibration.shape[1]} tokens"
     if asked.held_out:
-        yield f"held out: {len(asked.held_out)} problems with solutions, {sum(len(t.ids) for t in asked.held_out)} tokens"
+        yield described(asked.held_out)
 
 
 def _calibration(recipe: Compress, asked: Plan, dense: Any) -> Calibration:
@@ -125,23 +118,3 @@ def _calibration(recipe: Compress, asked: Plan, dense: Any) -> Calibration:
         return Calibration(torch.zeros(0, 0, dtype=torch.long), dense)
     assert recipe.calibration is not None
     return Calibration(asked.calibration, dense, recipe.calibration.rows_at_once)
-
-
-@torch.no_grad()
-def _as_stored(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """The weights in the dtype that they are stored in, so that what is measured is what is kept."""
-    for parameter in model.parameters():
-        parameter.copy_(parameter.to(dtype))
-
-
-def _texts(sources: Sequence[Source], prompter: Prompter) -> list[Text]:
-    return [_text(problem, prompter) for problem in load_problems(sources)] if sources else []
-
-
-def _text(problem: Problem, prompter: Prompter) -> Text:
-    """With the answer at the end, in GSM8K's format."""
-    solution = problem.meta.get("solution")
-    if not solution:
-        raise UserError(f"problem {problem.id} has no solution: calibration and evaluated_on take sources with solutions")
-    told = str(solution) if ANSWER in str(solution) else f"{solution}\n{ANSWER}{problem.answer}"
-    return Text(prompter.render(problem), prompter.complete(told))

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from compress import job as compress
+from compress import sensitivity
+from compress.compressed import CompressedModel
 from rlcore import __version__, models
 from rlcore.cluster.connect import connected
 from rlcore.conversation import ConversationPrompter
@@ -26,11 +29,24 @@ from rlcore.models import ModelSpec
 from rlcore.prompts import Prompter, stop_ids
 from rlcore.protocols import LearnerLost
 from rlcore.recipe.load import Loaded
-from rlcore.recipe.schema import RL, Annotate, Checkpoint, Compress, Job, Preference, RewardModel, Sft, Stop
+from rlcore.recipe.schema import (
+    RL,
+    Altered,
+    Annotate,
+    Checkpoint,
+    Compress,
+    Job,
+    Preference,
+    RewardModel,
+    Sensitivity,
+    Sft,
+    Stop,
+)
 from rlcore.report.page import write_report
+from rlcore.report.sensitivity import FILE, PICTURE, curve, picture
 from rlcore.run.checkpoint import latest
 from rlcore.run.console import say, warn
-from rlcore.run.folder import Interrupted, Run, claim
+from rlcore.run.folder import Interrupted, Run, claim, write_aside
 from rlcore.toy import warmstart
 from rollout import annotate
 from rollout.growing import Grower
@@ -51,6 +67,9 @@ def run(loaded: Loaded, resume: bool) -> dict[str, Any]:
     with claim(loaded, resume):
         if not isinstance(recipe, Annotate):
             refuse_latent(recipe.model)
+        if isinstance(recipe, Altered) and (done := Path(recipe.folder, "summary.json")).is_file():  # and it is resumed
+            summary: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
+            return summary
         return WORK[type(recipe)](loaded, recipe)
 
 
@@ -175,9 +194,6 @@ def _annotate(loaded: Loaded, recipe: Annotate) -> dict[str, Any]:
 
 
 def _compress(loaded: Loaded, recipe: Compress) -> dict[str, Any]:
-    if (done := Path(recipe.folder, "summary.json")).is_file():  # and it is resumed
-        summary: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
-        return summary
     location = warmstart.resolve(recipe.model, recipe.seed)
     tokenizer = models.load_tokenizer(location, recipe.trust_remote_code)
     prompter = Prompter(recipe.prompt, tokenizer)
@@ -197,6 +213,31 @@ def _compress(loaded: Loaded, recipe: Compress) -> dict[str, Any]:
     return _finish(run, found)
 
 
+def _sensitivity(loaded: Loaded, recipe: Sensitivity) -> dict[str, Any]:
+    location = warmstart.resolve(recipe.model, recipe.seed)
+    prompter = Prompter(recipe.prompt, models.load_tokenizer(location, recipe.trust_remote_code))
+    asked = sensitivity.plan(recipe, prompter)
+    layers = models.without_weights(location, recipe.trust_remote_code).config.num_hidden_layers
+    for line in sensitivity.describe(recipe, asked, layers):
+        say(line)
+    spec = ModelSpec(location, "float32", recipe.device, recipe.trust_remote_code)
+    run = Run(loaded, steps=max(len(recipe.strengths), layers if recipe.layers else 0), keep=Checkpoint(), stop=Stop())
+    run.begin()
+
+    def solve(model: PreTrainedModel) -> float:
+        assert recipe.eval is not None
+        return solved(recipe, recipe.eval, CompressedModel(model, torch.float32), prompter)["accuracy"]
+
+    try:
+        found, summary = sensitivity.sensitivity(recipe, asked, run, spec, solve if recipe.eval else None)
+    finally:
+        run.console.stop()
+    measurements = [asdict(each) for each in found]
+    write_aside(run.folder / FILE, "".join(f"{json.dumps(each)}\n" for each in measurements))
+    picture({recipe.name: [curve(measurements)]}, run.folder / PICTURE, salt=recipe.name)
+    return _finish(run, summary)
+
+
 WORK: Mapping[type[Job], Callable[[Loaded, Any], dict[str, Any]]] = {
     RL: _rl,
     Sft: _sft,
@@ -204,6 +245,7 @@ WORK: Mapping[type[Job], Callable[[Loaded, Any], dict[str, Any]]] = {
     Preference: _preference,
     Annotate: _annotate,
     Compress: _compress,
+    Sensitivity: _sensitivity,
 }
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from compress import job as compress
+from compress import sensitivity
 from compress.calibration import matrices
 from rewards.preference.preference import Preference as PreferenceReward
 from rewards.process.process import Process
@@ -17,7 +20,7 @@ from rlcore.length_budget import describe, for_training
 from rlcore.prompts import Prompter
 from rlcore.protocols import LearnedReward
 from rlcore.recipe.estimate import Shape, memory, pairs_memory, token_budget
-from rlcore.recipe.schema import RL, Annotate, Compress, Job, Preference, Recipe, RewardModel, Sft
+from rlcore.recipe.schema import RL, Altered, Annotate, Compress, Job, Preference, Recipe, RewardModel, Sensitivity, Sft
 from rlcore.toy import warmstart
 from rlcore.types import Problem
 from rollout import annotate
@@ -122,10 +125,15 @@ def _compress(recipe: Compress) -> Iterator[str]:
     location = warmstart.architecture(recipe.model, recipe.seed)
     prompter = Prompter(recipe.prompt, models.load_tokenizer(location, recipe.trust_remote_code))
     yield from compress.describe(compress.plan(recipe, prompter))
+    yield f"to compress: {_matrices(models.without_weights(location, recipe.trust_remote_code), recipe)}"
+
+
+def _sensitivity(recipe: Sensitivity) -> Iterator[str]:
+    location = warmstart.architecture(recipe.model, recipe.seed)
+    prompter = Prompter(recipe.prompt, models.load_tokenizer(location, recipe.trust_remote_code))
     model = models.without_weights(location, recipe.trust_remote_code)
-    weights = matrices(model, recipe.keep_dense)
-    count = sum(weight.numel() for weight in weights.values())
-    yield f"to compress: {len(weights)} matrices, {count:,} of {model.num_parameters():,} parameters"
+    yield from sensitivity.describe(recipe, sensitivity.plan(recipe, prompter), model.config.num_hidden_layers)
+    yield f"to change: {_matrices(model, recipe)}"
 
 
 OF_JOB: Mapping[type[Job], Callable[[Any], Iterator[str]]] = {
@@ -135,7 +143,14 @@ OF_JOB: Mapping[type[Job], Callable[[Any], Iterator[str]]] = {
     Preference: _preference,
     Annotate: _annotate,
     Compress: _compress,
+    Sensitivity: _sensitivity,
 }
+
+
+def _matrices(model: PreTrainedModel, recipe: Altered) -> str:
+    weights = matrices(model, recipe.keep_dense)
+    count = sum(weight.numel() for weight in weights.values())
+    return f"{len(weights)} matrices, {count:,} of {model.num_parameters():,} parameters"
 
 
 def _first(prompter: Prompter, problems: Sequence[Problem]) -> Iterator[str]:

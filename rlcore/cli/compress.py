@@ -10,8 +10,8 @@ from typing import Any
 
 from rlcore.cli.output import check_json, write_json
 from rlcore.errors import UserError
-from rlcore.recipe.load import load
-from rlcore.recipe.schema import Compress
+from rlcore.recipe.load import Loaded, load
+from rlcore.recipe.schema import Compress, Job, Sensitivity
 from rlcore.report.headline import number
 
 COLUMNS = {
@@ -26,18 +26,36 @@ COLUMNS = {
 
 
 def run(arguments: Sequence[str], resume: bool, json_file: str) -> None:
-    check_json(json_file)
-    loaded = load(arguments)
-    if not isinstance(loaded.recipe, Compress):
-        raise UserError(f"this recipe is of job: {loaded.recipe.job}: rlcore train {' '.join(arguments)}")
-    from rlcore import jobs
-
-    summary = jobs.run(loaded, resume)
+    loaded, summary = _done(Compress, arguments, resume, json_file)
     for name, label in COLUMNS.items():
         if summary.get(name) is not None:
             print(f"  {label:<28} {number(summary[name])}", file=sys.stderr)
     print(f"done: {loaded.recipe.folder}/model, {loaded.recipe.folder}/report.html", file=sys.stderr)
     write_json(summary, json_file)
+
+
+def sensitivity(arguments: Sequence[str], resume: bool, json_file: str) -> None:
+    loaded, summary = _done(Sensitivity, arguments, resume, json_file)
+    from rlcore.report.sensitivity import PICTURE, read, told
+
+    folder = Path(loaded.recipe.folder)
+    measurements = read(folder)
+    print(f"KL to the dense model by the relative norm of what changes its {summary['perturbed']}:", file=sys.stderr)
+    for line in told(measurements):
+        print(f"  {line}", file=sys.stderr)
+    print(f"done: {folder}/{PICTURE}, {folder}/report.html", file=sys.stderr)
+    write_json({**summary, "measurements": measurements}, json_file)
+
+
+def _done(job: type[Job], arguments: Sequence[str], resume: bool, json_file: str) -> tuple[Loaded, dict[str, Any]]:
+    """The recipe and the summary of its run, which is done where it is not. Raises UserError for a recipe of another job."""
+    check_json(json_file)
+    loaded = load(arguments)
+    if not isinstance(loaded.recipe, job):
+        raise UserError(f"this recipe is of job: {loaded.recipe.job}: rlcore {loaded.recipe.verb} {' '.join(arguments)}")
+    from rlcore import jobs
+
+    return loaded, jobs.run(loaded, resume)
 
 
 def report(runs: Sequence[str], plot: str, json_file: str) -> None:

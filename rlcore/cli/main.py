@@ -321,6 +321,24 @@ def compress(
     show(recipe) if dry_run else run(recipe, resume, json)
 
 
+@compress_app.command("sensitivity")
+def sensitivity(
+    recipe: Annotated[
+        list[str], typer.Argument(metavar="RECIPE... [KEY=VALUE...]", help="Of `job: sensitivity`, as for train.")
+    ],
+    resume: Annotated[bool, typer.Option("--resume", help="Do nothing where it is done; else begin anew.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be measured, and measure nothing.")] = False,
+    offline: Offline = False,
+    json: Json = "",
+) -> None:
+    """Measure what perturbations of equal norm cost a model, and what quantisers cost beside them."""
+    _environment(offline)
+    from rlcore.cli.compress import sensitivity as run
+    from rlcore.cli.train import dry_run as show
+
+    show(recipe) if dry_run else run(recipe, resume, json)
+
+
 @compress_app.command("report")
 def report_compressed(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders of `job: compress`.")],

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from rlcore.cli.output import check_json, write_json
 from rlcore.errors import UserError
 from rlcore.recipe.load import load
-from rlcore.recipe.schema import Compress
 
 BEST = "accuracy_before_best_temperature"
 
@@ -16,8 +15,9 @@ BEST = "accuracy_before_best_temperature"
 def train(arguments: Sequence[str], resume: bool, json_file: str) -> None:
     check_json(json_file)
     loaded = load(arguments)
-    if isinstance(loaded.recipe, Compress):
-        raise UserError(f"this recipe is of job: compress, which trains nothing: rlcore compress {' '.join(arguments)}")
+    job, verb = loaded.recipe.job, loaded.recipe.verb
+    if verb != "train":
+        raise UserError(f"this recipe is of job: {job}, which trains nothing: rlcore {verb} {' '.join(arguments)}")
     from rlcore import jobs
     from rlcore.run.folder import Interrupted
 

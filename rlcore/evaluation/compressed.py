@@ -15,10 +15,10 @@ from rlcore.evaluation.evaluate import evaluate
 from rlcore.models import ModelSpec
 from rlcore.prompts import Prompter, stop_ids
 from rlcore.protocols import Engine
-from rlcore.recipe.schema import Asked, Compress
+from rlcore.recipe.schema import Altered, Asked
 
 
-def solved(recipe: Compress, asked: Asked, compressed: CompressedModel, prompter: Prompter) -> dict[str, float]:
+def solved(recipe: Altered, asked: Asked, compressed: CompressedModel, prompter: Prompter) -> dict[str, float]:
     """`rlcore.evaluation.evaluate.Evaluation.summary` of the reconstructions."""
     problems = load_problems(asked.data)[: asked.limit]
     make = plugins.bind("rollout.engines", asked.engine.name, asked.engine.options)

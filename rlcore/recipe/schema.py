@@ -5,7 +5,7 @@ Unknown keys are errors. `job` selects the recipe class, and with it the trainer
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
@@ -521,6 +521,7 @@ class Cluster(Section):
 class Job(Section):
     """What every job has."""
 
+    verb: ClassVar[str] = "train"  # of the command line, that does it
     name: str = "run"
     output: str = ""  # the run folder; default: runs/NAME
     seed: int = 0
@@ -837,17 +838,23 @@ class Asked(Decoding):
     samples: PositiveInt = 1  # completions per problem
 
 
-class Compress(Job):
-    """A model made cheaper to run, by one method after the other; see `compress/`."""
+class Altered(Job):
+    """A model that is changed, and measured by what it still knows."""
 
-    job: Literal["compress"] = "compress"
-    methods: Annotated[list[Annotated[Plugin, BeforeValidator(_named)]], BeforeValidator(_listed)]  # none: the dense model
-    calibration: CalibrationText | None = None  # None: no method looks at any text
     keep_dense: list[str] = ["lm_head"]  # matrices whose name contains one of these are left as they are
     prompt: PromptWithoutBudget = Prompt()
     evaluated_on: Annotated[list[SourceSpec], BeforeValidator(_listed)] = []  # problems whose solutions it is to predict
     eval: Asked | None = None  # None: it solves nothing
     max_invalid_fraction: Share = 0.2  # more solutions than this without a verdict are an error
+
+
+class Compress(Altered):
+    """A model made cheaper to run, by one method after the other; see `compress/`."""
+
+    verb: ClassVar[str] = "compress"
+    job: Literal["compress"] = "compress"
+    methods: Annotated[list[Annotated[Plugin, BeforeValidator(_named)]], BeforeValidator(_listed)]  # none: the dense model
+    calibration: CalibrationText | None = None  # None: no method looks at any text
 
     @model_validator(mode="after")
     def _possible(self) -> Compress:
@@ -856,7 +863,59 @@ class Compress(Job):
         return self
 
 
-Recipe = RL | Sft | RewardModel | Preference | Annotate | Compress
+Perturbation = Literal["gaussian", "uniform", "sign", "positive", "negative", "clipping"]  # `compress/perturbation.py`
+Strength = Annotated[float, Field(gt=0, lt=1)]  # norm of a change, relative to that of what is changed
+
+
+class Quantiser(Plugin):
+    """One of `compress/quantise`. `label` names it among what is measured."""
+
+    label: Annotated[str, Field(pattern=r"^([A-Za-z_]\w*)?$")] = ""
+
+    @model_validator(mode="after")
+    def _labelled(self) -> Quantiser:
+        if not self.label:
+            object.__setattr__(self, "label", self.name.rpartition(":")[2])
+        return self
+
+
+class Sensitivity(Altered):
+    """What changes of equal norm, and quantisers beside them, cost a model; see `compress/sensitivity.py`."""
+
+    verb: ClassVar[str] = "compress sensitivity"
+    job: Literal["sensitivity"] = "sensitivity"
+    perturb: Literal["weights", "activations", "both"] = "weights"  # activations: what matrices are given, token by token
+    kinds: Annotated[list[Perturbation], Field(min_length=1)] = list(get_args(Perturbation))
+    strengths: Annotated[list[Strength], Field(min_length=1)] = [0.02, 0.05, 0.1, 0.2, 0.4]
+    compared_at: Strength = 0.1  # the strength at which kinds and layers are compared
+    layers: list[Perturbation] = []  # kinds by which each layer is changed alone
+    quantisers: Annotated[list[Annotated[Quantiser, BeforeValidator(_named)]], BeforeValidator(_listed)] = []
+    evaluated_on: Sources  # problems whose solutions it is to predict
+
+    @model_validator(mode="after")
+    def _possible(self) -> Sensitivity:
+        if self.lora is not None or self.optimizer != Optimizer():
+            raise ValueError("nothing is trained: leave out lora and optimizer")
+        for key, values in (("kinds", self.kinds), ("strengths", self.strengths), ("layers", self.layers)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{key} {values} names one twice")
+        if self.strengths != sorted(self.strengths):
+            raise ValueError(f"strengths {self.strengths} do not rise")
+        if self.compared_at not in self.strengths:
+            raise ValueError(f"compared_at {self.compared_at:g} is none of strengths {self.strengths}: name one of them")
+        labels = [*get_args(Perturbation), "dense", *(quantiser.label for quantiser in self.quantisers)]
+        if twice := [label for label in labels if labels.count(label) > 1]:
+            raise ValueError(f"quantisers: {twice[0]!r} names two of what is measured: give this one another `label`")
+        for quantiser in self.quantisers:
+            if ("activations" in quantiser.options) != (self.perturb != "weights"):
+                lacking = "leave out its `activations`" if self.perturb == "weights" else "give it `activations`, their bits"
+                raise ValueError(f"perturb: {self.perturb}, and quantiser {quantiser.label!r}: {lacking}")
+        if self.eval is not None and self.perturb != "weights":
+            raise ValueError(f"perturb: {self.perturb} changes activations, which no engine does: leave out `eval`")
+        return self
+
+
+Recipe = RL | Sft | RewardModel | Preference | Annotate | Compress | Sensitivity
 JOBS: dict[str, type[Job]] = {
     "rl": RL,
     "sft": Sft,
@@ -864,4 +923,5 @@ JOBS: dict[str, type[Job]] = {
     "preference": Preference,
     "annotate": Annotate,
     "compress": Compress,
+    "sensitivity": Sensitivity,
 }

@@ -77,6 +77,11 @@ SECTIONS: Mapping[str, Sequence[_Together | _Each]] = {
         _Each(("groups/*",)),
     ],
     "Entropy and KL": [_Together("entropy", ("entropy", "eval/entropy")), _Each(("kl", "kl/*"))],
+    "Sensitivity": [
+        _Together("KL to the dense model, by the number of the strength", ("divergence/*",)),
+        _Together("each layer alone, by its number", ("layer_divergence/*",)),
+        _Each(("strength",)),
+    ],
     "Update": [_Each(("loss", "clip_fraction", "grad_norm", "ratio/*", "importance/*", "learning_rate"))],
     "Critic": [_Each(("critic/*",))],
     "Sampling": [_Each(("staleness/*", "tree/*", "curriculum/*", "replay/*", "budget/*"))],

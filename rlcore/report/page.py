@@ -28,6 +28,11 @@ from rlcore.run import alarms
 from rlcore.run.alarms import Alarm
 from rlcore.run.folder import write_aside
 
+PLOTS = {  # that a job may leave in its run folder
+    "calibration.svg": ("Calibration", "what is right of what it claims, on the problems held out"),
+    "sensitivity.svg": ("By norm", "KL to the dense model by the relative norm of the change, and by the layer changed alone"),
+}
+
 
 def write_report(run: Path) -> Path:
     """Read the run folder, write its `report.html`, and return where it is. Raises UserError for what is no run."""
@@ -46,7 +51,7 @@ def _page(run: Run, samples: Samples | None) -> str:
         headline=headline(run),
         contents="".join(f'<a href="#{_anchor(section)}">{section.title}</a>' for section in curves),
         curves="".join(_section(section, run.metrics, raised if section.title == MONITOR else None) for section in curves),
-        calibration=_calibration(run.folder / "calibration.svg"),
+        plots="".join(_plot(run.folder / file, *told) for file, told in PLOTS.items()),
         note=_note(run),
         samples=_samples(samples),
         recipe=escape(run.recipe_text),
@@ -117,14 +122,12 @@ def _note(run: Run) -> str:
     return note
 
 
-def _calibration(plot: Path) -> str:
-    """Of a reward model, what is right of what it claims."""
+def _plot(plot: Path, heading: str, title: str) -> str:
     if not plot.exists():
         return ""
     data = b64encode(plot.read_bytes()).decode()
-    title = "what is right of what it claims, on the problems held out"
     picture = f'<figure><img src="data:image/svg+xml;base64,{data}" alt="{title}"><figcaption>{title}</figcaption></figure>'
-    return f'<section id="calibration"><h2>Calibration</h2>{picture}</section>'
+    return f'<section id="{plot.stem}"><h2>{heading}</h2>{picture}</section>'
 
 
 def _samples(samples: Samples | None) -> str:

@@ -18,6 +18,7 @@ The job of the recipes says what is measured of them: `rlcore.repro.KIND` for th
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
@@ -31,11 +32,17 @@ from pydantic import Field, PositiveInt, ValidationError, model_validator
 
 from rlcore.errors import UserError, nearest
 from rlcore.recipe.load import differences, job, load
-from rlcore.recipe.schema import RL, Compress, Recipe, Section, Share
-from rlcore.repro import compression, preferences, training
+from rlcore.recipe.schema import RL, Recipe, Section, Share
+from rlcore.repro import compression, preferences, sensitivity, training
 from rlcore.repro.expression import Claim, parse
 
-KINDS = {"rl": "training", "reward_model": "best_of_n", "preference": "preferences", "compress": "compression"}
+KINDS = {
+    "rl": "training",
+    "reward_model": "best_of_n",
+    "preference": "preferences",
+    "compress": "compression",
+    "sensitivity": "sensitivity",
+}
 METRICS = {"training": training.METRICS, "preferences": preferences.METRICS, "compression": compression.METRICS}
 NAME = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z_0-9]*$")]  # as it stands in a claim's brackets
 
@@ -84,16 +91,22 @@ class Experiment(Section):
     @property
     def kind(self) -> str:
         """By the job of the first arm. Raises UserError where that has none."""
-        layers = _filled([*self.base, *next(iter(self.arms.values()))], _model_folders(self))
-        if (found := job(layers)) not in KINDS:
+        if (found := job(self.layers(next(iter(self.arms))))) not in KINDS:
             raise UserError(f"arms of job: {found} cannot be measured: an experiment is of job {', '.join(KINDS)}")
         return KINDS[found]
 
-    @property
+    @functools.cached_property
     def metrics(self) -> tuple[str, ...]:
         if self.best_of_n is not None:
             return self.best_of_n.metrics
+        if self.kind == "sensitivity":
+            recipes = [load(self.layers(arm)).recipe for arm in self.arms]
+            return tuple(dict.fromkeys(metric for recipe in recipes for metric in sensitivity.metrics(recipe)))
         return METRICS[self.kind]
+
+    def layers(self, arm: str) -> list[str]:
+        """Of an arm's recipe, with the folders of models in their places."""
+        return _filled([*self.base, *self.arms[arm]], _model_folders(self))
 
     @property
     def measured(self) -> list[str]:
@@ -193,8 +206,7 @@ def _has(recipe: Any, key: str) -> bool:
 
 def _planned(name: str, experiment: Experiment, arm: str, seed: int) -> Planned:
     folder = Path("runs", "repro", name, arm, str(seed))
-    layers = _filled([*experiment.base, *experiment.arms[arm]], _model_folders(experiment))
-    arguments = [*layers, f"seed={seed}", "threads=1", f"output={folder}"]
+    arguments = [*experiment.layers(arm), f"seed={seed}", "threads=1", f"output={folder}"]
     recipe = load(arguments).recipe
     _refuse_unmeasured(experiment, arm, recipe)
     return Planned(f"{arm}, seed {seed}", folder, _command(arguments, recipe), arm, seed, recipe)
@@ -218,7 +230,7 @@ def _refuse_unmeasured(experiment: Experiment, arm: str, recipe: Recipe) -> None
 
 
 def _command(arguments: Sequence[str], recipe: Recipe) -> Sequence[str]:
-    return ("compress" if isinstance(recipe, Compress) else "train", *arguments, "--resume")
+    return (*recipe.verb.split(), *arguments, "--resume")
 
 
 def _filled(layers: Sequence[str], folders: Mapping[str, Path]) -> list[str]:

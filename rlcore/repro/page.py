@@ -14,7 +14,7 @@ from typing import Any
 from rlcore import __version__
 from rlcore.errors import UserError
 from rlcore.report.headline import duration
-from rlcore.repro import best_of_n, compression, preferences, training
+from rlcore.repro import best_of_n, compression, preferences, sensitivity, training
 from rlcore.repro.experiment import Experiment
 from rlcore.repro.intervals import interval
 from rlcore.repro.results import Result, judge, summarise
@@ -27,6 +27,7 @@ KINDS: dict[str, Any] = {
     "best_of_n": best_of_n,
     "preferences": preferences,
     "compression": compression,
+    "sensitivity": sensitivity,
 }
 PREFACE = """# Results
 
@@ -56,7 +57,10 @@ def document(name: str, experiment: Experiment, results: Results, **about: Any) 
         "panels": list(experiment.panels),
         "claims": {key: {"expression": experiment.claims[key], **judge(claims[key], results, seeds)} for key in claims},
         "arms": {
-            arm: {metric: summarise({seed: run.metrics[metric] for seed, run in runs.items()}) for metric in experiment.metrics}
+            arm: {
+                metric: summarise({seed: run.metrics.get(metric) for seed, run in runs.items()})
+                for metric in experiment.metrics
+            }
             for arm, runs in results.items()
         },
         "curves": {arm: {str(seed): dict(run.curve) for seed, run in runs.items()} for arm, runs in results.items()},
@@ -141,12 +145,13 @@ def _best_first(arms: Mapping[str, Any], headline: str) -> dict[str, Any]:
 
 
 def _best(arms: Mapping[str, Any], headline: str, ranked_by: str) -> str:
-    """Which arm is highest, and which cannot be told from it by these seeds; arms without a value are not compared."""
+    """Which arm is highest, and which cannot be told from it by these seeds; arms without a value are not compared. Nothing
+    where arms are not ranked."""
     values = {arm: list(of[headline]["per_seed"].values()) for arm, of in arms.items()}
     best, *others = [arm for arm, of in values.items() if None not in of] or [""]
     paired = {arm: interval([a - b for a, b in zip(values[best], values[arm], strict=True)]) for arm in others}
     alike = [arm for arm, bounds in paired.items() if bounds is None or bounds[0] <= 0 <= bounds[1]]
-    if not others:
+    if not others or not ranked_by:
         return ""
     told = f"not to be told from it by these seeds: {', '.join(alike)}" if alike else "every other arm is below it"
     return f"Highest {ranked_by}: {best}; {told} (paired differences of seeds)."

@@ -15,7 +15,7 @@ from rlcore.repro.intervals import interval
 class Result:
     """What one arm came to with one seed."""
 
-    metrics: Mapping[str, float | None]
+    metrics: Mapping[str, float | None]  # one that is not here has no value
     curve: Mapping[str, Sequence[float]]  # what the panels of the plot ask for
     elapsed_s: float  # of the whole run, start-up and evaluations included
 
@@ -30,7 +30,7 @@ def summarise(values: Mapping[int, float | None]) -> dict[str, Any]:
 
 def judge(claim: Claim, results: Mapping[str, Mapping[int, Result]], seeds: Sequence[int]) -> dict[str, Any]:
     """Whether a claim holds for the results of each arm by seed, its interval, and its left side for each seed."""
-    per_seed = {seed: claim.at(lambda metric, arm, seed=seed: results[arm][seed].metrics[metric]) for seed in seeds}  # type: ignore[misc]
+    per_seed = {seed: claim.at(lambda metric, arm, seed=seed: results[arm][seed].metrics.get(metric)) for seed in seeds}  # type: ignore[misc]
     left = list(per_seed.values())
     bounds = interval(left)
     return {

@@ -21,6 +21,7 @@ ALWAYS = {
     "grad_norm": "grad",
     "loss": "loss",
     "error": "error of the weights",
+    "strength": "strength",
     "staleness/mean": "staleness",
     "nodes_per_second": "nodes/s",
     "tokens_per_second": "tok/s",
@@ -102,7 +103,8 @@ def readable(metrics: Mapping[str, float]) -> str:
     components = {name: name.removeprefix("reward/") for name in metrics if name.startswith("reward/")}
     if len(components) == 1:
         components = {}  # the reward itself
-    names = {"reward": "reward", **components, **ALWAYS}
+    changes = {name: name.rpartition("/")[2] for name in metrics if name.startswith(("divergence/", "layer_divergence/"))}
+    names = {"reward": "reward", **components, **ALWAYS, **changes}
     shown = [f"{label} {_short(metrics[name])}" for name, label in names.items() if name in metrics]
     return "  ".join(shown + [f"{label} {_short(metrics[name])}" for name, label in UNLESS_ZERO.items() if metrics.get(name)])
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
 
-from compress.measure import Text, measure
+from compress.measure import Text, logprobs, measure, remembered
 from rlcore.models import ModelSpec
 
 TEXTS = [Text((5, 6, 7), (8, 9)), Text((10,), (11, 12, 13, 14)), Text((4, 5, 6, 7, 8, 9, 10, 11), (12,))]
@@ -18,8 +19,8 @@ def test_it_is_the_mean_over_tokens_whatever_is_padded_beside_them(tiny_spec: Mo
     every, told = [], []
     for text in TEXTS:
         with torch.no_grad():
-            logprobs = model(torch.tensor([text.ids])).logits[0].log_softmax(-1)
-        found = [float(logprobs[t - 1, text.ids[t]]) for t in range(1, len(text.ids))]
+            said = model(torch.tensor([text.ids])).logits[0].log_softmax(-1)
+        found = [float(said[t - 1, text.ids[t]]) for t in range(1, len(text.ids))]
         every += found
         told += found[len(text.prompt) - 1 :]
     measured = measure(model, TEXTS)
@@ -29,7 +30,7 @@ def test_it_is_the_mean_over_tokens_whatever_is_padded_beside_them(tiny_spec: Mo
 
 def test_divergence_is_that_from_the_dense_model_to_this_one(tiny_spec: ModelSpec) -> None:
     dense, other = tiny_spec.load().eval(), tiny_spec.load().eval()
-    assert measure(other, TEXTS, dense)["divergence"] == pytest.approx(0, abs=1e-9)
+    assert measure(other, TEXTS, partial(logprobs, dense))["divergence"] == pytest.approx(0, abs=1e-9)
     with torch.no_grad():
         other.lm_head.weight *= 20
     expected, tokens = 0.0, 0
@@ -38,4 +39,15 @@ def test_divergence_is_that_from_the_dense_model_to_this_one(tiny_spec: ModelSpe
             p, q = (m(torch.tensor([text.ids])).logits[0, len(text.prompt) - 1 : -1].log_softmax(-1) for m in (dense, other))
         expected += float((p.exp() * (p - q)).sum())
         tokens += len(text.solution)
-    assert measure(other, TEXTS, dense)["divergence"] == pytest.approx(expected / tokens, rel=1e-4)
+    assert measure(other, TEXTS, partial(logprobs, dense))["divergence"] == pytest.approx(expected / tokens, rel=1e-4)
+
+
+def test_a_changed_model_is_held_against_what_it_said_before(tiny_spec: ModelSpec) -> None:
+    model, dense = tiny_spec.load().eval(), tiny_spec.load().eval()
+    said = remembered(model, TEXTS)
+    assert measure(model, TEXTS, said)["divergence"] == 0
+    with torch.no_grad():
+        model.get_decoder().layers[0].mlp.down_proj.weight.mul_(3)
+    changed = measure(model, TEXTS, said)
+    assert changed == pytest.approx(measure(model, TEXTS, partial(logprobs, dense)))
+    assert changed["divergence"] > 0

@@ -199,3 +199,22 @@ def test_every_shipped_experiment_can_be_planned() -> None:
 
 def test_clip_and_delta_are_measured_with_the_reward_model_of_pure() -> None:
     assert plan_models(read("clip_delta")[1]) == plan_models(read("pure")[1])
+
+
+def test_claims_are_about_the_kinds_and_quantisers_that_some_arm_names(tmp_path: Path) -> None:
+    """Of job sensitivity: `metrics` are those of all arms together."""
+    looked = dict(
+        base=["compress/sensitivity", "kinds=[sign, clipping]", "quantisers=[]"],
+        arms={"bare": [], "coarse": ["quantisers=[{name: rtn, label: coarse}]"]},
+        varies=["quantisers"],
+        claims={
+            "worse": "kl_clipping[bare] / kl_sign[bare] > 1",
+            "rounded": "accuracy_coarse[coarse] - norm_coarse[coarse] < 1",
+        },
+    )
+    name, experiment = read(written(tmp_path, **looked))
+    assert experiment.kind == "sensitivity"
+    assert plan(name, experiment, [100])[1].command[:3] == ("compress", "sensitivity", "compress/sensitivity")
+    for claim, hint in (("kl_gaussian[bare] > 0", "there is no metric 'kl_gaussian'"), ("kl_corse[coarse] > 0", "'kl_coarse'")):
+        with pytest.raises(UserError, match=hint):
+            read(written(tmp_path, **looked | {"claims": {"c": claim}}))

@@ -195,6 +195,40 @@ def test_arms_that_learn_from_pairs_are_measured_on_those_held_out(
     assert "repaired" in Path("docs/results/shrunken.svg").read_text()
 
 
+def test_arms_are_looked_at_through_perturbations(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shipped experiment, shrunken: two of its arms, of which one has no quantisers, with one seed."""
+    monkeypatch.chdir(tmp_path)
+    experiment = yaml.safe_load((REPOSITORY / "recipes" / "repro" / "perturbation.yaml").read_text())
+    experiment["base"] += [
+        f"model={tiny}",
+        "evaluated_on.count=4",
+        "quantisers=[{name: rtn, bits: 4, run: 0, label: rtn_4_row}]",
+    ]
+    experiment["arms"] = {arm: experiment["arms"][arm] for arm in ("toy", "toy_activations")}
+    experiment["varies"] = ["perturb", "quantisers"]
+    experiment["claims"] = {
+        "clipping": "kl_clipping[toy] / kl_gaussian[toy] > 0",
+        "quantiser": "kl_rtn_4_row[toy_activations] > 0",
+    }
+    Path("shrunken.yaml").write_text(yaml.safe_dump(experiment, sort_keys=False))
+    command.run("shrunken.yaml", seeds=1, jobs=2, json_file="result.json")
+    result = json.loads(Path("result.json").read_text())
+    assert result["kind"] == "sensitivity"
+    assert result["claims"]["clipping"]["per_seed"]["100"] > 0
+    assert result["claims"]["quantiser"]["per_seed"] == {"100": None}
+    toy, activations = (result["arms"][arm] for arm in ("toy", "toy_activations"))
+    assert [of["norm_positive"]["mean"] for of in (toy, activations)] == pytest.approx([0.1, 0.1], rel=1e-5)
+    assert toy["kl_rtn_4_row"]["mean"] > 0
+    assert activations["kl_rtn_4_row"]["seeds"] == 0
+    assert result["curves"]["toy"]["100"]["strengths"] == [0.05, 0.1, 0.2]
+    assert result["curves"]["toy"]["100"]["kl/gaussian"][1] == toy["kl_gaussian"]["per_seed"]["100"]
+    page = Path("docs/results.md").read_text()
+    assert "| changed by | toy" in page
+    assert "the same with every seed" in page
+    assert "Highest" not in page
+    assert "rtn_4_row" in Path("docs/results/shrunken.svg").read_text()
+
+
 @pytest.fixture
 def runs(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Planned]:
     monkeypatch.chdir(tmp_path)
