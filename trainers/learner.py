@@ -36,6 +36,7 @@ from trainers.scorer import Scorer, rank, world
 
 Serve = Literal["merged", "adapter", "sparse"]
 ADAPTERS = (".lora_", ".shira_", ".modules_to_save.")  # in the names of PEFT's parameters that learn
+BESIDE = (".lora_", ".shira_", ".original_module.")  # in the names of those that the plain model does not have
 KINDS: dict[Serve, Kind] = {"merged": "full", "adapter": "adapter", "sparse": "sparse"}
 
 
@@ -161,9 +162,7 @@ class Learner(Scorer):
             return
         base = self.model.get_base_model()
         for name, parameter in base.named_parameters():
-            if any(
-                part in name for part in (".lora_", ".shira_", ".original_module.")
-            ):  # the last: in whose place a copy learns
+            if any(part in name for part in BESIDE):
                 continue
             owner, _, leaf = name.rpartition(".base_layer.")
             layer = base.get_submodule(owner) if owner and leaf == "weight" else None

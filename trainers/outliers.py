@@ -4,8 +4,8 @@
 
 PEFT's sparse adapter (SHiRA, arXiv 2406.13175) computes it: a layer is given its places and as many zeros, of which SHiRA's own
 masks have a multiple of inputs + outputs. In the backward pass a dense gradient exists of one matrix at a time, of which the
-places are read; gradients and moments are kept of Δ alone. A forward pass makes Ŵ + M ∘ Δ of each matrix, and keeps it until the
-backward pass: a second copy of the weights, in the dtype of the forward passes.
+places are read; gradients and moments are kept of Δ alone. A forward pass makes Ŵ + M ∘ Δ of each matrix, and keeps it until
+the backward pass: a second copy of the weights, in the dtype of the forward passes.
 """
 
 from __future__ import annotations
