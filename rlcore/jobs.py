@@ -38,7 +38,7 @@ from trainers.parts import build_parts
 from trainers.plan import plan
 from trainers.preference import pairs
 from trainers.preference import trainer as preference
-from trainers.quantised_base import start_of
+from trainers.quantised_base import quantiser, start_of
 
 
 def run(loaded: Loaded, resume: bool) -> dict[str, Any]:
@@ -49,6 +49,8 @@ def run(loaded: Loaded, resume: bool) -> dict[str, Any]:
     with claim(loaded, resume):
         if not isinstance(recipe, Annotate):
             refuse_latent(recipe.model)
+        if recipe.quantised_base is not None:
+            quantiser(recipe.quantised_base)  # refused before anything is loaded
         return WORK[type(recipe)](loaded, recipe)
 
 

@@ -100,6 +100,7 @@ def _learning(recipe: RL | Preference, cluster: Cluster | None, shape: Shape, to
         "gradients and optimiser": optimiser,
         "activations of a micro-batch": _activations(recipe, shape, tokens),
         "logits of a chunk": _logits(recipe, shape, tokens),
+        **({"weights with the outliers": _patched(recipe, shape)} if recipe.outliers else {}),
     }
 
 
@@ -135,6 +136,11 @@ def _optimised(cluster: Cluster | None, frozen: int, trained: int) -> tuple[int,
         gradients = -(-gradients // ranks) if zero >= 2 else gradients
         weights = -(-weights // ranks) if zero == 3 else weights
     return weights, gradients + moments
+
+
+def _patched(recipe: RL | Preference, shape: Shape) -> int:
+    """What a forward pass makes of the matrices and keeps; with gradient checkpointing, of a layer."""
+    return WIDTH[recipe.dtype] * shape.parameters // (shape.layers if recipe.update.gradient_checkpointing else 1)
 
 
 def _microbatch(recipe: RL | Preference, tokens: int) -> int:

@@ -191,14 +191,9 @@ def test_an_engine_serves_what_was_learned(engine: Any, start: Callable, trainin
         assert pushed.parity < 1e-5
     places = sum(len(held.places) for held in outliers_of(begun.location).values())
     assert pushed.size == 8 * places + 4 * 5 * 64  # int32 and float32; five norms
-    plain = load_file(Path(begun.location) / "model.safetensors")
-    held = next(iter(outliers_of(begun.location)))
-    begun.learner.backend.module  # noqa: B018
-    layer = begun.policy.get_base_model().get_submodule(held.removesuffix(".weight"))
-    layer.shira_indices["default"] = layer.shira_indices["default"].roll(1, 0)  # columns for rows
-    pushed = push(begun.learner, engine, 3, training.graded, "float32")
-    assert pushed.parity < 1e-5
-    assert len(plain[held]) == plain[held].shape[1]
+    square = begun.policy.get_base_model().model.layers[0].self_attn.q_proj
+    square.shira_indices["default"] = square.shira_indices["default"].flip(0)  # columns for rows
+    assert push(begun.learner, engine, 3, training.graded, "float32").parity < 1e-5
 
 
 @pytest.mark.parametrize("engine", ["transformers"], indirect=True)
@@ -282,7 +277,6 @@ def places_of(folder: Path) -> dict[str, list[int]]:
 
 @pytest.mark.parametrize("kl", ["kl=null", "kl=0.1"])
 def test_a_supervised_run(tiny: Path, tmp_path: Path, kl: str) -> None:
-    """In float32 a few of the places may have moved by less than their weight can say."""
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(f"job: sft\nmodel: {tiny}\ndata: {{name: chain, count: 64, strategies: {{steps: 1}}}}\nbatch_size: 16\n")
     changed, chosen = launched(tmp_path / "run", str(recipe), "optimizer.learning_rate=1e-2", kl), places_of(tmp_path / "run")
