@@ -49,9 +49,7 @@ class Started:
         assert isinstance(recipe, RL)
         self.recipe, self.location = recipe, start_of(recipe, str(tiny))
         self.policy: Any = build_policy(recipe, self.location)
-        self.learner: Learner = build_learner(
-            recipe, self.policy, load_tokenizer(self.location), algorithm.objective(recipe)
-        )
+        self.learner: Learner = build_learner(recipe, self.policy, load_tokenizer(self.location), algorithm.objective(recipe))
         self.base = load_file(Path(self.location) / "model.safetensors")
 
     def merged(self) -> dict[str, Tensor]:
@@ -245,7 +243,9 @@ RUN = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["outliers={}", "outliers={serve: merged}", "outliers={train_norms: true}", "lora={rank: 2}", ""])
+@pytest.mark.parametrize(
+    "kind", ["outliers={}", "outliers={serve: merged}", "outliers={train_norms: true}", "lora={rank: 2}", ""]
+)
 def test_a_run_resumes_to_the_bit(tiny: Path, tmp_path: Path, kind: str) -> None:
     """Its engine is made from the base again, and sent what had been learned."""
     for name in ("unbroken", "broken"):
@@ -254,7 +254,9 @@ def test_a_run_resumes_to_the_bit(tiny: Path, tmp_path: Path, kind: str) -> None
             with broken_off(after=1):
                 jobs.run(chosen, resume=False)
         jobs.run(chosen, resume=name == "broken")
-    weights = [load_file(tmp_path / name / "checkpoints/step-2/policy/model/model.safetensors") for name in ("unbroken", "broken")]
+    weights = [
+        load_file(tmp_path / name / "checkpoints/step-2/policy/model/model.safetensors") for name in ("unbroken", "broken")
+    ]
     assert not moved(*weights)
     base = load_file(tmp_path / "broken/base/model/model.safetensors")
     assert moved(base, weights[0])
@@ -288,7 +290,12 @@ def test_a_supervised_run(tiny: Path, tmp_path: Path, kl: str) -> None:
 
 def test_a_reward_model(tiny: Path, tmp_path: Path) -> None:
     """First the head alone, then the outliers with it."""
-    small = ["batch_size=32", "optimizer={learning_rate: 0.01}", "validate_every=4", "first_stage={epochs: 1, learning_rate: 0.01}"]
+    small = [
+        "batch_size=32",
+        "optimizer={learning_rate: 0.01}",
+        "validate_every=4",
+        "first_stage={epochs: 1, learning_rate: 0.01}",
+    ]
     changed = launched(tmp_path / "run", "prm_chain", f"model={tiny}", f"data={EASY}", "epochs=6", *small)
     assert changed == places_of(tmp_path / "run")
     assert load_file(tmp_path / "run/model/model.safetensors")["score.weight"].any()
@@ -321,3 +328,10 @@ def test_a_base_without_the_models_matrices_is_refused(start: Callable, tiny: Pa
     begun = start()
     with pytest.raises(UserError, match="has no outliers of this model's matrices"):
         with_outliers(torch.nn.Sequential(torch.nn.Linear(2, 2)), begun.location, train_norms=False)  # type: ignore[arg-type]
+
+
+def test_the_shipped_recipe(tiny: Path, tmp_path: Path) -> None:
+    small = ["steps=1", "eval=null", "rollout={prompts_per_step: 2, samples: 2, max_new_tokens: 8}", "quantised_base.run=32"]
+    jobs.run(load(["prequant_chain", f"model={tiny}", "threads=1", f"output={tmp_path}", *small]), resume=False)
+    stored = compressed.load(tmp_path / "checkpoints/step-1/policy/compressed")
+    assert stored.size().per_weight == pytest.approx(4 + 16 / 32 + 0.005 * 48, abs=0.01)
