@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -168,15 +168,15 @@ VLLM = pytest.param("vllm", marks=pytest.mark.xdist_group("vllm"))
 
 
 @pytest.fixture
-def engine(request: pytest.FixtureRequest, start: Callable) -> Any:
+def engine(request: pytest.FixtureRequest, start: Callable) -> Iterator[Any]:
     """Made from the base, which nothing but sparse updates has changed."""
     spec, tokenizer = ModelSpec(start().location, device="cpu"), request.getfixturevalue("tokenizer")
     if request.param == "vllm":
         engine: Any = Vllm(spec, tokenizer, [tokenizer.eos_token_id], kv_cache_gb=0.1)
     else:
         engine = Transformers(spec, tokenizer, [tokenizer.eos_token_id])
-    request.addfinalizer(engine.close)
-    return engine
+    yield engine
+    engine.close()
 
 
 @pytest.mark.parametrize("engine", ["transformers", VLLM], indirect=True)
