@@ -64,7 +64,7 @@ def side(model: str, process: Mapping[str, Any] | None, threads: int) -> Measure
                 batch, prepared = parts.prepare(graded.batch)
                 learned = parts.learner.update(batch)
             with timed(result, "sync"):
-                parity = push(parts.learner, parts.engine, step, graded.batch, parts.dtype)
+                parity = push(parts.learner, parts.engine, step, graded.batch, parts.dtype).parity
             told = values(merge([graded.metrics, changed, prepared, learned, {"parity": Mean(parity, 1)}]))
         return {**result, "tokens": told["tokens"], "steps": told.get("process/steps", 0.0)}
 

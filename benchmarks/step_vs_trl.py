@@ -74,7 +74,7 @@ def rlcore_side(model: str, prompts: int, samples: int, length: int, threads: in
                 learned = parts.learner.update(batch)
             memory.mark(result, "learn")
             with timed(result, "sync"):
-                parity = push(parts.learner, parts.engine, step, graded.batch, parts.dtype)
+                parity = push(parts.learner, parts.engine, step, graded.batch, parts.dtype).parity
             values(merge([graded.metrics, changed, prepared, learned, {"parity": Mean(parity, 1)}]))
         lengths = {len(c.token_ids) for group in rollouts.groups for c in group.completions}
         assert not fixed_length or lengths == {length}

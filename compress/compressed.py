@@ -142,6 +142,24 @@ def is_compressed(folder: Path) -> bool:
 @torch.no_grad()
 def load(folder: Path, device: str = "cpu") -> CompressedModel:
     """What was saved, to the bit. Raises UserError for a folder that holds none, or files that are not as they were written."""
+    about, held, stored = _read(folder, device)
+    model = AutoModelForCausalLM.from_config(configuration(str(folder))).float().eval().to(device)
+    for name, parameter in model.named_parameters():
+        parameter.copy_(held[name].decode() if name in held else stored[name])
+    activations = about["activations"] and Activations(**about["activations"])
+    compressed = CompressedModel(model, getattr(torch, about["dtype"]), held, activations, tuple(about["history"]))
+    if activations is not None:
+        quantise_inputs(model, list(held), activations)
+    return compressed
+
+
+def load_held(folder: Path, device: str = "cpu") -> dict[str, Held]:
+    """The held matrices of what was saved, without the model. Raises UserError as `load` does."""
+    return _read(folder, device)[1]
+
+
+def _read(folder: Path, device: str) -> tuple[dict[str, Any], dict[str, Held], dict[str, Tensor]]:
+    """What compression.json says, the held matrices, and every tensor that is stored."""
     about = verified(folder)
     try:
         stored = load_file(folder / WEIGHTS, device=device)
@@ -151,14 +169,7 @@ def load(folder: Path, device: str = "cpu") -> CompressedModel:
     for name, settings in about["weights"].items():
         tensors = {path: stored[place] for path, place in settings["tensors"].items()}
         held[name] = held_.read({key: value for key, value in settings.items() if key != "tensors"}, tensors)
-    model = AutoModelForCausalLM.from_config(configuration(str(folder))).float().eval().to(device)
-    for name, parameter in model.named_parameters():
-        parameter.copy_(held[name].decode() if name in held else stored[name])
-    activations = about["activations"] and Activations(**about["activations"])
-    compressed = CompressedModel(model, getattr(torch, about["dtype"]), held, activations, tuple(about["history"]))
-    if activations is not None:
-        quantise_inputs(model, list(held), activations)
-    return compressed
+    return about, held, stored
 
 
 def verified(folder: Path) -> dict[str, Any]:

@@ -57,6 +57,7 @@ from trainers.parts import build_parts
 from trainers.plan import plan
 from trainers.preference import pairs
 from trainers.preference import trainer as preference
+from trainers.quantised_base import quantiser, start_of
 
 
 def run(loaded: Loaded, resume: bool) -> dict[str, Any]:
@@ -70,6 +71,8 @@ def run(loaded: Loaded, resume: bool) -> dict[str, Any]:
         if isinstance(recipe, Altered) and (done := Path(recipe.folder, "summary.json")).is_file():  # and it is resumed
             summary: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
             return summary
+        if recipe.quantised_base is not None:
+            quantiser(recipe.quantised_base)  # refused before anything is loaded
         return WORK[type(recipe)](loaded, recipe)
 
 
@@ -100,7 +103,7 @@ def _train(loaded: Loaded, recipe: RL) -> dict[str, Any]:
     with ExitStack() as ending:
         ending.callback(run.console.stop)
         ending.callback(asked.rewards.close)
-        parts = build_parts(recipe, asked, warmstart.resolve(recipe.model, recipe.seed), ending)
+        parts = build_parts(recipe, asked, start_of(recipe, warmstart.resolve(recipe.model, recipe.seed)), ending)
         run.learners = {"policy": parts.learner, **parts.rewards.learners}
         run.cursors = {"data": parts.sampler, "rewards": parts.rewards, "monitor": parts.monitor}
         if recipe.eval is None:
@@ -132,7 +135,7 @@ def _place(recipe: RL) -> str:
 def _sft(loaded: Loaded, recipe: Sft) -> dict[str, Any]:
     problems = load_problems(recipe.data)
     run = Run(loaded, steps=recipe.epochs * -(-len(problems) // recipe.batch_size), keep=Checkpoint(), stop=Stop())
-    location = warmstart.resolve(recipe.model, recipe.seed)
+    location = start_of(recipe, warmstart.resolve(recipe.model, recipe.seed))
     tokenizer = models.load_tokenizer(location, recipe.trust_remote_code)
     policy = build_policy(recipe, location)
     run.begin()
@@ -144,7 +147,7 @@ def _sft(loaded: Loaded, recipe: Sft) -> dict[str, Any]:
 
 
 def _reward_model(loaded: Loaded, recipe: RewardModel) -> dict[str, Any]:
-    location = warmstart.resolve(recipe.model, recipe.seed)
+    location = start_of(recipe, warmstart.resolve(recipe.model, recipe.seed))
     tokenizer = models.load_tokenizer(location, recipe.trust_remote_code)
     material = judged.material(recipe, tokenizer, models.context(location, recipe.trust_remote_code))
     steps = sum(reward_model.stage_steps(recipe, len(material.train)))
@@ -160,7 +163,7 @@ def _reward_model(loaded: Loaded, recipe: RewardModel) -> dict[str, Any]:
 
 def _preference(loaded: Loaded, recipe: Preference) -> dict[str, Any]:
     preference.preference_loss(recipe)  # refused before anything is loaded
-    location = warmstart.resolve(recipe.model, recipe.seed)
+    location = start_of(recipe, warmstart.resolve(recipe.model, recipe.seed))
     tokenizer = models.load_tokenizer(location, recipe.trust_remote_code)
     material = pairs.material(
         recipe, ConversationPrompter(recipe.prompt, tokenizer), models.context(location, recipe.trust_remote_code)

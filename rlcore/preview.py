@@ -30,6 +30,7 @@ from trainers.judged import material
 from trainers.plan import longest_prompt, plan
 from trainers.preference import pairs
 from trainers.preference import trainer as preference
+from trainers.quantised_base import quantiser
 from trainers.reward_model import stage_steps
 
 
@@ -37,6 +38,8 @@ def preview(recipe: Recipe) -> Iterator[str]:
     """Lines to print. Everything that a launch would refuse before loading the model is refused here too."""
     if not isinstance(recipe, Annotate):
         refuse_latent(recipe.model)
+    if recipe.quantised_base is not None:
+        quantiser(recipe.quantised_base)
     yield from OF_JOB[type(recipe)](recipe)
 
 

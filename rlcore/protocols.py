@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int], None]  # told how much more is done
 Tokens = Sequence[int]
+Kind = Literal["full", "adapter", "sparse"]  # of a weight update; see Manifest
 
 
 def no_progress(done: int) -> None:
@@ -35,12 +36,14 @@ class Manifest:
 
     A `full` update has the names of the plain checkpoint. An `adapter` update has for each adapted `MODULE.weight` the pair
     `MODULE.lora_A.weight` (r, in) and `MODULE.lora_B.weight` (out, r), with the scaling α/r in B: the engine serves W + B·A, W
-    being the weights it was made with.
+    being the weights it was made with. A `sparse` update has for each weight `NAME` of which a few entries are trained the pair
+    `NAME.places` (n,) int32, each once, and `NAME.values` (n,), and beside them whole tensors by their names: the engine serves
+    the weights it was made with, with these in their places.
     """
 
     version: int
     shapes: Mapping[str, tuple[int, ...]]
-    kind: Literal["full", "adapter"] = "full"
+    kind: Kind = "full"
 
 
 @dataclass(frozen=True)
@@ -139,8 +142,9 @@ class Engine(ABC):
 
     @abstractmethod
     def checksums(self) -> Mapping[str, int]:
-        """`rollout.sync.checksum` of the full weights served now, by name, taken from the memory that sampling reads; without
-        those that it holds in another layout (packed, or merged with an adapter), where the parity probe stands alone."""
+        """`rollout.sync.checksum` of the full weights served now, by name, taken from the memory that sampling reads, and of
+        the `NAME.values` that a sparse update set; without those that it holds in another layout (packed, or merged with an
+        adapter), where the parity probe stands alone."""
 
     @abstractmethod
     def close(self) -> None: ...
@@ -217,7 +221,7 @@ class Learner(Protocol):
         """One pass over the batch: one or more optimiser steps."""
 
     def weights(self, version: int) -> WeightUpdate:
-        """The current policy weights: all of them, adapters merged in, or the adapters alone (`WeightUpdate` names both)."""
+        """The current policy weights: all of them, adapters merged in, or what is trained alone (the kinds of `Manifest`)."""
 
     def save(self, folder: Path) -> None: ...
 

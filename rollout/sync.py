@@ -6,16 +6,17 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from rlcore.batch import GradedBatch, rows
 from rlcore.errors import UserError
-from rlcore.protocols import Bucket, Engine, Learner, Manifest, WeightUpdate
+from rlcore.protocols import Bucket, Engine, Kind, Learner, Manifest, WeightUpdate
 from rlcore.types import Sampling
 
 # The mean absolute difference between the engine's and the learner's log-probs of a token, by the dtype of the forward
@@ -27,6 +28,7 @@ PROBE_TOKENS = 64  # each is computed twice, by the learner and by the engine
 PIECE = 1 << 20  # elements that a checksum takes at a time
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 BUCKET_BYTES = 64 << 20
+PAIR = {"places": "values", "values": "places"}  # how the names of a sparse update's tensors end, and of those beside them
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -35,7 +37,7 @@ def weight_update(
     version: int,
     shapes: Shapes,
     tensors: Callable[[], Iterable[tuple[str, Tensor]]],
-    kind: Literal["full", "adapter"] = "full",
+    kind: Kind = "full",
     bucket_bytes: int = BUCKET_BYTES,
 ) -> WeightUpdate:
     """The update that brings what `tensors` yields, in that order, in buckets of about so many bytes (one tensor at least).
@@ -128,6 +130,7 @@ class Intake(Reception):
     def __init__(self, served: Shapes) -> None:
         super().__init__()
         self.served = served
+        self._replaced = False  # the weights that the engine was made with, by a full update
         self._missing: dict[str, tuple[int, ...]] = {}
         self._next = 0  # the bucket that comes next
 
@@ -135,13 +138,15 @@ class Intake(Reception):
         if manifest.version < self.version:
             raise SyncError(f"weight update {manifest.version} is stale: version {self.version} is served already")
         for name, shape in manifest.shapes.items():
-            target = _target(name) if manifest.kind == "adapter" else name
+            target = name if manifest.kind == "full" else _target(name)
             if target not in self.served:
                 raise SyncError(f"weight update {manifest.version} brings {name!r}, which the engine's model does not have")
             if not _fits(name, shape, self.served[target]):
                 raise SyncError(f"{name!r} comes with shape {tuple(shape)}, and {target!r} has {tuple(self.served[target])}")
         if manifest.kind == "full" and (lacking := [name for name in self.served if name not in manifest.shapes]):
             raise SyncError(f"weight update {manifest.version} is partial: it does not bring {lacking[0]!r}")
+        if manifest.kind == "sparse":
+            self._refuse_unfounded(manifest)
         super().begin(manifest)
         self._missing, self._next = dict(manifest.shapes), 0
 
@@ -169,7 +174,20 @@ class Intake(Reception):
             raise SyncError(
                 f"weight update {self._manifest.version} is partial: {len(self._missing)} tensors never came, first {first!r}"
             )
-        return super().end()
+        manifest = super().end()
+        self._replaced = self._replaced or manifest.kind == "full"
+        return manifest
+
+    def _refuse_unfounded(self, manifest: Manifest) -> None:
+        if self._replaced:
+            raise SyncError(
+                f"sparse weight update {manifest.version} changes weights that the engine was made with, and a full update has "
+                "replaced them: make a new engine"
+            )
+        for name, shape in manifest.shapes.items():
+            weight, _, part = name.rpartition(".")
+            if (other := PAIR.get(part)) and manifest.shapes.get(f"{weight}.{other}") != shape:
+                raise SyncError(f"weight update {manifest.version} brings {name!r}, and no {other} of that shape beside it")
 
 
 def adapted(adapter: Mapping[str, Tensor]) -> list[str]:
@@ -177,9 +195,20 @@ def adapted(adapter: Mapping[str, Tensor]) -> list[str]:
     return list(dict.fromkeys(map(_target, adapter)))
 
 
+def patches(sparse: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor | slice, Tensor]]:
+    """What the tensors of a sparse update say: weight, where in it, row by row, and what is to stand there."""
+    for name, tensor in sparse.items():
+        weight, _, part = name.rpartition(".")
+        if part == "places":
+            yield weight, tensor.long(), sparse[f"{weight}.values"]
+        elif part not in PAIR:
+            yield name, slice(None), tensor.view(-1)
+
+
 def _target(name: str) -> str:
-    """The weight that an adapter tensor belongs to: `q_proj.weight` for `q_proj.lora_A.weight`."""
-    return name.replace(".lora_A.", ".").replace(".lora_B.", ".")
+    """The weight that a tensor belongs to: `q_proj.weight` for `q_proj.lora_A.weight` and for `q_proj.weight.places`."""
+    weight, _, part = name.rpartition(".")
+    return weight if part in PAIR else name.replace(".lora_A.", ".").replace(".lora_B.", ".")
 
 
 def _fits(name: str, shape: tuple[int, ...], served: tuple[int, ...]) -> bool:
@@ -187,25 +216,32 @@ def _fits(name: str, shape: tuple[int, ...], served: tuple[int, ...]) -> bool:
         return shape[1] == served[1]
     if ".lora_B." in name:
         return shape[0] == served[0]
+    if name.rpartition(".")[2] in PAIR:
+        return len(shape) == 1 and shape[0] <= math.prod(served)
     return tuple(shape) == tuple(served)
 
 
-def push(learner: Learner, engine: Engine, version: int, witnesses: GradedBatch | None, dtype: str) -> float:
-    """Sync the engine to the learner, compare what it serves with what was sent, and probe parity on a few completions;
-    returns the mean log-prob difference.
+class Pushed(NamedTuple):
+    parity: float  # mean absolute difference between the engine's log-probs and the learner's; 0 where there was no probe
+    size: int  # bytes of the tensors that were sent, to each engine
 
-    Raises SyncError where a tensor differs or the mean is above TOLERANCE. With `witnesses` None (nothing sampled yet) there is
-    no probe, and the mean is 0.
+
+def push(learner: Learner, engine: Engine, version: int, witnesses: GradedBatch | None, dtype: str) -> Pushed:
+    """Sync the engine to the learner, compare what it serves with what was sent, and probe parity on a few completions.
+
+    Raises SyncError where a tensor differs or the mean difference is above TOLERANCE. With `witnesses` None (nothing sampled
+    yet) there is no probe.
     """
     update = learner.weights(version)
     sent = engine.sync(update)
     if engine.version != version:
         raise SyncError(f"the engine serves version {engine.version} after a sync to version {version}")
     served = engine.checksums()
-    if update.manifest.kind == "full" and (other := [name for name, value in served.items() if sent[name] != value]):
+    if other := [name for name, value in served.items() if sent.get(name, value) != value]:
         raise SyncError(f"after the sync to version {version} the engine still serves another {other[0]!r} than was sent")
+    size = _size(update.manifest, dtype)
     if witnesses is None or not len(witnesses.tokens):
-        return 0.0
+        return Pushed(0.0, size)
     enough = int((witnesses.lengths.cumsum(0) < PROBE_TOKENS).sum()) + 1
     chosen = replace(rows(witnesses, range(min(enough, len(witnesses.tokens)))), sampling=Sampling())
     ours, lengths = learner.logprobs(chosen).cpu(), chosen.lengths.long().tolist()
@@ -217,4 +253,10 @@ def push(learner: Learner, engine: Engine, version: int, witnesses: GradedBatch 
             f"after the sync to version {version} the engine's log-probs differ from the learner's by {difference:.3g} on "
             f"average ({TOLERANCE[dtype]} is tolerated in {dtype}): the weights served are not the weights trained"
         )
-    return difference
+    return Pushed(difference, size)
+
+
+def _size(manifest: Manifest, dtype: str) -> int:
+    """Places are int32, all else is of the serving dtype."""
+    width = getattr(torch, dtype).itemsize
+    return sum(math.prod(shape) * (4 if name.endswith(".places") else width) for name, shape in manifest.shapes.items())

@@ -16,12 +16,13 @@ from rlcore import plugins
 from rlcore.models import ModelSpec
 from rlcore.prompts import Prompter, stop_ids
 from rlcore.protocols import Engine
-from rlcore.recipe.schema import RL, Job, Lora, RewardModel
+from rlcore.recipe.schema import RL, Job, RewardModel
 from trainers.critic import Critic, TokenValues, ValueObjective
 from trainers.implicit import ImplicitObjective
 from trainers.learner import Learner
 from trainers.logprobs import TokenLogprobs
 from trainers.objective import LearnerObjective, Objective
+from trainers.outliers import with_outliers
 from trainers.scorer import Scorer, WithoutAdapters
 from trainers.shared_critic import SharedActorCritic, SharedObjective, TokenLogprobsAndValues
 
@@ -43,20 +44,25 @@ def build_start(recipe: Job, location: str) -> PreTrainedModel:
 
 
 def build_policy(recipe: Job, location: str) -> PreTrainedModel | PeftModel:
-    """The model to be trained, in float32, with fresh LoRA adapters if the recipe has them."""
+    """The model to be trained, in float32, with fresh adapters if the recipe has them: LoRA's, or the outliers of the quantised
+    base that is at `location` then (`trainers.quantised_base`)."""
     torch.manual_seed(recipe.seed)  # adapters and dropout, whatever this process did before: making a toy, say
-    model = build_start(recipe, location)
-    return model if recipe.lora is None else _adapted(model, recipe.lora, task_type="CAUSAL_LM")
+    return _tuned(recipe, build_start(recipe, location), location, task_type="CAUSAL_LM")
 
 
 def build_classifier(recipe: RewardModel, location: str) -> PreTrainedModel | PeftModel:
     """The reward model to be trained, in float32, its head without adapters: that learns itself."""
     torch.manual_seed(recipe.seed)
     model = ModelSpec(location, "float32", recipe.device, recipe.trust_remote_code).load_with_head(2, recipe.head, begins=True)
-    return model if recipe.lora is None else _adapted(model, recipe.lora, exclude_modules=["score"])
+    return _tuned(recipe, model, location, exclude_modules=["score"])
 
 
-def _adapted(model: PreTrainedModel, lora: Lora, **where: Any) -> PeftModel:
+def _tuned(recipe: Job, model: PreTrainedModel, location: str, **where: Any) -> PreTrainedModel | PeftModel:
+    """`where`: of LoRA's adapters."""
+    if recipe.outliers is not None:
+        return with_outliers(model, location, recipe.outliers.train_norms)
+    if (lora := recipe.lora) is None:
+        return model
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets, **where)
     adapted: PeftModel = get_peft_model(model, config)
     return adapted
@@ -84,7 +90,7 @@ def build_learner(
         dtype=recipe.dtype,
         total_steps=recipe.steps - (critic.warmup_steps if critic is not None else 0),
         head=partial(head, learns_entropy=recipe.algorithm.entropy.bonus > 0),
-        serve=recipe.lora.serve if recipe.lora else "merged",
+        serve=tuning.serve if (tuning := recipe.lora or recipe.outliers) else "merged",
         **where,
     )
 
@@ -143,6 +149,6 @@ def build_reference(
     itself."""
     if not recipe.algorithm.kl.coefficient:
         return None
-    if recipe.lora is not None:
+    if recipe.adapts:
         return WithoutAdapters(policy, recipe.update, recipe.dtype, module)
     return Scorer(build_start(recipe, location), recipe.update, recipe.dtype)

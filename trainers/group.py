@@ -50,7 +50,7 @@ class LearnerGroup:
     def weights(self, version: int) -> WeightUpdate:
         manifest: Manifest = self.ranks.call("announce", version)[0]
         buckets = _RemoteBuckets(self.ranks, version, "next_bucket")
-        if self.sender is None or manifest.kind == "adapter":  # which vLLM takes from files, and is small
+        if self.sender is None or manifest.kind != "full":  # the others are small, and vLLM takes them another way
             return WeightUpdate(manifest, buckets)
         announced = _RemoteBuckets(self.ranks, version, "next_announced")
         return BroadcastUpdate(manifest, buckets, announced, self.sender)

@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from peft.tuners.shira import ShiraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlcore.batch import TrainingBatch, rows
-from rlcore.protocols import Superseded, WeightUpdate
+from rlcore.protocols import Kind, Superseded, WeightUpdate
 from rlcore.recipe.schema import Optimizer, Update
 from rlcore.run.metrics import Max, Mean, Metrics, merge
 from rollout.sync import BUCKET_BYTES, weight_update
@@ -29,7 +31,13 @@ from trainers.backends.backend import MOMENTS, Backend, is_spread, shape
 from trainers.backends.torch import Torch
 from trainers.logprobs import TokenLogprobs
 from trainers.objective import Aggregation, LearnerObjective, Part, token_weights
+from trainers.outliers import DELTA, base_of, compressed, delta_names, has_outliers, places
 from trainers.scorer import Scorer, rank, world
+
+Serve = Literal["merged", "adapter", "sparse"]
+ADAPTERS = (".lora_", ".shira_", ".modules_to_save.")  # in the names of PEFT's parameters that learn
+BESIDE = (".lora_", ".shira_", ".original_module.")  # in the names of those that the plain model does not have
+KINDS: dict[Serve, Kind] = {"merged": "full", "adapter": "adapter", "sparse": "sparse"}
 
 
 class Learner(Scorer):
@@ -47,7 +55,7 @@ class Learner(Scorer):
         constant_length: int,
         dtype: str,
         total_steps: int,
-        serve: Literal["merged", "adapter"] = "merged",
+        serve: Serve = "merged",
         backend: Callable[[nn.Module, Optimizer], Backend] = Torch,
         bucket_bytes: int = BUCKET_BYTES,
         head: Callable[[nn.Module], nn.Module] = TokenLogprobs,
@@ -121,41 +129,66 @@ class Learner(Scorer):
 
     def weights(self, version: int) -> WeightUpdate:
         """Of the serving dtype, made a bucket at a time."""
-        kind: Literal["full", "adapter"] = "full" if self.serve == "merged" else "adapter"
-        shapes = {name: shape(parameter) for name, parameter, _ in (self._plain() if kind == "full" else self._adapter())}
+        shapes = dict(self._sent_shapes())
         made = self.updates
 
         def tensors() -> Iterator[tuple[str, Tensor]]:
-            pairs = self._merged(self.dtype) if kind == "full" else self._scaled()
+            pairs = self._sent()
             while self.updates == made:
                 if (pair := next(pairs, None)) is None:
                     return
                 yield pair
             raise Superseded
 
-        return weight_update(version, shapes, tensors, kind, self.bucket_bytes)
+        return weight_update(version, shapes, tensors, KINDS[self.serve], self.bucket_bytes)
 
-    def _plain(self) -> Iterator[tuple[str, nn.Parameter, LoraLayer | None]]:
+    def _sent(self) -> Iterator[tuple[str, Tensor]]:
+        return {"merged": partial(self._merged, self.dtype), "adapter": self._scaled, "sparse": self._sparse}[self.serve]()
+
+    def _sent_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        if self.serve == "adapter":
+            yield from ((name, shape(parameter)) for name, parameter, _ in self._adapter())
+            return
+        for name, parameter, layer in self._plain():
+            if self.serve == "merged" or (layer is None and parameter.requires_grad):
+                yield name, shape(parameter)
+            elif isinstance(layer, ShiraLayer):
+                yield from ((f"{name}.{part}", shape(layer.shira_weight[DELTA])) for part in ("places", "values"))
+
+    def _plain(self) -> Iterator[tuple[str, nn.Parameter, LoraLayer | ShiraLayer | None]]:
         """The plain model's parameters by their names in it, each with the adapter that is to be added to it."""
         if not isinstance(self.model, PeftModel):
             yield from ((name, parameter, None) for name, parameter in self.model.named_parameters())
             return
         base = self.model.get_base_model()
         for name, parameter in base.named_parameters():
-            if ".lora_" in name:
+            if any(part in name for part in BESIDE):
                 continue
             owner, _, leaf = name.rpartition(".base_layer.")
             layer = base.get_submodule(owner) if owner and leaf == "weight" else None
-            yield name.replace(".base_layer.", "."), parameter, layer if isinstance(layer, LoraLayer) else None
+            plain = name.replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")
+            yield plain, parameter, layer if isinstance(layer, LoraLayer | ShiraLayer) else None
 
     @torch.no_grad()
     def _merged(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
         """Name → tensor of the plain model, adapters added in."""
         for name, parameter, layer in self._plain():
-            adapters = [] if layer is None else [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
-            with self.backend.whole([parameter, *adapters]):
+            with self.backend.whole([parameter, *_learned(layer)]):
                 value = parameter.detach() if layer is None else parameter.detach() + layer.get_delta_weight("default")
                 yield name, value.to(dtype, copy=is_spread(parameter))
+
+    @torch.no_grad()
+    def _sparse(self) -> Iterator[tuple[str, Tensor]]:
+        """What is trained of the plain model: of each matrix the places and what stands there, and norms."""
+        for name, parameter, layer in self._plain():
+            if isinstance(layer, ShiraLayer):
+                with self.backend.whole([parameter, *_learned(layer)]):
+                    where, delta = places(layer), layer.shira_weight[DELTA]
+                    yield f"{name}.places", where
+                    yield f"{name}.values", (parameter.view(-1)[where.long()] + delta).to(self.dtype)
+            elif parameter.requires_grad:
+                with self.backend.whole([parameter]):
+                    yield name, parameter.detach().to(self.dtype, copy=is_spread(parameter))
 
     def _adapter(self) -> Iterator[tuple[str, nn.Parameter, float]]:
         """The pairs A, B of every adapted module, and what each is scaled by."""
@@ -171,7 +204,8 @@ class Learner(Scorer):
                 yield name, (parameter.detach() * scaling).to(self.dtype)
 
     def save(self, folder: Path) -> None:
-        """`model/`: a plain checkpoint that `from_pretrained` loads, adapters merged; beside it what training goes on from, the
+        """`model/`: a plain checkpoint that `from_pretrained` loads, adapters merged; `adapter/`: those of LoRA;
+        `compressed/`: a policy with outliers, as codes and Δ (`trainers.outliers`). Beside them what training goes on from, the
         same for any backend and number of ranks. Rank 0 writes; it holds a whole copy in memory."""
         merged = self._on_first((name, tensor) for name, tensor in self._merged(torch.float32))
         state = self._on_first(self._state())
@@ -180,7 +214,11 @@ class Learner(Scorer):
         plain = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         plain.save_pretrained(folder / "model", state_dict=merged)
         self.tokenizer.save_pretrained(folder / "model")
-        if isinstance(self.model, PeftModel):
+        if has_outliers(self.model):
+            if plain.get_output_embeddings() is not None:  # a classifier's folder would not say what its head is
+                deltas = {name: state[f"parameter/{key}"] for name, key in delta_names(self.model)}
+                compressed(base_of(self.model), deltas, merged).save(folder / "compressed", self.tokenizer)
+        elif isinstance(self.model, PeftModel):
             trained = {n: state[f"parameter/{n}"] for n, _ in self.model.named_parameters() if n in self.parameters}
             self.model.save_pretrained(folder / "adapter", state_dict=trained)
         save_file(state, folder / "learner.safetensors")
@@ -209,6 +247,15 @@ class Learner(Scorer):
         for name, parameter in self.parameters.items():
             moments = {key: state[f"{name}/{key}"] for key in ("step", *MOMENTS) if f"{name}/{key}" in state}
             self.backend.restore(parameter, state[f"parameter/{name}"], moments)
+
+
+def _learned(layer: LoraLayer | ShiraLayer | None) -> list[nn.Parameter]:
+    """The adapter's own parameters."""
+    if layer is None:
+        return []
+    if isinstance(layer, ShiraLayer):
+        return [layer.shira_weight[DELTA]]
+    return [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
 
 
 def learning_rate(settings: Optimizer, update: int, total: int) -> float:

@@ -9,7 +9,7 @@ from rewards.compose import Rewards
 from rlcore.batch import GradedBatch, TrainingBatch
 from rlcore.protocols import Engine, Learner
 from rlcore.run.folder import Run
-from rlcore.run.metrics import Mean, Metrics, union, values
+from rlcore.run.metrics import Max, Mean, Metrics, union, values
 from rollout.sync import push
 from trainers.monitor import Unwatched
 from trainers.sampler import Sampler
@@ -53,10 +53,10 @@ def _train(parts: Parts, run: Run) -> int:
         with run.timed("generate"):  # what this mode waits for before the weights change
             parts.sampler.pause()
         with run.timed("sync"):
-            parity = push(parts.learner, parts.engine, step, graded.batch, parts.dtype)
+            pushed = push(parts.learner, parts.engine, step, graded.batch, parts.dtype)
         run.ledger(step, graded.ledger)
         metrics: list[Metrics] = [rollouts.metrics, graded.metrics, changed, watched, prepared, learned]
-        run.log(step, values(union([*metrics, {"parity": Mean(parity, 1)}])))
+        run.log(step, values(union([*metrics, {"parity": Mean(pushed.parity, 1), "sync/bytes": Max(pushed.size)}])))
         run.log(step, parts.evaluate(step))
         run.heed(step, parts.monitor.judge(step))
         run.checkpoint(step)

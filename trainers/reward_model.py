@@ -21,7 +21,7 @@ from rlcore.run.console import warn
 from rlcore.run.folder import Run
 from trainers.classifier import CrossEntropy, LogOdds, batch_of
 from trainers.judged import Labelled, Material, judged_text
-from trainers.learner import Learner
+from trainers.learner import ADAPTERS, Learner
 from trainers.scorer import Scorer
 from trainers.supervised import best, learn, orders, say_written, written_step
 
@@ -137,7 +137,8 @@ def _learner(
 ) -> Learner:
     """Of the head alone in the first stage, in the second of all of the model, or of head and adapters."""
     for name, parameter in model.named_parameters():
-        is_head, beside = "score" in name.split("."), not isinstance(model, PeftModel) or ".lora_" in name
+        is_head = "score" in name.split(".")
+        beside = not isinstance(model, PeftModel) or any(part in name for part in ADAPTERS)
         parameter.requires_grad_(is_head or (first is None and beside))
     rate = recipe.optimizer.learning_rate if first is None else first.learning_rate
     return Learner(

@@ -18,6 +18,7 @@ from rlcore.errors import UserError
 from rlcore.prompts import Prompter
 from rlcore.recipe.schema import Sft
 from rlcore.types import Problem
+from trainers.outliers import base_of, compressed, delta_names
 
 IGNORED = -100  # the label of tokens outside the loss, by convention of transformers
 
@@ -33,7 +34,8 @@ def train(
     folder: Path,
     log: Log,
 ) -> dict[str, float]:
-    """Train, write the plain checkpoint to `folder`/model, and return the last loss and counts."""
+    """Train, write the plain checkpoint to `folder`/model, outliers as codes and Δ to `folder`/compressed too, and return the
+    last loss and counts."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
@@ -82,9 +84,13 @@ def train(
     )
     trainer.remove_callback(PrinterCallback)  # the run's own log says it all
     result = trainer.train()
-    plain = trainer.model.merge_and_unload() if isinstance(trainer.model, PeftModel) else trainer.model
+    tuned = trainer.model
+    deltas = {name: tuned.get_parameter(key).detach() for name, key in delta_names(tuned)}
+    plain = tuned.merge_and_unload() if isinstance(tuned, PeftModel) else tuned
     plain.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
+    if deltas:
+        compressed(base_of(tuned), deltas, plain.state_dict()).save(folder / "compressed", tokenizer)
     return {"loss": result.training_loss, "steps": result.global_step, "examples": len(rows)}
 
 

@@ -1,10 +1,6 @@
 """PreQuant: a few weights of a quantised model learn, the rest stays as it was rounded (arXiv 2306.00014).
 
-    W_eff = Ŵ + M ∘ Δ       M: the share ρ of each matrix with the highest score; Δ = 0 at first
-
-    score   magnitude   |w − mean of its matrix|      the outliers
-            error       |w − ŵ|                       what rounding moved most
-            random      drawn                         the control
+    W_eff = Ŵ + M ∘ Δ       M: the outliers of each matrix, as `compress.outliers` finds them;  Δ = 0 at first
 
 Here the target is the dense model's distribution (`compress.distil`); recipes that train for a task say `outliers`.
 """
@@ -24,7 +20,7 @@ from compress.compressed import CompressedModel
 from compress.distil import distil
 from compress.formats.patched import Patched
 from compress.method import Method, beside
-from compress.outliers import Score, outliers
+from compress.outliers import Score, highest, scores
 from rlcore.errors import UserError
 from rlcore.protocols import Progress, no_progress
 
@@ -53,10 +49,10 @@ class Prequant(Method):
             raise UserError("prequant tunes a model that is quantised, and nothing is: put rtn, nf4, … before it")
         model, dense = compressed.model, calibration.dense()
         deltas = {}
-        for number, (name, held) in enumerate(compressed.held.items()):
-            weight = dense.get_parameter(name).detach().float()
-            places = outliers(weight, held.decode(), self.share, self.score, self.seed + number)
-            deltas[name] = _Delta(places)
+        generator = torch.Generator().manual_seed(self.seed)
+        for name, held in compressed.held.items():
+            found = scores(dense.get_parameter(name).detach().float(), held.decode(), self.score, generator)
+            deltas[name] = _Delta(highest(found, self.share))
             parametrize.register_parametrization(model.get_submodule(name.removesuffix(".weight")), "weight", deltas[name])
         distil(
             model,
@@ -71,7 +67,7 @@ class Prequant(Method):
             parametrize.remove_parametrizations(model.get_submodule(name.removesuffix(".weight")), "weight")
         return compressed.holding(
             {
-                name: Patched(held.shape, held, deltas[name].places.int(), deltas[name].values.detach().bfloat16())
+                name: Patched(held.shape, held, deltas[name].places, deltas[name].values.detach().bfloat16())
                 for name, held in compressed.held.items()
             }
         )

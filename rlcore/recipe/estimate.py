@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rlcore.protocols import Engine
 from rlcore.recipe.schema import RL, Cluster, Preference
 
-FLOAT32, WIDTH = 4, {"float32": 4, "bfloat16": 2}
+FLOAT32, WIDTH, PLACE = 4, {"float32": 4, "bfloat16": 2}, 4
 ACTIVATIONS_PER_LAYER = 20  # hidden-size vectors kept per token and layer for the backward pass of a Llama-style block
 
 
@@ -77,8 +77,11 @@ def _sampling(recipe: RL, shape: Shape, tokens: int, engine: type[Engine]) -> di
 
 
 def _training(recipe: RL, shape: Shape, tokens: int) -> dict[str, int]:
-    lora = recipe.lora if recipe.lora and recipe.lora.serve == "adapter" else None
-    sent = WIDTH[recipe.dtype] * (_lora_parameters(lora.rank, shape) if lora else shape.parameters)
+    sent = WIDTH[recipe.dtype] * shape.parameters
+    if recipe.lora and recipe.lora.serve == "adapter":
+        sent = WIDTH[recipe.dtype] * _lora_parameters(recipe.lora.rank, shape)
+    elif recipe.outliers and recipe.outliers.serve == "sparse":
+        sent = (WIDTH[recipe.dtype] + PLACE) * int(recipe.outliers.share * shape.parameters)
     if recipe.cluster is not None:
         sent = min(sent, int(2 * recipe.cluster.bucket_mb * 2**20))
     return _learning(recipe, recipe.cluster, shape, tokens) | {"copy of the weights for a sync": sent}
@@ -89,12 +92,15 @@ def _learning(recipe: RL | Preference, cluster: Cluster | None, shape: Shape, to
     frozen, trained = 0, shape.parameters
     if recipe.lora is not None:
         frozen, trained = shape.parameters, _lora_parameters(recipe.lora.rank, shape)
+    elif recipe.outliers is not None:
+        frozen, trained = shape.parameters, int(recipe.outliers.share * shape.parameters)
     weights, optimiser = _optimised(cluster, frozen, trained)
     return {
         "trained weights": weights,
         "gradients and optimiser": optimiser,
         "activations of a micro-batch": _activations(recipe, shape, tokens),
         "logits of a chunk": _logits(recipe, shape, tokens),
+        **({"weights with the outliers": _patched(recipe, shape)} if recipe.outliers else {}),
     }
 
 
@@ -132,6 +138,11 @@ def _optimised(cluster: Cluster | None, frozen: int, trained: int) -> tuple[int,
     return weights, gradients + moments
 
 
+def _patched(recipe: RL | Preference, shape: Shape) -> int:
+    """What a forward pass makes of the matrices and keeps; with gradient checkpointing, of a layer."""
+    return WIDTH[recipe.dtype] * shape.parameters // (shape.layers if recipe.update.gradient_checkpointing else 1)
+
+
 def _microbatch(recipe: RL | Preference, tokens: int) -> int:
     return max(recipe.update.tokens_per_microbatch, tokens)
 
@@ -146,8 +157,8 @@ def _logits(recipe: RL | Preference, shape: Shape, tokens: int) -> int:
 
 
 def _reference(recipe: RL, shape: Shape) -> int:
-    """Of LoRA, the policy with its adapters switched off is the reference."""
-    return FLOAT32 * shape.parameters if recipe.algorithm.kl.coefficient and recipe.lora is None else 0
+    """Of a policy that adapts, it is the policy with its adapters switched off."""
+    return FLOAT32 * shape.parameters if recipe.algorithm.kl.coefficient and not recipe.adapts else 0
 
 
 def token_budget(recipe: RL, longest_prompt: int, greedy: bool) -> Mapping[str, int]:

@@ -378,6 +378,22 @@ class Lora(Section):
     serve: Literal["merged", "adapter"] = "merged"  # what engines are sent: all weights, adapters added in, or adapters alone
 
 
+class QuantisedBase(Plugin):
+    """What the model's matrices are rounded by before anything is trained: a quantiser (`compress/quantise`), its options, and
+    parts of the names of matrices that are left as they are."""
+
+    keep_dense: list[str] = ["lm_head"]
+
+
+class Outliers(Section):
+    """The few weights of each matrix of the `quantised_base` that are trained, in place of all; see `compress/outliers.py`."""
+
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.005  # of a matrix
+    score: Literal["magnitude", "error", "random"] = "magnitude"  # by which they are chosen; random is a control
+    train_norms: bool = False  # the norms learn too
+    serve: Literal["merged", "sparse"] = "sparse"  # what engines are sent: all weights, or what is trained alone
+
+
 class Optimizer(Section):
     """AdamW, with linear warm-up and then a constant rate or a cosine to zero."""
 
@@ -529,7 +545,9 @@ class Job(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the forward passes; parameters and optimiser stay float32
     device: str = "auto"
     threads: PositiveInt | None = None  # CPU threads; default: all cores
+    quantised_base: Annotated[QuantisedBase | None, BeforeValidator(_named)] = None  # None: training begins with the model
     lora: Lora | None = None
+    outliers: Outliers | None = None  # None, and no lora: all weights are trained
     trust_remote_code: bool = False
     optimizer: Optimizer = Optimizer()
     log: list[Literal["tensorboard", "wandb", "trackio"]] = []
@@ -537,6 +555,19 @@ class Job(Section):
     @property
     def folder(self) -> str:
         return self.output or f"runs/{self.name}"
+
+    @property
+    def adapts(self) -> bool:
+        """Whether adapters learn, and the model's own weights do not: switched off, they leave what training began with."""
+        return self.lora is not None or self.outliers is not None
+
+    @model_validator(mode="after")
+    def _tuned(self) -> Job:
+        if self.outliers and self.lora:
+            raise ValueError("lora and outliers are two ways to train a few weights: leave out one of them")
+        if self.outliers and self.quantised_base is None:
+            raise ValueError("outliers are weights of a quantised_base: add one, e.g. quantised_base: {name: rtn, bits: 4}")
+        return self
 
 
 class RL(Job):
@@ -816,8 +847,8 @@ class Annotate(Job):
             raise ValueError("separator is where a step ends: it cannot be empty")
         if self.rollout.temperature == 0:
             raise ValueError("rollout.temperature 0 samples every step of a node alike: a tree would have one branch")
-        if self.lora is not None or self.optimizer != Optimizer():
-            raise ValueError("nothing is trained: leave out lora and optimizer")
+        if self.adapts or self.quantised_base or self.optimizer != Optimizer():
+            raise ValueError("nothing is trained: leave out lora, quantised_base, outliers and optimizer")
         return self
 
 
@@ -847,6 +878,12 @@ class Altered(Job):
     eval: Asked | None = None  # None: it solves nothing
     max_invalid_fraction: Share = 0.2  # more solutions than this without a verdict are an error
 
+    @model_validator(mode="after")
+    def _trains_nothing(self) -> Altered:
+        if self.adapts or self.quantised_base or self.optimizer != Optimizer():
+            raise ValueError("nothing is trained: leave out lora, quantised_base, outliers and optimizer")
+        return self
+
 
 class Compress(Altered):
     """A model made cheaper to run, by one method after the other; see `compress/`."""
@@ -855,12 +892,6 @@ class Compress(Altered):
     job: Literal["compress"] = "compress"
     methods: Annotated[list[Annotated[Plugin, BeforeValidator(_named)]], BeforeValidator(_listed)]  # none: the dense model
     calibration: CalibrationText | None = None  # None: no method looks at any text
-
-    @model_validator(mode="after")
-    def _possible(self) -> Compress:
-        if self.lora is not None or self.optimizer != Optimizer():
-            raise ValueError("methods that learn have options of their own: leave out lora and optimizer")
-        return self
 
 
 Perturbation = Literal["gaussian", "uniform", "sign", "positive", "negative", "clipping"]  # `compress/perturbation.py`
@@ -894,8 +925,6 @@ class Sensitivity(Altered):
 
     @model_validator(mode="after")
     def _possible(self) -> Sensitivity:
-        if self.lora is not None or self.optimizer != Optimizer():
-            raise ValueError("nothing is trained: leave out lora and optimizer")
         for key, values in (("kinds", self.kinds), ("strengths", self.strengths), ("layers", self.layers)):
             if len(set(values)) < len(values):
                 raise ValueError(f"{key} {values} names one twice")

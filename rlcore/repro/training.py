@@ -5,6 +5,7 @@ accuracy_best                         of all evaluations
 accuracy_sampled, length_sampled      of the completions sampled for training, over all steps alike: step-averaged
 accuracy_sampled_early                … over the first fifth of the steps
 steps_after                           of a completion, as the hack monitor counts them: mean of the last five training steps
+sync_bytes                            of weights that an engine is sent after a step
 alarms                                that the hack monitor raised
 lost_at_alarm                         how far the evaluated accuracy was below its best when the first alarm was raised, on the
                                       straight line between evaluations; None where none was
@@ -46,6 +47,7 @@ METRICS = (
         "accuracy_sampled_early",
         "length_sampled",
         "steps_after",
+        "sync_bytes",
         "alarms",
         "lost_at_alarm",
     ),
@@ -108,6 +110,7 @@ def collect(folder: Path, recipe: Recipe, target: float) -> Result:
         "accuracy_sampled_early": _mean(sampled["accuracy_sampled"][: -(-len(sampled["step"]) // EARLY)]),
         "length_sampled": _mean(sampled["length_sampled"]),
         "steps_after": _mean(written[-LAST:]),
+        "sync_bytes": _mean(list(_by_step(run.metrics.get("sync/bytes")).values())),
         "alarms": len(raised),
         "lost_at_alarm": _lost(evaluations, min(raised)) if raised else None,
     }

@@ -26,7 +26,7 @@ from rollout.admission import refuse_unfit
 from rollout.cache import Decode, Prefill, SlotCache
 from rollout.latent import LATENT_ASKED, LATENT_SYNCED, CodeChooser, refuse_code
 from rollout.sampling import SamplingRows, sample, uniforms
-from rollout.sync import Intake, adapted, checksum
+from rollout.sync import Intake, adapted, checksum, patches
 
 DEFAULT_BATCH = 256
 
@@ -60,8 +60,9 @@ class Transformers(Engine):
         self.capacity = batch_size
         self.context = int(getattr(model.config, "max_position_embeddings", 0)) or 1 << 30
         self._intake = Intake({name: tuple(p.shape) for name, p in model.named_parameters()})
-        self._adapter: dict[str, Tensor] = {}  # the adapter that arrives
+        self._arriving: dict[str, Tensor] = {}  # of an adapter or a sparse update
         self._merged: dict[str, Tensor] = {}  # the weights under the adapter that is served
+        self._patched: dict[str, tuple[Tensor | slice, Tensor]] = {}  # by sparse updates: where, and what was there
         self._waiting: deque[Request] = deque()
         self._rows: list[Request] = []  # the request in each used slot
         self._release()
@@ -119,36 +120,55 @@ class Transformers(Engine):
         if self._chooser is not None:
             raise UserError(LATENT_SYNCED)
         self._intake.begin(manifest)
-        self._adapter.clear()
+        self._arriving.clear()
 
     @torch.inference_mode()
     def receive(self, bucket: Bucket) -> None:
         self._intake.check(bucket)
+        if self._intake.expected(bucket).kind != "full":
+            self._arriving |= {name: tensor.clone() for name, tensor in bucket.tensors.items()}
+            return
         served = dict(self.model.named_parameters())
         for name, tensor in bucket.tensors.items():
-            if name in served:
-                served[name].copy_(tensor)
-            else:
-                self._adapter[name] = tensor.clone()
+            served[name].copy_(tensor)
 
     @torch.inference_mode()
     def end_sync(self) -> None:
-        if self._intake.end().kind == "full":
-            self._merged.clear()
-        else:
-            self._merge()
+        match self._intake.end().kind:
+            case "full":
+                self._merged.clear()
+                self._patched.clear()
+            case "adapter":
+                self._merge()
+            case "sparse":
+                self._patch()
+        self._arriving.clear()
 
+    @torch.inference_mode()
     def checksums(self) -> dict[str, int]:
-        return {n: checksum(parameter) for n, parameter in self.model.named_parameters() if n not in self._merged}
+        served = dict(self.model.named_parameters())
+        whole = {name: checksum(parameter) for name, parameter in served.items() if name not in self._merged}
+        patched = {name: where for name, (where, _) in self._patched.items() if isinstance(where, Tensor)}
+        return whole | {f"{name}.values": checksum(served[name].view(-1)[where]) for name, where in patched.items()}
 
     def _merge(self) -> None:
         """Serve W + B·A for every adapted weight; the W are kept for the adapters to come."""
         served = dict(self.model.named_parameters())
-        for name in adapted(self._adapter):
+        for name in adapted(self._arriving):
             base = self._merged.setdefault(name, served[name].clone())
-            a, b = (self._adapter[f"{name.removesuffix('.weight')}.lora_{half}.weight"].to(base.device) for half in "AB")
+            a, b = (self._arriving[f"{name.removesuffix('.weight')}.lora_{half}.weight"].to(base.device) for half in "AB")
             served[name].copy_(base + (b.float() @ a.float()).to(base.dtype))
-        self._adapter.clear()
+
+    def _patch(self) -> None:
+        """Serve what has arrived in its places; what was there is kept, and set back by the sparse update to come."""
+        served = {name: parameter.view(-1) for name, parameter in self.model.named_parameters()}
+        for name, (where, before) in self._patched.items():
+            served[name][where] = before
+        self._patched.clear()
+        for name, where, values in patches(self._arriving):
+            where = where.to(self.model.device) if isinstance(where, Tensor) else where
+            self._patched[name] = where, served[name][where].clone()
+            served[name][where] = values.to(served[name])
 
     def close(self) -> None:
         self._release()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft import LoraConfig
 from pydantic import PositiveFloat, PositiveInt
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -28,7 +29,7 @@ from rlcore.protocols import Bucket, Engine, Manifest, Tokens
 from rlcore.types import Code, Completion, FinishReason, Request, seed_from
 from rollout.admission import refuse_unfit
 from rollout.latent import CODE_WEIGHTS, LATENT_ASKED, LATENT_SYNCED, CodeChooser, refuse_code
-from rollout.sync import Intake, SyncError, checksum
+from rollout.sync import Intake, SyncError, checksum, patches
 from rollout.transport import is_announced
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ class Vllm(Engine):
             weight_transfer_config=WeightTransferConfig(backend="nccl"),  # it needs no GPU until tensors are broadcast
         )
         self._reloading = False  # vLLM is between the start and the finish of a weight update
-        self._arriving: dict[str, Tensor] = {}  # the adapter that arrives
+        self._arriving: dict[str, Tensor] = {}  # of an adapter or a sparse update
         self._adapter: Any = None  # the vllm.lora.request.LoRARequest that is served
         self._requests: dict[str, Request] = {}  # vLLM's request id → what was asked
         self._submitted = 0
@@ -172,7 +173,7 @@ class Vllm(Engine):
             wrong = self._llm.collective_rpc("receive_weights", args=(_update_info(bucket), dict(bucket.checksums)))
             if names := [name for each in wrong for name in each]:
                 raise SyncError(f"{names[0]!r} was not received as it was sent in weight update {bucket.version}")
-        elif all(name in self._intake.served for name in bucket.tensors):
+        elif self._intake.expected(bucket).kind == "full":
             taken = self._llm.collective_rpc("load_weights", args=(list(bucket.tensors.items()),))
             if set(taken) != {len(bucket.tensors)}:
                 raise SyncError(f"vLLM took {taken} of the {len(bucket.tensors)} tensors of bucket {bucket.index}")
@@ -181,11 +182,15 @@ class Vllm(Engine):
 
     def end_sync(self) -> None:
         manifest = self._intake.end()
-        if manifest.kind == "full":
-            self._finish()
-            self._adapter = None
-        else:
-            self._adapt(manifest.version)
+        match manifest.kind:
+            case "full":
+                self._finish()
+                self._adapter = None
+            case "adapter":
+                self._adapt(manifest.version)
+            case "sparse":
+                self._patch()
+        self._arriving.clear()
         self._llm.llm_engine.reset_prefix_cache()
 
     def join(self, group: Mapping[str, Any]) -> None:
@@ -272,7 +277,16 @@ class Vllm(Engine):
             save_file(named, Path(folder) / "adapter_model.safetensors")
             self._adapter = LoRARequest(f"version-{version}", version + 1, folder)
             self._llm.llm_engine.add_lora(self._adapter)
-        self._arriving.clear()
+
+    def _patch(self) -> None:
+        """The matrices are packed for vLLM's kernels, and nothing can be set in them: they are loaded anew from the checkpoint
+        that the engine was made from, with what has arrived in its places."""
+        self._llm.start_weight_update()
+        self._reloading = True
+        taken = self._llm.collective_rpc("load_patched", args=(self._location, dict(self._arriving)))
+        if set(taken) != {len(self._intake.served)}:
+            raise SyncError(f"vLLM took {taken} of the {len(self._intake.served)} tensors of {self._location}")
+        self._finish()
 
 
 def _chooser(spec: ModelSpec, code: Code | None) -> CodeChooser | None:
@@ -311,6 +325,20 @@ class WeightReceiver:
         with set_current_vllm_config(self.vllm_config):
             self.model_runner.get_model().load_weights(offered)
         return len(tensors) - len(list(offered))
+
+    def load_patched(self, folder: str, sparse: Mapping[str, Tensor]) -> int:
+        """Load the checkpoint in `folder`, with what a sparse update changes of it; how many tensors the model took."""
+        changed = {name: (where, values) for name, where, values in patches(sparse)}
+        taken = 0
+        for path in sorted(Path(folder).glob("model*.safetensors")):
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 (no mapping)
+                    tensor = file.get_tensor(name)
+                    if name in changed:
+                        where, values = changed[name]
+                        tensor.view(-1)[where] = values.to(tensor)
+                    taken += self.load_weights([(name, tensor)])
+        return taken
 
     def receive_weights(self, update_info: dict[str, Any], checksums: Mapping[str, int]) -> list[str]:
         """Take a bucket from the learner's GPU; the names of those of its tensors that did not arrive as they were sent."""

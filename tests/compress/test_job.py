@@ -103,7 +103,7 @@ def test_what_is_done_is_not_done_again(run: Callable) -> None:
         (["methods=[rtn]"], "rows of 64 weights are no multiple of runs of 128"),
         (["methods=[]", "calibration.data=[{name: chain, count: 60}]"], "has no solution: calibration and evaluated_on"),
         (["methods=[]", "calibration.rows=100000"], "ask for fewer"),
-        (["methods=[]", "lora={rank: 4}"], "leave out lora and optimizer"),
+        (["methods=[]", "lora={rank: 4}"], "leave out lora, quantised_base"),
         (["methods=[]", "keep_dense=[lm_had]"], "names 'lm_had'"),
         (
             ["methods=[{name: rtn, run: 0, activations: 8}]", f"eval={{data: {TEXT}}}"],

@@ -11,7 +11,6 @@ from compress.calibration import Calibration
 from compress.formats.codebook import Codebook
 from compress.formats.patched import Patched
 from compress.formats.sparse import Sparse
-from compress.outliers import outliers
 from compress.recover.codewords import _books
 from rlcore.errors import UserError
 
@@ -87,14 +86,6 @@ def test_prequant_moves_the_chosen_weights_alone(done: Callable) -> None:
         assert len(moved) > 0.8 * len(held.places)
     grown = tuned.size().held - rounded.size().held
     assert grown == 48 * sum(len(held.places) for held in tuned.held.values())
-
-
-def test_outliers_are_those_of_the_score() -> None:
-    weight, quantised = torch.tensor([[5.0, 0.1], [-6.0, 0.2]]), torch.tensor([[5.0, 0.9], [-6.0, 0.1]])
-    assert outliers(weight, quantised, 0.5, "magnitude", 0).tolist() == [0, 2]
-    assert outliers(weight, quantised, 0.25, "error", 0).tolist() == [1]
-    assert outliers(weight, quantised, 0.25, "random", 0).tolist() == outliers(weight, quantised, 0.25, "random", 0).tolist()
-    assert len({outliers(weight, quantised, 0.25, "random", seed).item() for seed in range(20)}) > 2
 
 
 @pytest.mark.parametrize(

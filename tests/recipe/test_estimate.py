@@ -21,7 +21,7 @@ BASE = [
 
 
 @pytest.mark.parametrize(
-    ("lora", "different"),
+    ("trained", "different"),
     [
         ("lora=null", {}),
         (
@@ -41,11 +41,21 @@ BASE = [
                 "reference model": 0,
             },
         ),
+        (
+            "outliers={share: 0.05}",
+            {
+                "trained weights": 4200,  # 4 · (1000 + 50)
+                "gradients and optimiser": 600,  # 12 · 50
+                "weights with the outliers": 2000,  # 2 bytes · 1000
+                "copy of the weights for a sync": 300,  # (2 bytes and 4 of the place) · 50
+                "reference model": 0,
+            },
+        ),
     ],
 )
-def test_memory_of_a_worked_example(lora: str, different: dict[str, int]) -> None:
+def test_memory_of_a_worked_example(trained: str, different: dict[str, int]) -> None:
     """The longest sequence is 5 + 20 tokens; four of the six are decoded together."""
-    recipe = load([*BASE, lora]).recipe
+    recipe = load([*BASE, "quantised_base=rtn", trained]).recipe
     assert isinstance(recipe, RL)
     expected = {
         "trained weights": 4000,  # 4 bytes · 1000

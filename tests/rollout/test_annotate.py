@@ -203,7 +203,8 @@ def test_too_many_solutions_without_a_verdict_end_the_run(tiny: Path, tmp_path: 
     [
         (["separator=''"], "separator is where a step ends"),
         (["rollout.temperature=0"], "temperature 0 samples every step of a node alike"),
-        (["lora={}"], "nothing is trained: leave out lora and optimizer"),
+        (["lora={}"], "nothing is trained: leave out lora, quantised_base, outliers and optimizer"),
+        (["quantised_base=rtn"], "nothing is trained: leave out lora, quantised_base"),
         (["search=mcts"], "there is no 'mcts' in rollout/searches"),
         (["search={name: uct, rounds: 0}"], "'uct': rounds cannot be 0"),
         (["search.children=1"], "'full_tree': children cannot be 1"),

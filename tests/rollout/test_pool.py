@@ -8,19 +8,22 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlcore.batch import TrainingBatch
 from rlcore.errors import UserError
 from rlcore.models import ModelSpec
 from rlcore.protocols import Superseded, WeightUpdate
 from rlcore.types import Completion, Request, Sampling, seed_from
 from rollout.engines.transformers import Transformers
 from rollout.pool import Pool
-from rollout.sync import SyncError, weight_update
+from rollout.sync import SyncError, push, weight_update
+from tests.trainers.test_outliers import Started
 
 pytestmark = pytest.mark.xdist_group("ray")
 DEADLINE_S = 8.0
@@ -115,6 +118,27 @@ def test_a_worker_that_is_killed_is_replaced_and_its_work_done_again(
     served = pool.checksums()  # raises where the two differ
     assert served == {name: value for name, value in pool.sync(updating(pool.version, moved=0.05)).items() if name in served}
     assert {c.seed: c.token_ids for c in pool.generate(requests)} == expected
+
+
+def test_a_worker_that_replaces_another_is_made_from_the_base_and_sent_what_is_trained(
+    ray: None, tiny: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, make_batch: Callable
+) -> None:
+    """A sparse update alone says all that differs from what a worker is made from."""
+    begun = Started(tiny, tmp_path / "run")
+    graded = make_batch([1, 0, 1, 0], [0, 0, 1, 1], [5, 3, 9, 2])
+    make = partial(Transformers, ModelSpec(begun.location, device="cpu"), tokenizer, [tokenizer.eos_token_id])
+    pool = Pool(make, tokenizer, workers=1, dtype="float32", deadline_s=DEADLINE_S)
+    try:
+        for version in (1, 2):
+            begun.learner.update(TrainingBatch(graded, torch.ones(graded.tokens.shape), graded.rollout_logprobs))
+            assert push(begun.learner, pool, version, graded, "float32").parity < 1e-5
+        served = pool.checksums()
+        os.kill(pids(pool)[0], signal.SIGKILL)
+        pool.generate(asked(tokenizer, 3, tokens=4))
+        assert pool.restarts == 1
+        assert pool.checksums() == served
+    finally:
+        pool.close()
 
 
 def test_a_worker_that_hangs_past_its_deadline_counts_as_dead(

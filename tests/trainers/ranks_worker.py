@@ -24,13 +24,16 @@ from trainers import algorithm
 from trainers.backends.torch import Torch
 from trainers.build import build_learner, build_policy, build_reference
 from trainers.learner import Learner
+from trainers.quantised_base import start_of
 from trainers.scorer import rank
 
 
 def run(case: dict[str, Any], folder: Path) -> None:
     """Some updates, from a checkpoint or the start; then everything a driver could ask of the learner."""
     model, own, steps = str(folder / "model"), folder / case["name"], batches()
-    recipe: Any = load(["quickstart", f"model={model}", "device=cpu", "eval=null", *case["overrides"]]).recipe
+    usual = [f"model={model}", f"output={folder}", "device=cpu", "eval=null"]
+    recipe: Any = load(["quickstart", *usual, *case["overrides"]]).recipe
+    model = start_of(recipe, model)  # in this folder, by the first case that has one
     policy = build_policy(recipe, model)
     if case["zero"] is None:
         backend: Any = Torch

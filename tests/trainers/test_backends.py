@@ -37,6 +37,7 @@ FULL = [
 ]
 LORA = ["lora={rank: 4}", "algorithm.kl={estimator: k3, coefficient: 0.1}", *FULL]
 ADAPTER = ["lora={rank: 4, serve: adapter}", *LORA[1:]]
+OUTLIERS = ["quantised_base={name: rtn, run: 32}", "outliers={share: 0.02, train_norms: true}", *LORA[1:]]
 TIGHT = ["update={minibatches: 2, tokens_per_microbatch: 40, gradient_checkpointing: true, logits_chunk: 7}", FULL[1]]
 STAGES = [0, 1, 2, 3]
 LOSSES = sorted(names("trainers.losses"))
@@ -63,6 +64,7 @@ CASES = [
     case("half-torch", None, FULL, (0, 2)),
     case("lora-torch", None, LORA),
     case("adapter-torch", None, ADAPTER),
+    case("outliers-torch", None, OUTLIERS),
     case("bf16-torch", None, ["dtype=bfloat16", *FULL]),
     *(case(f"zero{stage}", stage, FULL) for stage in STAGES),
     *(case(f"zero{stage}-from-torch", stage, FULL, (2, 5), "half-torch") for stage in STAGES),
@@ -71,6 +73,7 @@ CASES = [
     case("offload-zero3-from-torch", 3, FULL, (2, 5), "half-torch", offload=True),
     *(case(f"lora-zero{stage}", stage, LORA) for stage in (1, 3)),
     case("adapter-zero3", 3, ADAPTER),
+    *(case(f"outliers-zero{stage}", stage, OUTLIERS) for stage in (1, 3)),
     case("tight-zero3", 3, TIGHT),
     case("bf16-zero3", 3, ["dtype=bfloat16", *FULL]),
     *(case(f"{loss}-torch", None, of_loss(loss), (0, 2)) for loss in LOSSES),
@@ -144,6 +147,7 @@ ALIKE = [
     ("offload-zero3-from-torch", "torch"),
     *((f"lora-zero{stage}", "lora-torch") for stage in (1, 3)),
     ("adapter-zero3", "adapter-torch"),
+    *((f"outliers-zero{stage}", "outliers-torch") for stage in (1, 3)),
     ("tight-zero3", "torch"),
     *((f"{loss}-zero2", f"{loss}-torch") for loss in LOSSES),
 ]
