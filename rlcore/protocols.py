@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -35,17 +35,21 @@ class Manifest:
 
     A `full` update has the names of the plain checkpoint. An `adapter` update has for each adapted `MODULE.weight` the pair
     `MODULE.lora_A.weight` (r, in) and `MODULE.lora_B.weight` (out, r), with the scaling α/r in B: the engine serves W + B·A, W
-    being the weights it was made with.
+    being the weights it was made with. A `codes` update has for each weight that is compressed what `rollout.codes` says, and the
+    others as a full one: the engine serves what they decode to.
     """
 
     version: int
     shapes: Mapping[str, tuple[int, ...]]
-    kind: Literal["full", "adapter"] = "full"
+    kind: Literal["full", "adapter", "codes"] = "full"
+    compressed: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of `codes`: weight → its `Held.settings`
+    nbytes: int = 0  # of all tensors
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """Some tensors of the weight update `version`, number `index` of its buckets, each with its `rollout.sync.checksum`."""
+    """Some tensors of the weight update `version`, number `index` of its buckets, each with its `rollout.sync.checksum`; with
+    those of compressed weights also the checksum of what they decode to, by the weight's name."""
 
     version: int
     index: int
@@ -114,7 +118,7 @@ class Engine(ABC):
         under the weights served now."""
 
     def sync(self, update: WeightUpdate) -> dict[str, int]:
-        """Serve new weights; returns the checksum of each tensor that was sent. Raises SyncError, naming the tensor, when the
+        """Serve new weights; returns the checksums that were sent with them. Raises SyncError, naming the tensor, when the
         update is stale, partial, corrupted or out of order. From its beginning to its successful end nothing is sampled: an
         engine that was left between two versions refuses to work until a sync succeeds."""
         sent: dict[str, int] = {}
@@ -216,8 +220,13 @@ class Learner(Protocol):
     def update(self, batch: TrainingBatch) -> Metrics:
         """One pass over the batch: one or more optimiser steps."""
 
-    def weights(self, version: int) -> WeightUpdate:
-        """The current policy weights: all of them, adapters merged in, or the adapters alone (`WeightUpdate` names both)."""
+    def served_logprobs(self, batch: GradedBatch) -> Tensor:
+        """The same under the weights of the last `weights`, as an engine is to serve them: reconstructed where they were
+        compressed."""
+
+    def weights(self, version: int, compressed: bool = False) -> WeightUpdate:
+        """The current policy weights: all of them, adapters merged in, or the adapters alone, or compressed by the learner's
+        codec (`Manifest` names all three)."""
 
     def save(self, folder: Path) -> None: ...
 

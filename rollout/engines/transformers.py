@@ -125,7 +125,7 @@ class Transformers(Engine):
     def receive(self, bucket: Bucket) -> None:
         self._intake.check(bucket)
         served = dict(self.model.named_parameters())
-        for name, tensor in bucket.tensors.items():
+        for name, tensor in self._intake.decode(bucket, self.model.dtype, self.model.device).items():
             if name in served:
                 served[name].copy_(tensor)
             else:
@@ -133,10 +133,10 @@ class Transformers(Engine):
 
     @torch.inference_mode()
     def end_sync(self) -> None:
-        if self._intake.end().kind == "full":
-            self._merged.clear()
-        else:
+        if self._intake.end().kind == "adapter":
             self._merge()
+        else:
+            self._merged.clear()
 
     def checksums(self) -> dict[str, int]:
         return {n: checksum(parameter) for n, parameter in self.model.named_parameters() if n not in self._merged}
