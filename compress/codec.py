@@ -20,22 +20,23 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from compress.calibration import Calibration, matrices
+from compress.calibration import matrices
 from compress.compressed import CompressedModel
 from compress.formats.codebook import Codebook
 from compress.held import Held
-from compress.method import Matrixwise, Method, fit
+from compress.method import Matrixwise
 from compress.vector_quantiser import VectorQuantiser
 from rlcore import plugins
 from rlcore.errors import UserError
 
 Named = tuple[str, Mapping[str, Any]]  # a method and its options, as a recipe has them
+Step = Matrixwise | VectorQuantiser
 
 
 class Codec(ABC):
-    """`shapes`: of the weights that it compresses, by name."""
+    """`names`: of the weights that it compresses."""
 
-    shapes: Mapping[str, tuple[int, ...]]
+    names: frozenset[str]
 
     @abstractmethod
     def encode(self, name: str, weight: Tensor) -> Held:
@@ -43,49 +44,24 @@ class Codec(ABC):
 
 
 class Anew(Codec):
-    """The matrixwise methods, one after the other, at every sync. `model` tells the shapes; its weights are not looked at."""
+    """All methods, at every sync. `model` tells the names; its weights are not looked at."""
 
-    def __init__(
-        self, methods: Sequence[Matrixwise], model: PreTrainedModel, dtype: torch.dtype, keep_dense: Sequence[str]
-    ) -> None:
+    def __init__(self, methods: Sequence[Step], model: PreTrainedModel, dtype: torch.dtype, keep_dense: Sequence[str]) -> None:
         self.methods, self.about = methods, CompressedModel(model, dtype)
-        self.shapes = {name: tuple(weight.shape) for name, weight in matrices(model, keep_dense).items()}
+        self.names = frozenset(matrices(model, keep_dense))
 
     def encode(self, name: str, weight: Tensor) -> Held:
-        held: Held | None = None
-        try:
-            for method in self.methods:
-                held = method.hold(weight.float() if held is None else held.decode(), held, None, self.about)
-        except UserError as error:
-            raise UserError(f"{name}: {error}; choose other numbers, or name it in keep_dense") from error
-        assert held is not None  # there is a method
-        return held
+        return _held(self.methods, name, weight, self.about)
 
 
 class Fitted(Codec):
     """Codebooks that were fitted to the policy's first weights."""
 
     def __init__(self, books: Mapping[str, Codebook]) -> None:
-        self.books = books
-        self.shapes = {name: book.shape for name, book in books.items()}
+        self.books, self.names = books, frozenset(books)
 
     def encode(self, name: str, weight: Tensor) -> Held:
         return self.books[name].refitted(weight)
-
-
-def bound(methods: Sequence[Named]) -> list[Method]:
-    """The methods, without a model. Raises UserError for those that cannot be done to weights that keep changing."""
-    made: list[Method] = [plugins.bind("compress", name, options)() for name, options in methods]
-    for (name, _), method in zip(methods, made, strict=True):
-        if not isinstance(method, Matrixwise | VectorQuantiser):
-            raise UserError(f"{name} learns from text: between two steps of a policy there is no time for that")
-        if method.looks_at != "nothing":
-            raise UserError(f"{name} looks at calibration text, and a policy that is compressed at every sync has none")
-        if getattr(method, "activations", None) is not None:
-            raise UserError(f"{name}: engines compute with the weights that they decode, and their inputs as they are")
-        if isinstance(method, VectorQuantiser) and (method is not made[-1] or method.shared):
-            raise UserError(f"{name} comes last, with a codebook for each matrix: leave out what follows, and `shared`")
-    return made
 
 
 def codec(
@@ -96,18 +72,53 @@ def codec(
     start: Callable[[], PreTrainedModel],
 ) -> Codec:
     """`dtype` is what weights are served in. `shapes` gives the model without its weights; `start` with those that the policy
-    starts from, for methods that are fitted, which change it. Raises UserError as `bound` does, and, naming the matrix, for one
-    that cannot be compressed."""
-    made = bound(methods)
-    if isinstance(made[-1], VectorQuantiser):
-        steps = [(name, options, method) for (name, options), method in zip(methods, made, strict=True)]
-        return _fitted(steps, CompressedModel(start(), dtype), keep_dense)
-    return Anew([method for method in made if isinstance(method, Matrixwise)], shapes(), dtype, keep_dense)
+    starts from, for methods that are fitted. Raises UserError as `bound` does, and, naming the matrix, for one that cannot be
+    compressed."""
+    steps = bound(methods)
+    if not isinstance(steps[-1], VectorQuantiser):
+        return Anew(steps, shapes(), dtype, keep_dense)
+    model = start()
+    fitted = {name: _held(steps, name, w, CompressedModel(model, dtype)) for name, w in matrices(model, keep_dense).items()}
+    return Fitted({name: held for name, held in fitted.items() if isinstance(held, Codebook)})
 
 
-def _fitted(
-    methods: Sequence[tuple[str, Mapping[str, Any], Method]], start: CompressedModel, keep_dense: Sequence[str]
-) -> Fitted:
-    nothing = Calibration(torch.empty(0, 0, dtype=torch.long), lambda: start.model)
-    fitted = fit(start, methods, nothing, keep_dense)
-    return Fitted({name: held for name, held in fitted.held.items() if isinstance(held, Codebook)})
+def bound(methods: Sequence[Named]) -> list[Step]:
+    """The methods, without a model. Raises UserError for those that cannot be done to weights that keep changing."""
+    made = [plugins.bind("compress", name, options)() for name, options in methods]
+    for (name, _), method in zip(methods, made, strict=True):
+        if not isinstance(method, Matrixwise | VectorQuantiser):
+            raise UserError(f"{name} learns from text, for which there is no time between two steps of a policy")
+        if method.looks_at != "nothing":
+            raise UserError(f"{name} looks at calibration text, and a policy that is compressed at every sync has none")
+        if getattr(method, "activations", None) is not None:
+            raise UserError(f"{name}: engines decode weights, and compute with inputs as they are: leave out `activations`")
+        if isinstance(method, VectorQuantiser) and (method is not made[-1] or method.shared):
+            raise UserError(f"{name} comes last, with a codebook for each matrix: leave out what follows it, and `shared`")
+    return made
+
+
+@torch.no_grad()
+def trial(methods: Sequence[Named], keep_dense: Sequence[str], dtype: torch.dtype, model: PreTrainedModel) -> dict[str, int]:
+    """Bytes of each weight that would be compressed, found by compressing zeros. `model` tells the shapes. Raises UserError as
+    `codec` does."""
+    steps, sizes = bound(methods), dict[tuple[int, ...], int]()
+    weights = matrices(model, keep_dense)
+    for name, weight in weights.items():
+        if (shape := tuple(weight.shape)) not in sizes:
+            held = _held(steps, name, torch.zeros(shape), CompressedModel(model, dtype))
+            sizes[shape] = sum(tensor.nbytes for _, tensor in held.tensors())
+    return {name: sizes[tuple(weight.shape)] for name, weight in weights.items()}
+
+
+@torch.no_grad()
+def _held(methods: Sequence[Step], name: str, weight: Tensor, about: CompressedModel) -> Held:
+    """One method after the other."""
+    held: Held | None = None
+    try:
+        for method in methods:
+            now = weight.float() if held is None else held.decode()
+            held = method.hold(now, held) if isinstance(method, VectorQuantiser) else method.hold(now, held, None, about)
+    except UserError as error:
+        raise UserError(f"{name}: {error}; choose other numbers, or name it in keep_dense") from error
+    assert held is not None  # there is a method
+    return held

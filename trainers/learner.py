@@ -153,7 +153,7 @@ class Learner(Scorer):
 
     def _encoded(self) -> dict[str, Held]:
         assert self.codec is not None  # who asks for compressed weights has given one
-        return {name: self.codec.encode(name, weight) for name, weight in self._merged(torch.float32, self.codec.shapes)}
+        return {name: self.codec.encode(name, weight) for name, weight in self._merged(torch.float32, self.codec.names)}
 
     def served_logprobs(self, batch: GradedBatch) -> Tensor:
         with self._serving():

@@ -11,6 +11,7 @@ from rlcore.protocols import Engine, Learner
 from rlcore.run.folder import Run
 from rlcore.run.metrics import Mean, Metrics, union, values
 from rollout.sync import push
+from trainers.compression import Uncompressed
 from trainers.monitor import Unwatched
 from trainers.sampler import Sampler
 
@@ -24,6 +25,7 @@ class Parts:
     learner: Learner
     dtype: str
     monitor: Unwatched = field(default_factory=Unwatched)
+    compression: Uncompressed = field(default_factory=Uncompressed)
     evaluate: Callable[[int], dict[str, float]] = lambda _: {}  # {} where no evaluation is due at this step
 
 
@@ -56,7 +58,8 @@ def _train(parts: Parts, run: Run) -> int:
             parity = push(parts.learner, parts.engine, step, graded.batch, parts.dtype)
         run.ledger(step, graded.ledger)
         metrics: list[Metrics] = [rollouts.metrics, graded.metrics, changed, watched, prepared, learned]
-        run.log(step, values(union([*metrics, {"parity": Mean(parity, 1)}])))
+        found = values(union([*metrics, {"parity": Mean(parity, 1)}]))
+        run.log(step, found | parts.compression.measure(step, found, run.seconds))
         run.log(step, parts.evaluate(step))
         run.heed(step, parts.monitor.judge(step))
         run.checkpoint(step)
