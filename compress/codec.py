@@ -1,13 +1,15 @@
-"""Weights that keep changing, held compressed each time anew: what a policy goes through on its way to the engines that serve it.
+"""Weights that keep changing, held compressed each time anew: what a policy goes through on its way to its engines.
 
     encode    W → Held        the learner's half, at every sync; there is no calibration, and no state from one sync to the next
     decode    Held → Ŵ        the engine's half, by `compress.held.read` alone
 
-Methods that round or prune do all they do at every sync, from the weights themselves, so that nothing adds up. An update that is
-smaller than their step is invisible until enough of them have come together. Vector quantisation is fitted once, to the model
-that the policy starts from, so that a run that is resumed has the same; from then on masks and assignments stay, and every sync
-takes new codewords, in bfloat16, the means of what they stand for (`compress.formats.codebook`). So updates are seen that whole
-runs of weights have in common, however small, and what a run does by itself is not.
+Methods that round or prune do all they do at every sync, from the weights themselves, so that no error adds up. An update that
+is smaller than their step is invisible until enough of them have come together.
+
+Vector quantisation is fitted once, to the model that the policy starts from, so that a run that is resumed has the same. From
+then on masks and assignments stay, and every sync takes new codewords, in bfloat16, the means of what they stand for
+(`compress.formats.codebook`). So what all the runs of weights of a codeword do together is seen, however small it is, and what
+each does by itself is not.
 """
 
 from __future__ import annotations

@@ -35,8 +35,8 @@ class Manifest:
 
     A `full` update has the names of the plain checkpoint. An `adapter` update has for each adapted `MODULE.weight` the pair
     `MODULE.lora_A.weight` (r, in) and `MODULE.lora_B.weight` (out, r), with the scaling α/r in B: the engine serves W + B·A, W
-    being the weights it was made with. A `codes` update has for each weight that is compressed what `rollout.codes` says, and the
-    others as a full one: the engine serves what they decode to.
+    being the weights it was made with. A `codes` update has for each weight that is compressed what `rollout.codes` says, and
+    the others as a full one: the engine serves what they decode to.
     """
 
     version: int

@@ -1,6 +1,7 @@
 """How new weights reach an engine, and the proof that they arrived: push, then probe.
 
-`weight_update` and `codes_update` cut a learner's tensors into buckets; `Intake` is the engine's half of a sync; `push` is the trainer's half.
+`weight_update` and `codes_update` cut a learner's tensors into buckets; `Intake` is the engine's half of a sync; `push` is the
+trainer's half.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ def weight_update(
     bucket_bytes: int = BUCKET_BYTES,
     dtype: torch.dtype = torch.float32,
 ) -> WeightUpdate:
-    """The update that brings what `tensors` yields, all of `dtype`, in that order, in buckets of about so many bytes (one tensor at
-    least).
+    """The update that brings what `tensors` yields, all of `dtype`, in that order, in buckets of about so many bytes (one
+    tensor at least).
 
     `tensors` is called anew, and each tensor made, whenever the buckets are iterated over: memory holds the bucket that is
     being filled and the one that was handed out last.
@@ -61,7 +62,7 @@ def codes_update(
     dtype: torch.dtype,
     bucket_bytes: int = BUCKET_BYTES,
 ) -> WeightUpdate:
-    """The update that brings the compressed weights `held`, to be decoded to `dtype`, and after them the `others`, which `tensors`
+    """The update that brings the compressed weights `held`, to be decoded to `dtype`, and then the `others`, which `tensors`
     yields. All tensors of a compressed weight are in one bucket."""
     settings = {name: weight.settings() for name, weight in held.items()}
     codes = {name: tensor for weight in held for name, tensor in stored(weight, held[weight])}
@@ -200,8 +201,8 @@ class Intake(Reception):
         self._next += 1
 
     def decode(self, bucket: Bucket, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
-        """What a bucket that was checked has for the model, compressed weights decoded there. Raises where one does not come out as
-        at the sender's."""
+        """What a bucket that was checked has for the model, compressed weights decoded on `device`. Raises where one does not
+        come out as at the sender's."""
         settings = self.expected(bucket).compressed
         if not settings:
             return dict(bucket.tensors)

@@ -1,21 +1,22 @@
 """Whether rollouts by a compressed copy of the policy go on: what they save, and how far the copy is from the policy.
 
 The first `after` steps are sampled by the policy itself, and make the baseline: b bytes and s seconds a sync, g seconds of
-generation a token. What a later step of n tokens saved, against that, is net: everything that compression costs is in it.
+generation a token, medians; of seconds without the first step, which warms up. What a later step of n tokens saved is net:
+everything that compression costs is in it.
 
     bytes    b − bytes of its sync
     seconds  g · n − seconds of generation  +  s − seconds of its sync, with compressing, decoding and the parity probe
 
-g, s and b are medians. Compression ends, for good, where the gain that the recipe asks for adds up to less than 0 over the last
-`patience` steps, or where the divergence KL(sampler ‖ learner) of a step is above its cap. A gain in time depends on the clock,
-and so, where the recipe asks for that, does a run.
+g is that of completions as long as they were then: a gain in seconds means as much as they stay so. Compression ends, for good,
+where the gain that the recipe asks for adds up to less than 0 over the last `patience` steps, or where the divergence
+KL(sampler ‖ learner) of a step is above its cap. A gain in seconds depends on the clock, and so does a run that goes by it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from statistics import fmean, median, stdev
+from statistics import fmean, median, variance
 from typing import Any
 
 from rlcore.recipe.schema import Compression
@@ -37,10 +38,12 @@ class Sent:
 class _Seen:
     """What a run that is resumed goes on from."""
 
+    warm: bool = False  # a step has been taken
     ended: int | None = None  # the step that ended it
     why: str = ""
     full_bytes: list[int] = field(default_factory=list)  # of the baseline's syncs
     full_sync: list[float] = field(default_factory=list)  # their seconds
+    sync: list[float] = field(default_factory=list)  # seconds of the compressed steps' syncs
     per_token: list[float] = field(default_factory=list)  # seconds of generation, of the baseline's steps
     nbytes: int = 0  # of the last compressed sync
     saved: dict[str, list[float]] = field(default_factory=lambda: {"bytes": [], "time": []})  # of each compressed step
@@ -75,6 +78,7 @@ class Guard:
         if step <= self.settings.after:
             self._learn(metrics, seconds)
             return told
+        self._seen.sync.append(seconds["time/sync"])
         for kind, name in (("bytes", "compression/bytes_saved"), ("time", "compression/seconds_saved")):
             if (gain := self._gain(kind, metrics, seconds)) is not None:
                 self._seen.saved[kind].append(gain)
@@ -85,11 +89,13 @@ class Guard:
         return told
 
     def summary(self) -> dict[str, Any]:
+        """What it was good for. Engines decode to dense weights: no memory is saved, and generation costs what it did; where it
+        took another time, the completions were other ones. So what may be saved is bytes, and time of syncs."""
         seen = self._seen
-        saving = [what for kind, what in (("bytes", "bytes synced"), ("time", "time")) if _is_positive(seen.saved[kind])]
+        saving = ["bytes synced"] * (sum(seen.saved["bytes"]) > 0) + ["time of syncs"] * _is_less(seen.sync, seen.full_sync)
         found: dict[str, Any] = {
             "methods": ", ".join(method.name for method in self.settings.methods),
-            "saves": " and ".join(saving) or "nothing",  # engines decode to dense weights: no memory
+            "saves": " and ".join(saving) or "nothing",
             "bytes_a_sync": seen.nbytes,
         }
         if seen.full_bytes:
@@ -108,6 +114,9 @@ class Guard:
 
     def _learn(self, metrics: Mapping[str, float], seconds: Mapping[str, float]) -> None:
         """Take a step into the baseline; of the last one, whose sync is compressed, the generation alone."""
+        if not self._seen.warm:
+            self._seen.warm = True
+            return
         self._seen.per_token.append(seconds["time/generate"] / max(1.0, metrics["tokens"]))
         assert self._sent is not None
         if not self._sent.compressed:
@@ -136,9 +145,9 @@ class Guard:
         return ""
 
 
-def _is_positive(gains: list[float]) -> bool:
-    """Whether their mean is above 0, by two standard errors."""
-    if not gains:
+def _is_less(these: Sequence[float], those: Sequence[float]) -> bool:
+    """Whether the mean of these is below that of those, by two standard errors of the difference."""
+    if min(len(these), len(those)) < 2:
         return False
-    error = stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else 0.0
-    return fmean(gains) > 2 * error
+    error = sum(variance(values) / len(values) for values in (these, those)) ** 0.5
+    return fmean(these) + 2 * error < fmean(those)

@@ -3,9 +3,10 @@
     ŵ_j = r · m_j ∘ s·c_{a_j}      codewords c (k, d), their scale s, a scale r for each row where the codebook is shared
 
 The codewords are int8, at rest; or bfloat16 with s = 1 while what they stand for moves: an int8 codeword moves in steps of
-max |c| / 127, a bfloat16 one in steps of 2⁻⁹ of itself, and a policy's update is smaller than the former. Bits: ⌈log₂ k⌉ for each
-run, ⌈log₂ C(M, N)⌉ for each M weights of the mask, 8·k·d or 16·k·d, and 32, for a codebook, which matrices may share, and 16 for
-each row scale. (MVQ, arXiv 2412.10261.)
+max |c| / 127, which is more than a step of training does, a bfloat16 one in steps of 2⁻⁸ of itself.
+
+Bits: ⌈log₂ k⌉ for each run, ⌈log₂ C(M, N)⌉ for each M weights of the mask, 8·k·d (or 16·k·d) + 32 for a codebook, which
+matrices may share, and 16 for each row scale. (MVQ, arXiv 2412.10261.)
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ class Codebook(Held):
         return matrix if self.row_scales is None else matrix * self.row_scales.float()[:, None]
 
     def refitted(self, weight: Tensor) -> Codebook:
-        """The same assignments and mask, and of the codewords in bfloat16 each the mean of the weights (O, I) that it stands for:
-        the update step of k-means. One that stands for none stays. For a codebook of one matrix, without row scales."""
+        """The same assignments and mask, and codewords in bfloat16, each the mean of the weights (O, I) that it stands for: the
+        update step of k-means. One that stands for none stays. For a codebook of one matrix, without row scales."""
         assert self.row_scales is None  # `compress.codec` fits none that is shared
         rows, mask = group(weight.float(), self.codewords.shape[1], self.axis), self.mask()
         counts = torch.ones_like(rows) if mask is None else mask.float()

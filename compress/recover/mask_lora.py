@@ -42,9 +42,7 @@ class MaskLora(Method):
     ) -> CompressedModel:
         pruned = {name: held for name, held in compressed.held.items() if isinstance(held, Sparse)}
         if not pruned:
-            raise UserError(
-                "mask_lora recovers what pruning lost, and nothing is: put magnitude, wanda or sparsegpt first"
-            )
+            raise UserError("mask_lora recovers what pruning lost, and nothing is: put magnitude, wanda or sparsegpt first")
         model = compressed.model
         torch.manual_seed(self.seed)
         adapters = {name: _Masked(held.mask(), self.rank, self.alpha / self.rank) for name, held in pruned.items()}

@@ -193,7 +193,7 @@ class Compression(Section):
 
     @model_validator(mode="after")
     def _measured(self) -> Compression:
-        least = {"bytes": 1, "time": 2, "none": 0}[self.guard.gain]
+        least = {"bytes": 1, "time": 3, "none": 0}[self.guard.gain]
         if self.after < least:
             raise ValueError(
                 f"guard.gain {self.guard.gain} is measured against syncs of the policy itself: set after >= {least}, or "
@@ -653,9 +653,13 @@ class RL(Job):
                 "usual), or rollout.compression.uncorrected=true"
             )
         if correction is not None and compression.uncorrected:
-            raise ValueError(f"rollout.compression.uncorrected, and algorithm.correction {correction.name}: leave out one of them")
+            raise ValueError(
+                f"rollout.compression.uncorrected, and algorithm.correction {correction.name}: leave out one of them"
+            )
         if self.lora and self.lora.serve == "adapter":
-            raise ValueError("rollout.compression is of whole weights, and lora.serve adapter sends none: set lora.serve=merged")
+            raise ValueError(
+                "rollout.compression is of whole weights, and lora.serve adapter sends none: set lora.serve=merged"
+            )
         if cluster and cluster.transport == "nccl":
             raise ValueError(
                 "rollout.compression travels by the object store, where it is small: set cluster.transport=object_store"

@@ -28,7 +28,14 @@ from rlcore.run.console import say, watched
 from rollout import annotate
 
 POLL_S = 0.2
-SOURCES = {"rlcore": "*.py", "compress": "*.py", "rewards": "*.py", "rollout": "*.py", "trainers": "*.py", "recipes": "toy/*.yaml"}
+SOURCES = {
+    "rlcore": "*.py",
+    "compress": "*.py",
+    "rewards": "*.py",
+    "rollout": "*.py",
+    "trainers": "*.py",
+    "recipes": "toy/*.yaml",
+}
 
 
 def code() -> str:
