@@ -108,6 +108,7 @@ def trial(methods: Sequence[Named], keep_dense: Sequence[str], dtype: torch.dtyp
     for name, weight in weights.items():
         if (shape := tuple(weight.shape)) not in sizes:
             held = _held(steps, name, torch.zeros(shape), CompressedModel(model, dtype))
+            held = held.refitted(torch.zeros(shape)) if isinstance(held, Codebook) else held
             sizes[shape] = sum(tensor.nbytes for _, tensor in held.tensors())
     return {name: sizes[tuple(weight.shape)] for name, weight in weights.items()}
 
