@@ -39,7 +39,7 @@ class _Seen:
     """What a run that is resumed goes on from."""
 
     warm: bool = False  # a step has been taken
-    ended: int | None = None  # the step that ended it
+    ended: int | None = None  # the step whose sync was the last compressed one, so that the step after it was sampled so too
     why: str = ""
     full_bytes: list[int] = field(default_factory=list)  # of the baseline's syncs
     full_sync: list[float] = field(default_factory=list)  # their seconds
@@ -85,7 +85,7 @@ class Guard:
                 told[name] = gain
         if reason := self._reason(metrics):
             self._seen.ended, self._seen.why = step, reason
-            warn(f"rollouts are compressed no longer, after step {step}: {reason}")
+            warn(f"rollouts are compressed no longer from step {step + 2} on: {reason}")
         return told
 
     def summary(self) -> dict[str, Any]:
@@ -102,7 +102,9 @@ class Guard:
             found["bytes_a_sync_uncompressed"] = int(median(seen.full_bytes))
         if seen.saved["time"]:
             found["seconds_saved_a_step"] = round(fmean(seen.saved["time"]), 4)
-        return {"compression": found | {"ended": f"after step {seen.ended}: {seen.why}" if seen.why else "never"}}
+        return {
+            "compression": found | {"ended": f"before step {seen.ended + 2}: {seen.why}" if seen.ended is not None else "never"}
+        }
 
     def state(self) -> Any:
         return asdict(self._seen)

@@ -65,11 +65,11 @@ def test_it_ends_when_it_has_cost_more_than_it_saved_for_so_many_steps(capsys: p
         assert story.guard.compresses(story.step + 1) is on
     said = capsys.readouterr().err
     assert said.count("rollouts are compressed no longer") == 1
-    assert "after step 6: over 2 steps it cost 1.25 s more than it saved" in said
+    assert "from step 8 on: over 2 steps it cost 1.25 s more than it saved" in said
     told = story.take()
     assert told["sync/bytes"] == FULL
-    assert story.take()["compression/on"] == 0
-    assert story.guard.summary()["compression"]["ended"].startswith("after step 6: over 2 steps")
+    assert (told["compression/on"], story.take()["compression/on"]) == (1, 0)
+    assert story.guard.summary()["compression"]["ended"].startswith("before step 8: over 2 steps")
     assert capsys.readouterr().err == ""
 
 
@@ -120,7 +120,7 @@ def test_it_survives_a_resume() -> None:
     assert story.take(sync=1.5)["compression/seconds_saved"] == pytest.approx(-0.5)
     story.resumed()
     assert not story.guard.compresses(9)
-    assert story.guard.summary()["compression"]["ended"].startswith("after step 5")
+    assert story.guard.summary()["compression"]["ended"].startswith("before step 7")
 
 
 @pytest.mark.parametrize(

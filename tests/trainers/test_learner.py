@@ -364,7 +364,9 @@ def test_an_update_says_how_many_bytes_it_brings(compressing: Callable) -> None:
         assert update.manifest.nbytes == sum(t.nbytes for bucket in update.buckets for t in bucket.tensors.values())
 
 
-def test_the_buckets_of_a_compressed_update_are_never_made_of_newer_weights(compressing: Callable, training: TrainingBatch) -> None:
+def test_the_buckets_of_a_compressed_update_are_never_made_of_newer_weights(
+    compressing: Callable, training: TrainingBatch
+) -> None:
     learner = compressing(False)
     update = learner.weights(1, compressed=True)
     learner.update(training)
