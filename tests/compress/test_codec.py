@@ -88,7 +88,7 @@ def test_codewords_are_the_means_of_what_they_stand_for(made: Any, weights: dict
 def test_what_a_codewords_members_do_together_is_served_and_rounding_serves_none_of_it(
     made: Any, weights: dict[str, Tensor]
 ) -> None:
-    """The members of one codeword move by 1 %: all of them are served as others, and none but them; of three bits hardly any."""
+    """The members of one codeword move by 1 %: all of them are served so, and none but them; of three bits hardly any."""
     frozen, rounding = made(MVQ), made([("rtn", {"bits": 3, "run": 0})])
     before = frozen.encode(Q, weights[Q])
     moved = weights[Q].clone()
