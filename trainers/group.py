@@ -151,7 +151,7 @@ class LearnerRank:
     def update(self, batch: TrainingBatch) -> Metrics:
         return self.learner.update(batch)
 
-    def announce(self, version: int, compressed: bool) -> Manifest:
+    def announce(self, version: int, compressed: bool = False) -> Manifest:
         self._weights = self.learner.weights(version, compressed)
         return self._weights.manifest
 

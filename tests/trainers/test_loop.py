@@ -292,8 +292,8 @@ def test_the_gsm8k_recipe_runs_on_a_tiny_model(launch: Callable, tiny: Path, tmp
 
 COMPRESSED = [
     "algorithm.correction=token_tis",
-    "rollout.compression={methods: [{name: magnitude, pattern: [4, 8]}, {name: mvq, codes: 32}], keep_dense: [lm_head], after: 1}",
-    "rollout.compression.guard={kl: null}",
+    "rollout.compression={methods: [{name: magnitude, pattern: [4, 8]}, {name: mvq, codes: 32}], keep_dense: [lm_head]}",
+    "rollout.compression={after: 1, guard: {kl: null}}",
     "optimizer.learning_rate=1e-3",
 ]
 
