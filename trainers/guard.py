@@ -102,9 +102,8 @@ class Guard:
             found["bytes_a_sync_uncompressed"] = int(median(seen.full_bytes))
         if seen.saved["time"]:
             found["seconds_saved_a_step"] = round(fmean(seen.saved["time"]), 4)
-        return {
-            "compression": found | {"ended": f"before step {seen.ended + 2}: {seen.why}" if seen.ended is not None else "never"}
-        }
+        found["ended"] = "never" if seen.ended is None else f"before step {seen.ended + 2}: {seen.why}"
+        return {"compression": found}
 
     def state(self) -> Any:
         return asdict(self._seen)
