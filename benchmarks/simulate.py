@@ -384,6 +384,7 @@ class _Run:
         self.marks: list[tuple[float, float, float]] = []  # by step: time, worker seconds with a row, row seconds
         self.ages: list[tuple[float, float]] = []  # by step: mean and highest staleness
         self.rolled_back = 0
+        self.seconds: Mapping[str, float] = {}
 
     def restore(self) -> int:
         return 0

@@ -58,7 +58,7 @@ def kmeans(
         assignments = now
         if changed < SETTLED:
             break
-        codewords = _update(weighted, counts, codewords, assignments)
+        codewords = means(weighted, counts, codewords, assignments)
         _reseed(rows, counts, codewords, assignments, errors)
     else:
         assignments, errors = _assign(weighted, None if plain else counts, constant, codewords, max(1, chunk // codes))
@@ -81,7 +81,8 @@ def _assign(
     return torch.cat(found), torch.cat(errors)
 
 
-def _update(weighted: Tensor, counts: Tensor, codewords: Tensor, assignments: Tensor) -> Tensor:
+def means(weighted: Tensor, counts: Tensor, codewords: Tensor, assignments: Tensor) -> Tensor:
+    """The update: (k, d) from rows times their counts (N, d), the counts (N, d) and the codeword of each row (N,)."""
     sums = torch.zeros_like(codewords).index_add_(0, assignments, weighted)
     members = torch.zeros_like(codewords).index_add_(0, assignments, counts)
     return torch.where(members > 0, sums / members.clamp_min(1e-12), codewords)

@@ -80,6 +80,10 @@ class VectorQuantiser(Method):
             progress(len(together))
         return compressed
 
+    def hold(self, weight: Tensor, before: Held | None) -> Held:
+        """A matrix (O, I), float32, with a codebook of its own. `before`: how it is held so far."""
+        return self._cluster({"": self._runs(weight, before, None)})[""]
+
     def _runs(self, weight: Tensor, before: Held | None, inputs: Inputs | None) -> _Runs:
         mask = None
         if self.masked:

@@ -52,6 +52,7 @@ from rollout import annotate
 from rollout.growing import Grower
 from trainers import judged, reward_model, sft
 from trainers.build import build_classifier, build_policy
+from trainers.compression import CompressedRollouts
 from trainers.loop import train
 from trainers.parts import build_parts
 from trainers.plan import plan
@@ -106,16 +107,20 @@ def _train(loaded: Loaded, recipe: RL) -> dict[str, Any]:
         parts = build_parts(recipe, asked, start_of(recipe, warmstart.resolve(recipe.model, recipe.seed)), ending)
         run.learners = {"policy": parts.learner, **parts.rewards.learners}
         run.cursors = {"data": parts.sampler, "rewards": parts.rewards, "monitor": parts.monitor}
+        if isinstance(parts.compression, CompressedRollouts):
+            run.cursors["compression"] = parts.compression
         if recipe.eval is None:
             step, summary = train(parts, run), {}
         else:
             verify = parts.rewards.verify
-            evaluation = PeriodicEvaluation(recipe, asked.held_out, parts.engine, parts.sampler.prompter, verify)
+            exactly = parts.compression.exactly
+            evaluation = PeriodicEvaluation(recipe, asked.held_out, parts.engine, parts.sampler.prompter, verify, exactly)
             before = run.once("evaluation_before.json", partial(evaluation.thorough, step=0))
             step = train(replace(parts, evaluate=parts.monitor.hearing(evaluation)), run)
             summary = compare(before, evaluation.thorough(step), recipe.rollout.temperature)
+        told = parts.compression.summary()
     stopped = {"stopped": run.alarmed} if run.alarmed else {}
-    summary = _finish(run, {"engine": recipe.rollout.engine.model_dump(), **summary, "steps": step, **stopped})
+    summary = _finish(run, {"engine": recipe.rollout.engine.model_dump(), **summary, "steps": step, **told, **stopped})
     if run.alarmed:
         raise Interrupted(f"{run.alarmed}; look at {run.folder}/report.html, or go on: rlcore train {run.folder} --resume")
     return summary

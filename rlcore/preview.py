@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from compress import job as compress
 from compress import sensitivity
 from compress.calibration import matrices
+from compress.codec import trial
 from rewards.preference.preference import Preference as PreferenceReward
 from rewards.process.process import Process
 from rlcore import models, plugins
@@ -20,7 +22,19 @@ from rlcore.length_budget import describe, for_training
 from rlcore.prompts import Prompter
 from rlcore.protocols import LearnedReward
 from rlcore.recipe.estimate import Shape, memory, pairs_memory, token_budget
-from rlcore.recipe.schema import RL, Altered, Annotate, Compress, Job, Preference, Recipe, RewardModel, Sensitivity, Sft
+from rlcore.recipe.schema import (
+    RL,
+    Altered,
+    Annotate,
+    Compress,
+    Compression,
+    Job,
+    Preference,
+    Recipe,
+    RewardModel,
+    Sensitivity,
+    Sft,
+)
 from rlcore.toy import warmstart
 from rlcore.types import Problem
 from rollout import annotate
@@ -61,6 +75,8 @@ def _rl(recipe: RL) -> Iterator[str]:
     yield f"optimiser steps per step: {recipe.update.steps}" + (
         "" if recipe.update.steps > 1 else " (every ratio to the old policy is 1, so no clip acts)"
     )
+    if recipe.rollout.compression is not None:
+        yield from _compressed(recipe, recipe.rollout.compression, location)
     spec = recipe.rollout.engine
     plugins.bind("rollout.engines", spec.name, spec.options)
     engine = plugins.find("rollout.engines", spec.name)
@@ -69,6 +85,23 @@ def _rl(recipe: RL) -> Iterator[str]:
     judges = {label: reward.judge.weights for label, reward in components.items() if isinstance(reward, Process)}
     loaded = {label: reward.weights for label, reward in components.items() if isinstance(reward, PreferenceReward)}
     yield from _memory(memory(recipe, _shape(location, recipe.trust_remote_code), longest, engine, learned, judges, loaded))
+
+
+def _compressed(recipe: RL, compression: Compression, location: str) -> Iterator[str]:
+    """Which weights, to how many bytes, from when on and until when."""
+    methods = [(method.name, method.options) for method in compression.methods]
+    model, dtype = models.without_weights(location, recipe.trust_remote_code), getattr(torch, recipe.dtype)
+    held, every = trial(methods, compression.keep_dense, dtype, model), dict(model.named_parameters())
+    width = dtype.itemsize
+    full = width * sum(p.numel() for p in every.values())
+    sent = sum(held.values()) + width * sum(p.numel() for name, p in every.items() if name not in held)
+    names = ", ".join(" ".join([name, *(f"{option}={value}" for option, value in given.items())]) for name, given in methods)
+    yield f"rollouts are compressed from step {compression.after + 1} on: {names}; {len(held)} matrices"
+    yield f"bytes a sync: {sent:,} in the place of {full:,}, which is all that decoding to dense weights saves"
+    guard, corrected = compression.guard, recipe.algorithm.correction
+    ends = [f"above {guard.kl:g} nats a token from the policy"] if guard.kl is not None else []
+    ends += [f"when {guard.patience} steps gain nothing in {guard.gain}"] if guard.gain != "none" else []
+    yield f"that ends {' or '.join(ends) or 'never'}; corrected by {corrected.name if corrected else 'nothing'}"
 
 
 def _sft(recipe: Sft) -> Iterator[str]:

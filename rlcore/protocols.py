@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int], None]  # told how much more is done
 Tokens = Sequence[int]
-Kind = Literal["full", "adapter", "sparse"]  # of a weight update; see Manifest
+Kind = Literal["full", "adapter", "sparse", "codes"]  # of a weight update; see Manifest
 
 
 def no_progress(done: int) -> None:
@@ -38,17 +38,21 @@ class Manifest:
     `MODULE.lora_A.weight` (r, in) and `MODULE.lora_B.weight` (out, r), with the scaling α/r in B: the engine serves W + B·A, W
     being the weights it was made with. A `sparse` update has for each weight `NAME` of which a few entries are trained the pair
     `NAME.places` (n,) int32, each once, and `NAME.values` (n,), and beside them whole tensors by their names: the engine serves
-    the weights it was made with, with these in their places.
+    the weights it was made with, with these in their places. A `codes` update has for each weight that is compressed what
+    `rollout.codes` says, and the others as a full one: the engine serves what they decode to.
     """
 
     version: int
     shapes: Mapping[str, tuple[int, ...]]
     kind: Kind = "full"
+    compressed: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of `codes`: weight → its `Held.settings`
+    nbytes: int = 0  # of all tensors
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """Some tensors of the weight update `version`, number `index` of its buckets, each with its `rollout.sync.checksum`."""
+    """Some tensors of the weight update `version`, number `index` of its buckets, each with its `rollout.sync.checksum`; with
+    those of compressed weights also the checksum of what they decode to, by the weight's name."""
 
     version: int
     index: int
@@ -117,7 +121,7 @@ class Engine(ABC):
         under the weights served now."""
 
     def sync(self, update: WeightUpdate) -> dict[str, int]:
-        """Serve new weights; returns the checksum of each tensor that was sent. Raises SyncError, naming the tensor, when the
+        """Serve new weights; returns the checksums that were sent with them. Raises SyncError, naming the tensor, when the
         update is stale, partial, corrupted or out of order. From its beginning to its successful end nothing is sampled: an
         engine that was left between two versions refuses to work until a sync succeeds."""
         sent: dict[str, int] = {}
@@ -220,8 +224,13 @@ class Learner(Protocol):
     def update(self, batch: TrainingBatch) -> Metrics:
         """One pass over the batch: one or more optimiser steps."""
 
-    def weights(self, version: int) -> WeightUpdate:
-        """The current policy weights: all of them, adapters merged in, or what is trained alone (the kinds of `Manifest`)."""
+    def served_logprobs(self, batch: GradedBatch) -> Tensor:
+        """The same under the weights of the last `weights`, as an engine is to serve them: reconstructed where they were
+        compressed."""
+
+    def weights(self, version: int, compressed: bool = False) -> WeightUpdate:
+        """The current policy weights: all of them, adapters merged in, or what is trained alone, or compressed by the learner's
+        codec (the kinds of `Manifest`)."""
 
     def save(self, folder: Path) -> None: ...
 

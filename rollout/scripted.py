@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -62,7 +63,8 @@ class Scripted(Engine):
 
     def receive(self, bucket: Bucket) -> None:
         self._intake.check(bucket)
-        self._weights |= {name: tensor.clone() for name, tensor in bucket.tensors.items() if name in self._weights}
+        arrived = self._intake.decode(bucket, torch.float32, torch.device("cpu"))
+        self._weights |= {name: tensor.clone() for name, tensor in arrived.items() if name in self._weights}
 
     def end_sync(self) -> None:
         self._intake.end()

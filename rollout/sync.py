@@ -1,23 +1,27 @@
 """How new weights reach an engine, and the proof that they arrived: push, then probe.
 
-`weight_update` cuts a learner's tensors into buckets; `Intake` is the engine's half of a sync; `push` is the trainer's half.
+`weight_update` and `codes_update` cut a learner's tensors into buckets; `Intake` is the engine's half of a sync; `push` is the
+trainer's half.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from compress.held import Held
 from rlcore.batch import GradedBatch, rows
 from rlcore.errors import UserError
 from rlcore.protocols import Bucket, Engine, Kind, Learner, Manifest, WeightUpdate
 from rlcore.types import Sampling
+from rollout.codes import Settings, decoded, shape_of, stored, weight_of
 
 # The mean absolute difference between the engine's and the learner's log-probs of a token, by the dtype of the forward
 # passes. Honest syncs were measured at 7e-6 in float32 and 0.02 to 0.04 in bfloat16 (SmolLM2-135M on a CPU). In bfloat16 a
@@ -39,13 +43,35 @@ def weight_update(
     tensors: Callable[[], Iterable[tuple[str, Tensor]]],
     kind: Kind = "full",
     bucket_bytes: int = BUCKET_BYTES,
+    dtype: torch.dtype = torch.float32,
 ) -> WeightUpdate:
-    """The update that brings what `tensors` yields, in that order, in buckets of about so many bytes (one tensor at least).
+    """The update that brings what `tensors` yields, all of `dtype` but places, in that order, in buckets of about so many
+    bytes (one tensor at least).
 
     `tensors` is called anew, and each tensor made, whenever the buckets are iterated over: memory holds the bucket that is
     being filled and the one that was handed out last.
     """
-    return WeightUpdate(Manifest(version, shapes, kind), _Buckets(version, tensors, bucket_bytes))
+    width = dict.fromkeys([name for name in shapes if name.endswith(".places")], 4)  # int32
+    nbytes = sum(math.prod(size) * width.get(name, dtype.itemsize) for name, size in shapes.items())
+    return WeightUpdate(Manifest(version, shapes, kind, nbytes=nbytes), _Buckets(version, tensors, bucket_bytes))
+
+
+def codes_update(
+    version: int,
+    held: Mapping[str, Held],
+    others: Shapes,
+    tensors: Callable[[], Iterable[tuple[str, Tensor]]],
+    dtype: torch.dtype,
+    bucket_bytes: int = BUCKET_BYTES,
+) -> WeightUpdate:
+    """The update that brings the compressed weights `held`, to be decoded to `dtype`, and then the `others`, which `tensors`
+    yields. All tensors of a compressed weight are in one bucket."""
+    settings = {name: weight.settings() for name, weight in held.items()}
+    codes = {name: tensor for weight in held for name, tensor in stored(weight, held[weight])}
+    shapes = {name: tuple(tensor.shape) for name, tensor in codes.items()} | dict(others)
+    nbytes = sum(t.nbytes for t in codes.values()) + dtype.itemsize * sum(math.prod(size) for size in others.values())
+    buckets = _Buckets(version, lambda: itertools.chain(codes.items(), tensors()), bucket_bytes, settings, dtype)
+    return WeightUpdate(Manifest(version, shapes, "codes", settings, nbytes), buckets)
 
 
 @dataclass(frozen=True)
@@ -53,21 +79,26 @@ class _Buckets:
     version: int
     tensors: Callable[[], Iterable[tuple[str, Tensor]]]
     bucket_bytes: int
+    compressed: Settings = field(default_factory=dict)
+    dtype: torch.dtype = torch.float32  # of the compressed weights, once decoded
 
     def __iter__(self) -> Iterator[Bucket]:
         index, size = 0, 0
         filling: dict[str, Tensor] = {}
-        for name, tensor in self.tensors():
-            if filling and size + tensor.nbytes > self.bucket_bytes:
+        for _, weight in itertools.groupby(self.tensors(), lambda pair: weight_of(pair[0])):
+            tensors = dict(weight)
+            coming = sum(tensor.nbytes for tensor in tensors.values())
+            if filling and size + coming > self.bucket_bytes:
                 yield self._bucket(index, filling)
                 index, filling, size = index + 1, {}, 0
-            filling[name] = tensor
-            size += tensor.nbytes
+            filling |= tensors
+            size += coming
         if filling:
             yield self._bucket(index, filling)
 
     def _bucket(self, index: int, tensors: dict[str, Tensor]) -> Bucket:
-        return Bucket(self.version, index, tensors, {name: checksum(tensor) for name, tensor in tensors.items()})
+        served = decoded(tensors, self.compressed, self.dtype)
+        return Bucket(self.version, index, tensors, {name: checksum(tensor) for name, tensor in (tensors | served).items()})
 
 
 def checksum(tensor: Tensor) -> int:
@@ -138,12 +169,15 @@ class Intake(Reception):
         if manifest.version < self.version:
             raise SyncError(f"weight update {manifest.version} is stale: version {self.version} is served already")
         for name, shape in manifest.shapes.items():
-            target = name if manifest.kind == "full" else _target(name)
-            if target not in self.served:
+            target = {"full": name, "codes": weight_of(name)}.get(manifest.kind, _target(name))
+            if target not in self.served or (manifest.kind == "codes" and (target != name) != (target in manifest.compressed)):
                 raise SyncError(f"weight update {manifest.version} brings {name!r}, which the engine's model does not have")
+            if target in manifest.compressed:
+                shape = self._decodes_to(manifest, target)
             if not _fits(name, shape, self.served[target]):
                 raise SyncError(f"{name!r} comes with shape {tuple(shape)}, and {target!r} has {tuple(self.served[target])}")
-        if manifest.kind == "full" and (lacking := [name for name in self.served if name not in manifest.shapes]):
+        brought = set(map(weight_of, manifest.shapes))
+        if manifest.kind in ("full", "codes") and (lacking := [name for name in self.served if name not in brought]):
             raise SyncError(f"weight update {manifest.version} is partial: it does not bring {lacking[0]!r}")
         if manifest.kind == "sparse":
             self._refuse_unfounded(manifest)
@@ -166,7 +200,27 @@ class Intake(Reception):
             if not tensor.is_meta and bucket.checksums.get(name) != checksum(tensor):  # of those, the receiver compares it
                 raise SyncError(f"{name!r} arrived corrupted in weight update {bucket.version}: its checksum differs")
             del self._missing[name]
+        parts = {weight_of(name) for name in bucket.tensors}
+        if torn := [name for name in self._missing if weight_of(name) in parts]:
+            raise SyncError(f"{torn[0]!r} is not in one bucket of weight update {bucket.version} with the rest of its weight")
         self._next += 1
+
+    def decode(self, bucket: Bucket, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+        """What a bucket that was checked has for the model, compressed weights decoded on `device`. Raises where one does not
+        come out as at the sender's."""
+        settings = self.expected(bucket).compressed
+        if not settings:
+            return dict(bucket.tensors)
+        plain = decoded({name: tensor.to(device) for name, tensor in bucket.tensors.items()}, settings, dtype)
+        if wrong := decoded_otherwise(plain, bucket):
+            raise SyncError(f"{wrong[0]!r} was not decoded as at the sender's, in weight update {bucket.version}")
+        return plain
+
+    def _decodes_to(self, manifest: Manifest, weight: str) -> tuple[int, ...]:
+        try:
+            return shape_of(weight, manifest.compressed[weight], manifest.shapes)
+        except UserError as error:
+            raise SyncError(f"weight update {manifest.version}: {error}") from error
 
     def end(self) -> Manifest:
         if self._manifest is not None and self._missing:
@@ -175,7 +229,7 @@ class Intake(Reception):
                 f"weight update {self._manifest.version} is partial: {len(self._missing)} tensors never came, first {first!r}"
             )
         manifest = super().end()
-        self._replaced = self._replaced or manifest.kind == "full"
+        self._replaced = self._replaced or manifest.kind in ("full", "codes")
         return manifest
 
     def _refuse_unfounded(self, manifest: Manifest) -> None:
@@ -188,6 +242,12 @@ class Intake(Reception):
             weight, _, part = name.rpartition(".")
             if (other := PAIR.get(part)) and manifest.shapes.get(f"{weight}.{other}") != shape:
                 raise SyncError(f"weight update {manifest.version} brings {name!r}, and no {other} of that shape beside it")
+
+
+def decoded_otherwise(plain: Mapping[str, Tensor], bucket: Bucket) -> list[str]:
+    """Of the tensors that a bucket was decoded to, the names of those that are not what the sender decoded them to."""
+    made = {name: tensor for name, tensor in plain.items() if name not in bucket.tensors}
+    return [name for name, tensor in made.items() if bucket.checksums.get(name) != checksum(tensor)]
 
 
 def adapted(adapter: Mapping[str, Tensor]) -> list[str]:
@@ -239,12 +299,12 @@ def push(learner: Learner, engine: Engine, version: int, witnesses: GradedBatch 
     served = engine.checksums()
     if other := [name for name, value in served.items() if sent.get(name, value) != value]:
         raise SyncError(f"after the sync to version {version} the engine still serves another {other[0]!r} than was sent")
-    size = _size(update.manifest, dtype)
+    size = update.manifest.nbytes
     if witnesses is None or not len(witnesses.tokens):
         return Pushed(0.0, size)
     enough = int((witnesses.lengths.cumsum(0) < PROBE_TOKENS).sum()) + 1
     chosen = replace(rows(witnesses, range(min(enough, len(witnesses.tokens)))), sampling=Sampling())
-    ours, lengths = learner.logprobs(chosen).cpu(), chosen.lengths.long().tolist()
+    ours, lengths = learner.served_logprobs(chosen).cpu(), chosen.lengths.long().tolist()
     sequences = [(prompt, row[:n].tolist()) for prompt, row, n in zip(chosen.prompt_ids, chosen.tokens, lengths, strict=True)]
     theirs = torch.tensor([logprob for row in engine.logprobs(sequences) for logprob in row])
     difference = (theirs - ours[chosen.present.bool()]).abs().mean().item()
@@ -254,9 +314,3 @@ def push(learner: Learner, engine: Engine, version: int, witnesses: GradedBatch 
             f"average ({TOLERANCE[dtype]} is tolerated in {dtype}): the weights served are not the weights trained"
         )
     return Pushed(difference, size)
-
-
-def _size(manifest: Manifest, dtype: str) -> int:
-    """Places are int32, all else is of the serving dtype."""
-    width = getattr(torch, dtype).itemsize
-    return sum(math.prod(shape) * (4 if name.endswith(".places") else width) for name, shape in manifest.shapes.items())

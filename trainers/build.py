@@ -11,9 +11,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from compress.codec import Codec, codec
 from rewards.process.prime import Prime
 from rlcore import plugins
-from rlcore.models import ModelSpec
+from rlcore.models import ModelSpec, without_weights
 from rlcore.prompts import Prompter, stop_ids
 from rlcore.protocols import Engine
 from rlcore.recipe.schema import RL, Job, RewardModel
@@ -68,10 +69,24 @@ def _tuned(recipe: Job, model: PreTrainedModel, location: str, **where: Any) -> 
     return adapted
 
 
+def build_codec(recipe: RL, location: str) -> Codec | None:
+    """What compresses the policy for its engines, if the recipe has them serve a compressed copy."""
+    compression = recipe.rollout.compression
+    if compression is None:
+        return None
+    return codec(
+        [(method.name, method.options) for method in compression.methods],
+        compression.keep_dense,
+        getattr(torch, recipe.dtype),
+        shapes=partial(without_weights, location, recipe.trust_remote_code),
+        start=partial(build_start, recipe, location),
+    )
+
+
 def build_learner(
     recipe: RL, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, objective: Objective, **where: Any
 ) -> Learner:
-    """`where`: the learner's `backend` and `bucket_bytes`, if not plain torch."""
+    """`where`: the learner's `codec`, if it has one; its `backend` and `bucket_bytes`, if not plain torch."""
     head: type[TokenLogprobs] = TokenLogprobs
     kind: type[Learner] = Learner
     aim: LearnerObjective[Any] = objective

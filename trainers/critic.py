@@ -100,8 +100,11 @@ class ActorCritic:
             learned |= self.policy.update(batch)
         return learned
 
-    def weights(self, version: int) -> WeightUpdate:
-        return self.policy.weights(version)
+    def served_logprobs(self, batch: GradedBatch) -> Tensor:
+        return self.policy.served_logprobs(batch)
+
+    def weights(self, version: int, compressed: bool = False) -> WeightUpdate:
+        return self.policy.weights(version, compressed)
 
     def save(self, folder: Path) -> None:
         self.policy.save(folder)

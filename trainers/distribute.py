@@ -22,6 +22,7 @@ from rlcore.recipe.schema import RL, Cluster
 from rollout.pool import Pool
 from trainers import algorithm
 from trainers.build import (
+    build_codec,
     build_critic,
     build_engine,
     build_implicit,
@@ -131,11 +132,12 @@ def _learner_rank(recipe: RL, cluster: Cluster, location: str, rank: int, count:
     from trainers.backends.deepspeed import DeepSpeed
 
     tokenizer = models.load_tokenizer(location, recipe.trust_remote_code)
+    codec = build_codec(recipe, location)
     policy = build_policy(recipe, location)
     backend = partial(DeepSpeed, zero=cluster.zero, offload=cluster.offload)
     bucket_bytes = int(cluster.bucket_mb * 2**20)
     objective = algorithm.objective(recipe)
-    learner = build_learner(recipe, policy, tokenizer, objective, backend=backend, bucket_bytes=bucket_bytes)
+    learner = build_learner(recipe, policy, tokenizer, objective, backend=backend, bucket_bytes=bucket_bytes, codec=codec)
     shared = cluster.reference == "shared"
     reference = build_reference(recipe, location, policy, learner.module) if shared else None
     return LearnerRank(learner, reference, rank)

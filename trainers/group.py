@@ -38,6 +38,9 @@ class LearnerGroup:
     def logprobs(self, batch: GradedBatch) -> Tensor:
         return scores(self.ranks, "logprobs", batch)
 
+    def served_logprobs(self, batch: GradedBatch) -> Tensor:
+        return scores(self.ranks, "served_logprobs", batch)
+
     def values(self, batch: GradedBatch) -> Tensor:
         """A critic's, or those of a policy that it shares."""
         return scores(self.ranks, "values", batch)
@@ -47,8 +50,8 @@ class LearnerGroup:
 
         return merge(self.ranks.call("update", ray.put(batch)))
 
-    def weights(self, version: int) -> WeightUpdate:
-        manifest: Manifest = self.ranks.call("announce", version)[0]
+    def weights(self, version: int, compressed: bool = False) -> WeightUpdate:
+        manifest: Manifest = self.ranks.call("announce", version, compressed)[0]
         buckets = _RemoteBuckets(self.ranks, version, "next_bucket")
         if self.sender is None or manifest.kind != "full":  # the others are small, and vLLM takes them another way
             return WeightUpdate(manifest, buckets)
@@ -131,6 +134,10 @@ class LearnerRank:
         found = self.learner.logprobs(batch)
         return None if self.rank else found
 
+    def served_logprobs(self, batch: GradedBatch) -> Tensor | None:
+        found = self.learner.served_logprobs(batch)
+        return None if self.rank else found
+
     def values(self, batch: GradedBatch) -> Tensor | None:
         assert isinstance(self.learner, Critic | SharedActorCritic)  # `trainers.parts` asks no other
         found = self.learner.values(batch)
@@ -144,8 +151,8 @@ class LearnerRank:
     def update(self, batch: TrainingBatch) -> Metrics:
         return self.learner.update(batch)
 
-    def announce(self, version: int) -> Manifest:
-        self._weights = self.learner.weights(version)
+    def announce(self, version: int, compressed: bool = False) -> Manifest:
+        self._weights = self.learner.weights(version, compressed)
         return self._weights.manifest
 
     def rewind(self, version: int) -> None:

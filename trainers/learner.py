@@ -9,7 +9,8 @@ rank calls every method, with the same arguments.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -22,11 +23,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlcore.batch import TrainingBatch, rows
+from compress.codec import Codec
+from compress.held import Held
+from rlcore.batch import GradedBatch, TrainingBatch, rows
 from rlcore.protocols import Kind, Superseded, WeightUpdate
 from rlcore.recipe.schema import Optimizer, Update
 from rlcore.run.metrics import Max, Mean, Metrics, merge
-from rollout.sync import BUCKET_BYTES, weight_update
+from rollout.sync import BUCKET_BYTES, codes_update, weight_update
 from trainers.backends.backend import MOMENTS, Backend, is_spread, shape
 from trainers.backends.torch import Torch
 from trainers.logprobs import TokenLogprobs
@@ -59,6 +62,7 @@ class Learner(Scorer):
         backend: Callable[[nn.Module, Optimizer], Backend] = Torch,
         bucket_bytes: int = BUCKET_BYTES,
         head: Callable[[nn.Module], nn.Module] = TokenLogprobs,
+        codec: Codec | None = None,
     ) -> None:
         if update.gradient_checkpointing:
             model.gradient_checkpointing_enable()
@@ -71,7 +75,8 @@ class Learner(Scorer):
         self.aggregate, self.constant_length = aggregate, constant_length
         self.total_updates = total_steps * update.steps
         self.updates = 0
-        self.serve, self.bucket_bytes = serve, bucket_bytes
+        self.serve, self.bucket_bytes, self.codec = serve, bucket_bytes, codec
+        self._held: dict[str, Held] = {}  # of the weights sent last, those that were compressed
 
     # -- learning --------------------------------------------------------------------------------------------------------
 
@@ -127,20 +132,57 @@ class Learner(Scorer):
 
     # -- weights ---------------------------------------------------------------------------------------------------------
 
-    def weights(self, version: int) -> WeightUpdate:
-        """Of the serving dtype, made a bucket at a time."""
-        shapes = dict(self._sent_shapes())
+    def weights(self, version: int, compressed: bool = False) -> WeightUpdate:
+        """Of the serving dtype, made a bucket at a time; but for what is compressed, at once and from float32."""
+        self._held = self._encoded() if compressed else {}
+        if compressed:
+            others = {name: shape(parameter) for name, parameter, _ in self._plain() if name not in self._held}
+            tensors = self._current(partial(self._merged, self.dtype, others))
+            return codes_update(version, self._held, others, tensors, self.dtype, self.bucket_bytes)
+        shapes, tensors = dict(self._sent_shapes()), self._current(self._sent)
+        return weight_update(version, shapes, tensors, KINDS[self.serve], self.bucket_bytes, self.dtype)
+
+    def _current(self, make: Callable[[], Iterator[tuple[str, Tensor]]]) -> Callable[[], Iterator[tuple[str, Tensor]]]:
+        """What `make` makes, as long as the weights are those that there are now; then it raises Superseded."""
         made = self.updates
 
         def tensors() -> Iterator[tuple[str, Tensor]]:
-            pairs = self._sent()
+            pairs = make()
             while self.updates == made:
                 if (pair := next(pairs, None)) is None:
                     return
                 yield pair
             raise Superseded
 
-        return weight_update(version, shapes, tensors, KINDS[self.serve], self.bucket_bytes)
+        return tensors
+
+    def _encoded(self) -> dict[str, Held]:
+        assert self.codec is not None  # who asks for compressed weights has given one
+        return {name: self.codec.encode(name, weight) for name, weight in self._merged(torch.float32, self.codec.names)}
+
+    def served_logprobs(self, batch: GradedBatch) -> Tensor:
+        with self._serving():
+            return self.logprobs(batch)
+
+    @contextmanager
+    def _serving(self) -> Iterator[None]:
+        """Within it the model computes with the weights sent last, those that were compressed as they are decoded. Its own are
+        put aside, and come back as they were."""
+        if not self._held:
+            yield
+            return
+        own = {parameter: parameter.data for _, parameter, _ in self._plain()}
+        try:
+            for name, parameter, layer in self._plain():
+                if name in self._held:
+                    parameter.data = self._held[name].decode().to(parameter.dtype)
+                elif layer is not None:
+                    parameter.data = parameter.detach() + layer.get_delta_weight("default")
+            with self.model.disable_adapter() if isinstance(self.model, PeftModel) else nullcontext():
+                yield
+        finally:
+            for parameter, data in own.items():
+                parameter.data = data
 
     def _sent(self) -> Iterator[tuple[str, Tensor]]:
         return {"merged": partial(self._merged, self.dtype), "adapter": self._scaled, "sparse": self._sparse}[self.serve]()
@@ -170,9 +212,11 @@ class Learner(Scorer):
             yield plain, parameter, layer if isinstance(layer, LoraLayer | ShiraLayer) else None
 
     @torch.no_grad()
-    def _merged(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-        """Name → tensor of the plain model, adapters added in."""
+    def _merged(self, dtype: torch.dtype, names: Container[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Name → tensor of the plain model, adapters added in; all, or those of these names."""
         for name, parameter, layer in self._plain():
+            if names is not None and name not in names:
+                continue
             with self.backend.whole([parameter, *_learned(layer)]):
                 value = parameter.detach() if layer is None else parameter.detach() + layer.get_delta_weight("default")
                 yield name, value.to(dtype, copy=is_spread(parameter))

@@ -11,6 +11,7 @@ from rlcore.protocols import Engine, Learner
 from rlcore.run.folder import Run
 from rlcore.run.metrics import Max, Mean, Metrics, union, values
 from rollout.sync import push
+from trainers.compression import Uncompressed
 from trainers.monitor import Unwatched
 from trainers.sampler import Sampler
 
@@ -24,6 +25,7 @@ class Parts:
     learner: Learner
     dtype: str
     monitor: Unwatched = field(default_factory=Unwatched)
+    compression: Uncompressed = field(default_factory=Uncompressed)
     evaluate: Callable[[int], dict[str, float]] = lambda _: {}  # {} where no evaluation is due at this step
 
 
@@ -56,7 +58,9 @@ def _train(parts: Parts, run: Run) -> int:
             pushed = push(parts.learner, parts.engine, step, graded.batch, parts.dtype)
         run.ledger(step, graded.ledger)
         metrics: list[Metrics] = [rollouts.metrics, graded.metrics, changed, watched, prepared, learned]
-        run.log(step, values(union([*metrics, {"parity": Mean(pushed.parity, 1), "sync/bytes": Max(pushed.size)}])))
+        metrics.append({"parity": Mean(pushed.parity, 1), "sync/bytes": Max(pushed.size)})
+        found = values(union(metrics))
+        run.log(step, found | parts.compression.measure(step, found, run.seconds))
         run.log(step, parts.evaluate(step))
         run.heed(step, parts.monitor.judge(step))
         run.checkpoint(step)

@@ -12,10 +12,12 @@ from rlcore.protocols import Engine, Learner, Reference
 from rlcore.recipe.schema import RL
 from rollout.anytime import AnytimeEngine, forced
 from rollout.tree import TreeEngine
-from trainers.build import build_critic, build_engine, build_implicit, build_learner, build_policy, build_reference
+from trainers.build import build_codec, build_critic, build_engine, build_implicit, build_learner, build_policy, build_reference
+from trainers.compression import CompressedLearner, CompressedRollouts, Uncompressed
 from trainers.critic import ActorCritic, Critic
 from trainers.distribute import build_critic_group, build_group, build_implicit_group, build_judges, build_pool, refuse_few_gpus
 from trainers.group import LearnerGroup
+from trainers.guard import Guard
 from trainers.loop import Parts
 from trainers.monitor import build_monitor
 from trainers.plan import Plan, longest_prompt
@@ -43,8 +45,9 @@ def build_parts(recipe: RL, asked: Plan, location: str, ending: ExitStack) -> Pa
         for process in judging_rewards:
             process.judge.load()
         engine = build_engine(recipe, location, tokenizer, prompter)
+        codec = build_codec(recipe, location)
         policy = build_policy(recipe, location)
-        learner = build_learner(recipe, policy, tokenizer, asked.objective)
+        learner = build_learner(recipe, policy, tokenizer, asked.objective, codec=codec)
         reference = build_reference(recipe, location, policy)
         critic = build_critic(recipe, location, tokenizer) if recipe.algorithm.has_own_critic else None
         for reward in learned_rewards:
@@ -72,4 +75,9 @@ def build_parts(recipe: RL, asked: Plan, location: str, ending: ExitStack) -> Pa
     if critic is not None:
         assert algorithm.critic is not None
         learner = ActorCritic(learner, critic, algorithm.critic.warmup_steps)
-    return Parts(sampler, engine, asked.rewards, prepare, learner, recipe.dtype, build_monitor(recipe, asked.rewards))
+    compression = Uncompressed()
+    if recipe.rollout.compression is not None:
+        learner = CompressedLearner(learner, Guard(recipe.rollout.compression))
+        compression = CompressedRollouts(learner, engine, recipe.dtype)
+    monitor = build_monitor(recipe, asked.rewards)
+    return Parts(sampler, engine, asked.rewards, prepare, learner, recipe.dtype, monitor, compression)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from compress.codec import bound
 from rewards.compose import Rewards
 from rewards.process.prime import Prime
 from rewards.process.process import Process
@@ -60,6 +61,8 @@ def plan(recipe: RL) -> Plan:
     for component in rewards.components.values():
         if isinstance(component, Process):
             component.judge_with(component.make_judge())  # without its weights, which `trainers.parts` loads
+    if recipe.rollout.compression is not None:
+        bound([(method.name, method.options) for method in recipe.rollout.compression.methods])
     problems = Mixture(recipe.data, recipe.seed)
     held_out = load_problems(recipe.eval.data)[: recipe.eval.limit] if recipe.eval else []
     refuse_overlap(problems.problems, held_out)

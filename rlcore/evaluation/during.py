@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -15,10 +16,20 @@ from rlcore.types import Problem
 
 
 class PeriodicEvaluation:
-    """Called with a step; metrics named eval/… where one is due (step 0, then every `eval.every` steps), else {}."""
+    """Called with a step; metrics named eval/… where one is due (step 0, then every `eval.every` steps), else {}. Within
+    `exactly` the engine serves the policy itself."""
 
-    def __init__(self, recipe: RL, problems: Sequence[Problem], engine: Engine, prompter: Prompter, verify: Verify) -> None:
+    def __init__(
+        self,
+        recipe: RL,
+        problems: Sequence[Problem],
+        engine: Engine,
+        prompter: Prompter,
+        verify: Verify,
+        exactly: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         assert recipe.eval is not None
+        self.exactly = exactly
         self.spec, self.steps = recipe.eval, recipe.steps
         self.problems, self.engine, self.prompter, self.verify = problems, engine, prompter, verify
         limit = self.spec.max_new_tokens or recipe.rollout.max_new_tokens
@@ -41,16 +52,17 @@ class PeriodicEvaluation:
         key = (self.engine.version, step, temperature)
         if key not in self._known:
             sampling = replace(self.sampling, temperature=temperature)
-            done = evaluate(
-                self.engine,
-                self.prompter,
-                [for_evaluation(problem, self.length_budget, self.spec.seed, step) for problem in self.problems],
-                self.verify,
-                self.spec.samples,
-                sampling,
-                self.spec.seed,
-                self.max_invalid_fraction,
-            )
+            with self.exactly():
+                done = evaluate(
+                    self.engine,
+                    self.prompter,
+                    [for_evaluation(problem, self.length_budget, self.spec.seed, step) for problem in self.problems],
+                    self.verify,
+                    self.spec.samples,
+                    sampling,
+                    self.spec.seed,
+                    self.max_invalid_fraction,
+                )
             self._known[key] = done.summary()
         return self._known[key]
 

@@ -84,7 +84,10 @@ def _training(recipe: RL, shape: Shape, tokens: int) -> dict[str, int]:
         sent = (WIDTH[recipe.dtype] + PLACE) * int(recipe.outliers.share * shape.parameters)
     if recipe.cluster is not None:
         sent = min(sent, int(2 * recipe.cluster.bucket_mb * 2**20))
-    return _learning(recipe, recipe.cluster, shape, tokens) | {"copy of the weights for a sync": sent}
+    parts = _learning(recipe, recipe.cluster, shape, tokens) | {"copy of the weights for a sync": sent}
+    if recipe.rollout.compression is not None:
+        parts["weights as engines decode them, for the parity probe"] = FLOAT32 * shape.parameters
+    return parts
 
 
 def _learning(recipe: RL | Preference, cluster: Cluster | None, shape: Shape, tokens: int) -> dict[str, int]:

@@ -174,11 +174,40 @@ class Decoding(Section):
         return Sampling(self.temperature, self.top_p, self.top_k, self.min_p, self.max_new_tokens, tuple(self.stop))
 
 
+class Guard(Section):
+    """When rollouts are compressed no longer; see `trainers/guard.py`."""
+
+    kl: PositiveFloat | None = 0.1  # nats a token, of KL(sampler ‖ learner), that end it at once
+    gain: Literal["bytes", "time", "none"] = "bytes"  # what is to be saved; none: it need not pay
+    patience: PositiveInt = 5  # steps over which it costs more than it saves
+
+
+class Compression(Section):
+    """The policy is compressed at every weight sync, and its copy samples; see `compress/codec.py`."""
+
+    methods: Annotated[list[Annotated[Plugin, BeforeValidator(_named)]], Field(min_length=1), BeforeValidator(_listed)]
+    keep_dense: list[str] = []  # parts of the names of matrices that are left as they are
+    after: NonNegativeInt = 2  # steps that the policy itself samples first: what is saved is measured against them
+    uncorrected: bool = False  # a control: nothing is done about the copy's being another policy
+    guard: Guard = Guard()
+
+    @model_validator(mode="after")
+    def _measured(self) -> Compression:
+        least = {"bytes": 1, "time": 3, "none": 0}[self.guard.gain]
+        if self.after < least:
+            raise ValueError(
+                f"guard.gain {self.guard.gain} is measured against syncs of the policy itself: set after >= {least}, or "
+                "guard.gain to none"
+            )
+        return self
+
+
 class Rollout(Decoding):
     prompts_per_step: PositiveInt = 32
     samples: PositiveInt = 8  # completions per prompt
     tree: Tree | None = None  # None: completions are sampled independently
     anytime: Anytime | None = None  # None: thoughts are not cut
+    compression: Compression | None = None  # None: the policy itself samples
 
 
 class Gate(Section):
@@ -643,6 +672,39 @@ class RL(Job):
             raise ValueError("cluster.reference own: there is no reference model without algorithm.kl.coefficient")
         if self.rollout.temperature == 0:
             raise ValueError("rollout.temperature 0 samples every completion of a group alike: nothing can be learned")
+        return self
+
+    @model_validator(mode="after")
+    def _compressed(self) -> RL:
+        compression, correction, cluster = self.rollout.compression, self.algorithm.correction, self.cluster
+        if compression is None:
+            return self
+        if correction is None and not compression.uncorrected:
+            raise ValueError(
+                "rollout.compression samples from another policy than the learner's: set algorithm.correction (token_tis is "
+                "usual), or rollout.compression.uncorrected=true"
+            )
+        if correction is not None and compression.uncorrected:
+            raise ValueError(
+                f"rollout.compression.uncorrected, and algorithm.correction {correction.name}: leave out one of them"
+            )
+        if self.outliers:
+            raise ValueError("rollout.compression would round outliers, which are what is not rounded: leave out one of them")
+        if self.lora and self.lora.serve == "adapter":
+            raise ValueError(
+                "rollout.compression is of whole weights, and lora.serve adapter sends none: set lora.serve=merged"
+            )
+        if cluster and cluster.transport == "nccl":
+            raise ValueError(
+                "rollout.compression travels by the object store, where it is small: set cluster.transport=object_store"
+            )
+        if cluster and cluster.zero == 3:
+            raise ValueError(
+                "rollout.compression is proved by the learner's putting whole weights in the place of its own, which "
+                "cluster.zero 3 cuts up: set cluster.zero to 2 or less"
+            )
+        if compression.after >= self.steps:
+            raise ValueError(f"rollout.compression.after {compression.after} leaves none of {self.steps} steps to the copy")
         return self
 
     @model_validator(mode="after")

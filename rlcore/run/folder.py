@@ -128,6 +128,11 @@ class Run:
         return found
 
     @property
+    def seconds(self) -> Mapping[str, float]:
+        """Of each phase since the last `log`."""
+        return self._times
+
+    @property
     def elapsed(self) -> float:
         """Seconds of wall time over all resumes."""
         return float(self._history["elapsed"]) + time.monotonic() - self._since

@@ -129,13 +129,13 @@ class Transformers(Engine):
             self._arriving |= {name: tensor.clone() for name, tensor in bucket.tensors.items()}
             return
         served = dict(self.model.named_parameters())
-        for name, tensor in bucket.tensors.items():
+        for name, tensor in self._intake.decode(bucket, self.model.dtype, self.model.device).items():
             served[name].copy_(tensor)
 
     @torch.inference_mode()
     def end_sync(self) -> None:
         match self._intake.end().kind:
-            case "full":
+            case "full" | "codes":
                 self._merged.clear()
                 self._patched.clear()
             case "adapter":

@@ -28,8 +28,9 @@ from rlcore.models import ModelSpec, context, pick_device, without_weights
 from rlcore.protocols import Bucket, Engine, Manifest, Tokens
 from rlcore.types import Code, Completion, FinishReason, Request, seed_from
 from rollout.admission import refuse_unfit
+from rollout.codes import Settings, decoded
 from rollout.latent import CODE_WEIGHTS, LATENT_ASKED, LATENT_SYNCED, CodeChooser, refuse_code
-from rollout.sync import Intake, SyncError, checksum, patches
+from rollout.sync import Intake, SyncError, checksum, decoded_otherwise, patches
 from rollout.transport import is_announced
 
 if TYPE_CHECKING:
@@ -163,17 +164,22 @@ class Vllm(Engine):
         self._intake.begin(manifest)
         self._arriving.clear()
         self._finish()  # what a sync that failed has left half done
-        if manifest.kind == "full":
+        if manifest.kind in ("full", "codes"):
             self._llm.start_weight_update()
             self._reloading = True
 
     def receive(self, bucket: Bucket) -> None:
         self._intake.check(bucket)
+        manifest = self._intake.expected(bucket)
         if is_announced(bucket):
             wrong = self._llm.collective_rpc("receive_weights", args=(_update_info(bucket), dict(bucket.checksums)))
             if names := [name for each in wrong for name in each]:
                 raise SyncError(f"{names[0]!r} was not received as it was sent in weight update {bucket.version}")
-        elif self._intake.expected(bucket).kind == "full":
+        elif manifest.kind == "codes":
+            wrong = self._llm.collective_rpc("load_codes", args=(bucket, dict(manifest.compressed)))
+            if names := [name for each in wrong for name in each]:
+                raise SyncError(f"{names[0]!r} was not decoded as it was sent in weight update {bucket.version}, or not loaded")
+        elif manifest.kind == "full":
             taken = self._llm.collective_rpc("load_weights", args=(list(bucket.tensors.items()),))
             if set(taken) != {len(bucket.tensors)}:
                 raise SyncError(f"vLLM took {taken} of the {len(bucket.tensors)} tensors of bucket {bucket.index}")
@@ -183,7 +189,7 @@ class Vllm(Engine):
     def end_sync(self) -> None:
         manifest = self._intake.end()
         match manifest.kind:
-            case "full":
+            case "full" | "codes":
                 self._finish()
                 self._adapter = None
             case "adapter":
@@ -303,6 +309,7 @@ class WeightReceiver:
     come, so that no second copy of the model ever exists."""
 
     vllm_config: Any
+    device: Any
     model_runner: Any
     weight_transfer_engine: Any
     update_weights: Any
@@ -339,6 +346,12 @@ class WeightReceiver:
                         tensor.view(-1)[where] = values.to(tensor)
                     taken += self.load_weights([(name, tensor)])
         return taken
+
+    def load_codes(self, bucket: Bucket, settings: Settings) -> list[str]:
+        """Decode a bucket and load it; the names of the weights that were not decoded as at the sender's, or not taken."""
+        tensors = {name: tensor.to(self.device) for name, tensor in bucket.tensors.items()}
+        plain = decoded(tensors, settings, self.vllm_config.model_config.dtype)
+        return decoded_otherwise(plain, bucket) or list(plain)[self.load_weights(list(plain.items())) :]
 
     def receive_weights(self, update_info: dict[str, Any], checksums: Mapping[str, int]) -> list[str]:
         """Take a bucket from the learner's GPU; the names of those of its tensors that did not arrive as they were sent."""

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.trainers.test_loop import metrics
+from tests.trainers.test_loop import metrics, without_seconds
 
 pytestmark = pytest.mark.xdist_group("ray")
 
@@ -83,6 +83,15 @@ def test_synchronous_steps_are_those_of_one_process(start: Callable, local: list
     died = r"warning: .*learner rank \d died \(killed, out of memory, or crashed\).*; starting again from step \d"
     assert re.search(died + r" \(restart 1 of 1\)", log), log
     assert "raylet" not in log
+
+
+def test_compressed_rollouts_on_ranks_are_those_of_one_process(start: Callable) -> None:
+    """Every rank fits the same codes, and puts the reconstruction in the place of its own weights for the probe."""
+    mvq = "rollout.compression={methods: [{name: magnitude, pattern: [4, 8]}, {name: mvq, codes: 32}], after: 1}"
+    compressed = [mvq, "rollout.compression.guard.kl=null", "algorithm.correction=token_tis", "steps=4"]
+    alone = without_seconds(finished(start("local", *compressed)))
+    assert [row["compression/on"] for row in alone] == [0, 1, 1, 1]
+    assert_alike(without_seconds(finished(start("cluster", *compressed, CLUSTER, "cluster.zero=2"))), alone)
 
 
 @pytest.mark.parametrize("mode", ["one_step_off", "{name: async, cap: 2}"])

@@ -200,3 +200,42 @@ def test_a_reward_model_keeps_its_best_also_where_other_checkpoints_are_set() ->
     recipe = load(["prm_chain", "checkpoint.keep_last=1"]).recipe
     assert isinstance(recipe, RewardModel)
     assert recipe.checkpoint.keep_best == "validation/gain"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([], r"set algorithm.correction \(token_tis is usual\), or rollout.compression.uncorrected=true"),
+        (
+            ["algorithm.correction=token_tis", "rollout.compression.uncorrected=true"],
+            "rollout.compression.uncorrected, and algorithm.correction token_tis",
+        ),
+        (["algorithm.correction=icepop", "lora={serve: adapter}"], "set lora.serve=merged"),
+        (
+            [
+                "algorithm.correction=icepop",
+                "rollout.engine=vllm",
+                "cluster={transport: nccl, gpus_per_worker: 1, gpus_per_rank: 1}",
+            ],
+            "set cluster.transport=object_store",
+        ),
+        (["algorithm.correction=icepop", "cluster={zero: 3}"], "set cluster.zero to 2 or less"),
+        (["algorithm.correction=icepop", "rollout.compression.after=3"], "after 3 leaves none of 3 steps"),
+        (["algorithm.correction=icepop", "rollout.compression.after=0"], "set after >= 1, or guard.gain to none"),
+        (["algorithm.correction=icepop", "rollout.compression.guard.gain=time"], "set after >= 3, or guard.gain to none"),
+        (["algorithm.correction=icepop", "rollout.compression.methods=[]"], "at least 1 item"),
+        (["algorithm.correction=icepop", "rollout.compression.guard={kl: 0}"], "greater than 0"),
+        (["algorithm.correction=icepop", "rollout.compression.bits=4"], "unknown key 'rollout.compression.bits'"),
+    ],
+)
+def test_what_is_refused_of_compressed_rollouts(recipe: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load([str(recipe), "rollout.compression={methods: {name: rtn, bits: 8}}", *overrides])
+
+
+@pytest.mark.parametrize("more", [["algorithm.correction=token_tis"], ["rollout.compression.uncorrected=true"]])
+def test_rollouts_are_compressed_with_a_correction_or_explicitly_without(recipe: Path, more: list[str]) -> None:
+    loaded = load([str(recipe), "rollout.compression={methods: rtn}", *more]).recipe
+    assert isinstance(loaded, RL)
+    assert loaded.rollout.compression is not None
+    assert [method.name for method in loaded.rollout.compression.methods] == ["rtn"]

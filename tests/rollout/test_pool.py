@@ -15,6 +15,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from compress.codec import Anew
+from compress.quantise.rtn import Rtn
 from rlcore.batch import TrainingBatch
 from rlcore.errors import UserError
 from rlcore.models import ModelSpec
@@ -22,7 +24,7 @@ from rlcore.protocols import Superseded, WeightUpdate
 from rlcore.types import Completion, Request, Sampling, seed_from
 from rollout.engines.transformers import Transformers
 from rollout.pool import Pool
-from rollout.sync import SyncError, push, weight_update
+from rollout.sync import SyncError, codes_update, push, weight_update
 from tests.trainers.test_outliers import Started
 
 pytestmark = pytest.mark.xdist_group("ray")
@@ -139,6 +141,22 @@ def test_a_worker_that_replaces_another_is_made_from_the_base_and_sent_what_is_t
         assert pool.checksums() == served
     finally:
         pool.close()
+
+
+def test_a_worker_that_replaces_another_decodes_what_the_others_serve(pool: Pool, reference: PreTrainedModel) -> None:
+    """From the update alone: no worker keeps anything of the ones before it."""
+    whole(pool)
+    int8 = Anew([Rtn(bits=8, run=0)], reference, torch.float32, [])
+    tensors = {name: parameter.detach() for name, parameter in reference.named_parameters()}
+    held = {name: int8.encode(name, tensors[name]) for name in int8.names}
+    others = {name: tensor for name, tensor in tensors.items() if name not in held}
+    shapes = {name: tuple(tensor.shape) for name, tensor in others.items()}
+    sent = pool.sync(codes_update(pool.version + 1, held, shapes, others.items, torch.float32, bucket_bytes=20_000))
+    os.kill(pids(pool)[1], signal.SIGKILL)
+    pool.checksums()  # finds that it is dead
+    assert len(pool._serving()) == 1
+    whole(pool)
+    assert pool.checksums() == {name: sent[name] for name in tensors}
 
 
 def test_a_worker_that_hangs_past_its_deadline_counts_as_dead(

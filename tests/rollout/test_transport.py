@@ -470,7 +470,7 @@ def test_the_learner_makes_a_bucket_only_when_the_one_before_it_was_sent(
 def test_an_adapter_goes_by_the_object_store(group: LearnerGroup, monkeypatch: pytest.MonkeyPatch) -> None:
     rank = group.ranks.rank  # type: ignore[attr-defined]
     manifest = replace(group.weights(1).manifest, kind="adapter")
-    monkeypatch.setattr(rank, "announce", lambda version: manifest)
+    monkeypatch.setattr(rank, "announce", lambda version, compressed: manifest)
     assert not isinstance(group.weights(2), BroadcastUpdate)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedTokenizerBase
 
+from compress.codec import codec
 from rlcore.batch import GradedBatch, TrainingBatch, rows
 from rlcore.errors import UserError
-from rlcore.models import ModelSpec, load_tokenizer
+from rlcore.models import ModelSpec, load_tokenizer, without_weights
 from rlcore.protocols import Superseded
 from rlcore.recipe.load import load
 from rlcore.recipe.schema import RL, Optimizer, Update
+from rollout.codes import decoded
 from tests.conftest import learner_of
 from trainers.build import build_learner, build_policy, build_reference
 from trainers.learner import Learner, learning_rate
@@ -287,3 +290,86 @@ def test_the_buckets_of_an_update_are_never_made_of_newer_weights(make_learner: 
     for rest in (middle, update.buckets):
         with pytest.raises(Superseded):
             list(rest)
+
+
+@pytest.fixture
+def compressing(tiny_spec: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> Callable[[bool], Learner]:
+    """A learner that serves three bits of each weight; with LoRA, those of some modules as they are."""
+
+    def make(lora: bool) -> Learner:
+        model: Any = tiny_spec.load()
+        if lora:
+            torch.manual_seed(0)
+            config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+            model = get_peft_model(model, config)
+        shapes = partial(without_weights, tiny_spec.location)
+        three_bits = codec([("rtn", {"bits": 3, "run": 0})], ["q_proj"], torch.float32, shapes, tiny_spec.load)
+        return learner_of(model, tokenizer, codec=three_bits)
+
+    return make
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_served_logprobs_are_those_of_the_weights_that_were_sent(
+    compressing: Callable, tiny_spec: ModelSpec, training: TrainingBatch, lora: bool
+) -> None:
+    learner, batch = compressing(lora), training.graded
+    sent: dict[str, torch.Tensor] = {}
+    update = learner.weights(1, compressed=True)
+    for bucket in update.buckets:
+        sent |= decoded(bucket.tensors, update.manifest.compressed, torch.float32)
+    plain: Any = tiny_spec.load()
+    plain.load_state_dict(sent, strict=False)
+    mask = batch.present.bool()
+    torch.testing.assert_close(learner.served_logprobs(batch)[mask], plain_logprobs(plain, batch)[mask], atol=1e-5, rtol=0)
+    assert (learner.served_logprobs(batch) - learner.logprobs(batch)).abs().max() > 1e-3
+    learner.weights(2)
+    assert torch.equal(learner.served_logprobs(batch), learner.logprobs(batch))
+
+
+@pytest.mark.parametrize("raises", [False, True])
+@pytest.mark.parametrize("lora", [False, True])
+def test_served_logprobs_leave_no_trace(
+    compressing: Callable, training: TrainingBatch, monkeypatch: pytest.MonkeyPatch, lora: bool, raises: bool
+) -> None:
+    """The learner's own weights come back to the bit, in the same memory, and learn on; also where computing fails."""
+    learner, control = compressing(lora), compressing(lora)
+    before = {name: (p.data_ptr(), p.detach().clone(), p.requires_grad) for name, p in learner.model.named_parameters()}
+    learner.weights(1, compressed=True)
+    if raises:
+
+        def fail(*_: object) -> None:
+            assert any(not torch.equal(p, before[name][1]) for name, p in learner.model.named_parameters())
+            raise MemoryError
+
+        with monkeypatch.context() as patched:
+            patched.setattr(learner, "outputs", fail)
+            with pytest.raises(MemoryError):
+                learner.served_logprobs(training.graded)
+    else:
+        learner.served_logprobs(training.graded)
+    for name, parameter in learner.model.named_parameters():
+        pointer, value, learns = before[name]
+        assert (parameter.data_ptr(), parameter.requires_grad) == (pointer, learns)
+        assert torch.equal(parameter, value)
+    learner.update(training)
+    control.update(training)
+    for name, parameter in control.parameters.items():
+        assert torch.equal(parameter, learner.parameters[name])
+
+
+def test_an_update_says_how_many_bytes_it_brings(compressing: Callable) -> None:
+    learner = compressing(False)
+    for compressed in (False, True):
+        update = learner.weights(1, compressed)
+        assert update.manifest.nbytes == sum(t.nbytes for bucket in update.buckets for t in bucket.tensors.values())
+
+
+def test_the_buckets_of_a_compressed_update_are_never_made_of_newer_weights(
+    compressing: Callable, training: TrainingBatch
+) -> None:
+    learner = compressing(False)
+    update = learner.weights(1, compressed=True)
+    learner.update(training)
+    with pytest.raises(Superseded):
+        list(update.buckets)

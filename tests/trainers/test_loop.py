@@ -17,6 +17,7 @@ from rlcore.recipe.load import load
 from rlcore.run.folder import Interrupted, Run
 from rlcore.run.metrics import Mean, union
 from rlcore.types import Scored
+from tests.conftest import broken_off
 
 DIGITS = f"{{name: '{__name__}:Digits'}}"
 COUNTING = f"rewards=[answer, {DIGITS}, {{name: '{__name__}:Counting'}}]"
@@ -287,3 +288,67 @@ def test_the_gsm8k_recipe_runs_on_a_tiny_model(launch: Callable, tiny: Path, tmp
         resume=False,
     )
     assert (tmp_path / "gsm8k/checkpoints/step-1/policy/model/config.json").exists()
+
+
+COMPRESSED = [
+    "algorithm.correction=token_tis",
+    "rollout.compression={methods: [{name: magnitude, pattern: [4, 8]}, {name: mvq, codes: 32}], keep_dense: [lm_head]}",
+    "rollout.compression={after: 1, guard: {kl: null}}",
+    "optimizer.learning_rate=1e-3",
+]
+
+
+def without_seconds(rows: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{name: value for name, value in row.items() if "seconds" not in name} for row in rows]
+
+
+@pytest.mark.parametrize("weights", ["lora=null", "lora={rank: 4}"])
+@pytest.mark.parametrize("engine", ["transformers", pytest.param("vllm", marks=pytest.mark.xdist_group("vllm"))])
+def test_a_compressed_copy_samples_and_the_policy_itself_is_evaluated(launch: Callable, engine: str, weights: str) -> None:
+    options = "{name: vllm, kv_cache_gb: 0.1}" if engine == "vllm" else engine
+    folder = launch("run", *COMPRESSED, f"rollout.engine={options}", weights)
+    steps = [row for row in metrics(folder) if "parity" in row]
+    assert [row["compression/on"] for row in steps] == [0, 1, 1, 1]
+    assert all(row["parity"] < 1e-5 for row in steps)
+    assert steps[0]["kl/rollout_k3"] < 1e-9
+    assert all(row["kl/rollout_k3"] > 1e-7 and row["importance/ratio_max"] > 1.001 for row in steps[1:])
+    assert all(row["compression/bytes_saved"] > 0 for row in steps[1:])
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["compression"]["ended"] == "never"
+    assert summary["compression"]["bytes_a_sync"] * 2 < summary["compression"]["bytes_a_sync_uncompressed"]
+    report = (folder / "report.html").read_text()
+    assert "Compressed rollouts" in report
+    assert "bytes synced" in report
+    again = launch("again", f"model={folder}/checkpoints/step-4/policy/model", "steps=1", *COMPRESSED[3:])
+    if engine == "transformers":  # what the run found at its end is what is found of the model that it left
+        assert metrics(again)[0]["eval/accuracy"] == summary["accuracy_after"]
+        assert json.loads((again / "summary.json").read_text())["entropy_before"] == summary["entropy_after"]
+
+
+def test_a_broken_compressed_run_resumes_to_the_bit(launch: Callable) -> None:
+    """In the middle of the baseline; its codes are fitted anew, to the same."""
+    expected = launch("unbroken", *COMPRESSED, "rollout.compression.after=2")
+    with broken_off(after=1):
+        launch("run", *COMPRESSED, "rollout.compression.after=2")
+    folder = launch("run", *COMPRESSED, "rollout.compression.after=2", resume=True)
+    assert without_seconds(metrics(folder)) == without_seconds(metrics(expected))
+    weights = "checkpoints/step-4/policy/learner.safetensors"
+    assert (folder / weights).read_bytes() == (expected / weights).read_bytes()
+
+
+def test_a_run_goes_on_uncompressed_when_the_copy_is_too_far_from_the_policy(
+    launch: Callable, capsys: pytest.CaptureFixture
+) -> None:
+    """Said once, also where the run is broken off and resumed; in the metrics, the summary and the report."""
+    far = [*COMPRESSED, "rollout.compression.guard={kl: 1.0e-8}"]
+    with broken_off(after=2):
+        launch("run", *far)
+    folder = launch("run", *far, resume=True)
+    steps = [row for row in metrics(folder) if "parity" in row]
+    assert [row["compression/on"] for row in steps] == [0, 1, 1, 0]
+    assert [row["sync/bytes"] for row in steps[:2]] == [min(row["sync/bytes"] for row in steps)] * 2
+    assert [row["sync/bytes"] for row in steps[2:]] == [max(row["sync/bytes"] for row in steps)] * 2
+    assert steps[2]["kl/rollout_k3"] > 1e-7 > 1e-9 > steps[3]["kl/rollout_k3"]
+    assert capsys.readouterr().err.count("rollouts are compressed no longer from step 4 on") == 1
+    assert "before step 4: the copy is" in json.loads((folder / "summary.json").read_text())["compression"]["ended"]
+    assert "before step 4: the copy is" in (folder / "report.html").read_text()

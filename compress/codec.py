@@ -1,0 +1,127 @@
+"""Weights that keep changing, held compressed each time anew: what a policy goes through on its way to its engines.
+
+    encode    W → Held        the learner's half, at every sync; there is no calibration, and no state from one sync to the next
+    decode    Held → Ŵ        the engine's half, by `compress.held.read` alone
+
+Methods that round or prune do all they do at every sync, from the weights themselves, so that no error adds up. An update that
+is smaller than their step is invisible until enough of them have come together.
+
+Vector quantisation is fitted once, to the model that the policy starts from, so that a run that is resumed has the same. From
+then on masks and assignments stay, and every sync takes new codewords, in bfloat16, the means of what they stand for
+(`compress.formats.codebook`). So what all the runs of weights of a codeword do together is seen, however small it is, and what
+each does by itself is not.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from compress.calibration import matrices
+from compress.compressed import CompressedModel
+from compress.formats.codebook import Codebook
+from compress.held import Held
+from compress.method import Matrixwise
+from compress.vector_quantiser import VectorQuantiser
+from rlcore import plugins
+from rlcore.errors import UserError
+
+Named = tuple[str, Mapping[str, Any]]  # a method and its options, as a recipe has them
+Step = Matrixwise | VectorQuantiser
+
+
+class Codec(ABC):
+    """`names`: of the weights that it compresses."""
+
+    names: frozenset[str]
+
+    @abstractmethod
+    def encode(self, name: str, weight: Tensor) -> Held:
+        """The weight (O, I) of that name as it is now. Raises UserError, naming it, where it cannot be held so."""
+
+
+class Anew(Codec):
+    """All methods, at every sync. `model` tells the names; its weights are not looked at."""
+
+    def __init__(self, methods: Sequence[Step], model: PreTrainedModel, dtype: torch.dtype, keep_dense: Sequence[str]) -> None:
+        self.methods, self.about = methods, CompressedModel(model, dtype)
+        self.names = frozenset(matrices(model, keep_dense))
+
+    def encode(self, name: str, weight: Tensor) -> Held:
+        return _held(self.methods, name, weight, self.about)
+
+
+class Fitted(Codec):
+    """Codebooks that were fitted to the policy's first weights."""
+
+    def __init__(self, books: Mapping[str, Codebook]) -> None:
+        self.books, self.names = books, frozenset(books)
+
+    def encode(self, name: str, weight: Tensor) -> Held:
+        return self.books[name].refitted(weight)
+
+
+def codec(
+    methods: Sequence[Named],
+    keep_dense: Sequence[str],
+    dtype: torch.dtype,
+    shapes: Callable[[], PreTrainedModel],
+    start: Callable[[], PreTrainedModel],
+) -> Codec:
+    """`dtype` is what weights are served in. `shapes` gives the model without its weights; `start` with those that the policy
+    starts from, for methods that are fitted. Raises UserError as `bound` does, and, naming the matrix, for one that cannot be
+    compressed."""
+    steps = bound(methods)
+    if not isinstance(steps[-1], VectorQuantiser):
+        return Anew(steps, shapes(), dtype, keep_dense)
+    model = start()
+    fitted = {name: _held(steps, name, w, CompressedModel(model, dtype)) for name, w in matrices(model, keep_dense).items()}
+    return Fitted({name: held for name, held in fitted.items() if isinstance(held, Codebook)})
+
+
+def bound(methods: Sequence[Named]) -> list[Step]:
+    """The methods, without a model. Raises UserError for those that cannot be done to weights that keep changing."""
+    made = [plugins.bind("compress", name, options)() for name, options in methods]
+    for (name, _), method in zip(methods, made, strict=True):
+        if not isinstance(method, Matrixwise | VectorQuantiser):
+            raise UserError(f"{name} learns from text, for which there is no time between two steps of a policy")
+        if method.looks_at != "nothing":
+            raise UserError(f"{name} looks at calibration text, and a policy that is compressed at every sync has none")
+        if getattr(method, "activations", None) is not None:
+            raise UserError(f"{name}: engines decode weights, and compute with inputs as they are: leave out `activations`")
+        if isinstance(method, VectorQuantiser) and (method is not made[-1] or method.shared):
+            raise UserError(f"{name} comes last, with a codebook for each matrix: leave out what follows it, and `shared`")
+    return made
+
+
+@torch.no_grad()
+def trial(methods: Sequence[Named], keep_dense: Sequence[str], dtype: torch.dtype, model: PreTrainedModel) -> dict[str, int]:
+    """Bytes of each weight that would be compressed, found by compressing zeros. `model` tells the shapes. Raises UserError as
+    `codec` does."""
+    steps, sizes = bound(methods), dict[tuple[int, ...], int]()
+    weights = matrices(model, keep_dense)
+    for name, weight in weights.items():
+        if (shape := tuple(weight.shape)) not in sizes:
+            held = _held(steps, name, torch.zeros(shape), CompressedModel(model, dtype))
+            held = held.refitted(torch.zeros(shape)) if isinstance(held, Codebook) else held
+            sizes[shape] = sum(tensor.nbytes for _, tensor in held.tensors())
+    return {name: sizes[tuple(weight.shape)] for name, weight in weights.items()}
+
+
+@torch.no_grad()
+def _held(methods: Sequence[Step], name: str, weight: Tensor, about: CompressedModel) -> Held:
+    """One method after the other."""
+    held: Held | None = None
+    try:
+        for method in methods:
+            now = weight.float() if held is None else held.decode()
+            held = method.hold(now, held) if isinstance(method, VectorQuantiser) else method.hold(now, held, None, about)
+    except UserError as error:
+        raise UserError(f"{name}: {error}; choose other numbers, or name it in keep_dense") from error
+    assert held is not None  # there is a method
+    return held
