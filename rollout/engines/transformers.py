@@ -125,7 +125,7 @@ class Transformers(Engine):
     @torch.inference_mode()
     def receive(self, bucket: Bucket) -> None:
         self._intake.check(bucket)
-        if self._intake.expected(bucket).kind != "full":
+        if self._intake.expected(bucket).kind in ("adapter", "sparse"):
             self._arriving |= {name: tensor.clone() for name, tensor in bucket.tensors.items()}
             return
         served = dict(self.model.named_parameters())

@@ -177,10 +177,10 @@ def test_compressed_weights_are_served_and_proved(
 ) -> None:
     """Parity with the learner's own reconstruction, and not with the policy itself; then the policy itself, again."""
     learner, version = compressed(method, what), engine.version + 1
-    assert push(learner, engine, version, training.graded, "float32") < 1e-5
+    assert push(learner, engine, version, training.graded, "float32").parity < 1e-5
     own, served = learner.logprobs(training.graded), learner.served_logprobs(training.graded)
     assert (own - served).abs().max() > 1e-4
-    assert push(learner.learner, engine, version + 1, training.graded, "float32") < 1e-5
+    assert push(learner.learner, engine, version + 1, training.graded, "float32").parity < 1e-5
 
 
 @only_transformers
