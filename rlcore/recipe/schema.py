@@ -186,7 +186,7 @@ class Compression(Section):
     """The policy is compressed at every weight sync, and its copy samples; see `compress/codec.py`."""
 
     methods: Annotated[list[Annotated[Plugin, BeforeValidator(_named)]], Field(min_length=1), BeforeValidator(_listed)]
-    keep_dense: list[str] = []  # parts of the names of matrices that are left as they are
+    keep_dense: list[str] = ["lm_head"]  # matrices whose name contains one of these are left as they are
     after: NonNegativeInt = 2  # steps that the policy itself samples first: what is saved is measured against them
     uncorrected: bool = False  # a control: nothing is done about the copy's being another policy
     guard: Guard = Guard()
@@ -408,10 +408,9 @@ class Lora(Section):
 
 
 class QuantisedBase(Plugin):
-    """What the model's matrices are rounded by before anything is trained: a quantiser (`compress/quantise`), its options, and
-    parts of the names of matrices that are left as they are."""
+    """What the model's matrices are rounded by before anything is trained: a quantiser (`compress/quantise`) and its options."""
 
-    keep_dense: list[str] = ["lm_head"]
+    keep_dense: list[str] = ["lm_head"]  # matrices whose name contains one of these are left as they are
 
 
 class Outliers(Section):
