@@ -408,7 +408,7 @@ class Lora(Section):
 
 
 class QuantisedBase(Plugin):
-    """What the model's matrices are rounded by before anything is trained: a quantiser (`compress/quantise`) and its options."""
+    """What the model's matrices are rounded by before anything is trained: a quantiser (`compress/quantise`), its options."""
 
     keep_dense: list[str] = ["lm_head"]  # matrices whose name contains one of these are left as they are
 
