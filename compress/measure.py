@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 from transformers import PreTrainedModel
 
+from compress.mixture.router import Usage, pooled, usage
 from rlcore.batch import cut_by_length, pad
 from rlcore.protocols import Progress, no_progress
 
@@ -60,6 +61,18 @@ def measure(
         progress(len(part))
     measured = {"perplexity": math.exp(-every / tokens), "solution": told / told_tokens}
     return measured if dense is None else measured | {"divergence": divergence / told_tokens}
+
+
+@torch.inference_mode()
+def routed(model: PreTrainedModel, texts: Sequence[Text]) -> Usage:
+    """How a Mixture-of-Modules routes the tokens of the texts, problems and solutions alike."""
+    batches, tokens = [], []
+    for part in cut_by_length({i: len(text.ids) for i, text in enumerate(texts)}, PADDED):
+        ids = pad([texts[i].ids for i in part], torch.long).to(model.device)
+        there = pad([(True,) * len(texts[i].ids) for i in part], torch.bool).to(model.device)
+        batches.append(usage(model(ids, use_cache=False).routing, there))
+        tokens.append(int(there.sum()))
+    return pooled(batches, tokens)
 
 
 def _logprobs(model: PreTrainedModel, ids: Tensor) -> Tensor:
