@@ -66,9 +66,7 @@ class MixtureOfModules(Method):
     ) -> CompressedModel:
         """A model that is none of what was given; nothing of it is held. Raises UserError where something was."""
         if compressed.held:
-            raise UserError(
-                "mixture_of_modules takes layers apart, and another method holds their matrices: put it first"
-            )
+            raise UserError("mixture_of_modules takes layers apart, and another method holds their matrices: put it first")
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             made = from_llama(compressed.model, **self.settings).eval()
