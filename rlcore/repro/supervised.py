@@ -90,7 +90,8 @@ def _losses(axes: Any, arms: Mapping[str, Any]) -> None:
         axes.plot(*mean, "o", color=colour, markersize=9, fillstyle="none")
         axes.annotate(arm, mean, (7, 4), textcoords="offset points", fontsize=8)
     axes.grid(alpha=0.3)
-    axes.set(xlabel="forward FLOPs a token", ylabel="held-out loss, nats", xlim=(0, None))
+    room = 1.15 * max(values["flops"]["mean"] for values in arms.values())  # for the names
+    axes.set(xlabel="forward FLOPs a token", ylabel="held-out loss, nats", xlim=(0, room))
 
 
 def _shares(axes: Any, rounds: Sequence[Sequence[float]]) -> Any:
