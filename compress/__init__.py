@@ -4,4 +4,4 @@ A method takes a `compress.compressed.CompressedModel` and calibration text and 
 one another: prune, recover, cluster, tune. How a matrix lies in memory and on disk is a format (`compress/formats`).
 """
 
-REGISTRIES = ("formats", "architectures")  # folders of plugins that are no methods (`rlcore.plugins.names`)
+APART = ("formats", "architectures", "mixture")  # folders without methods (`rlcore.plugins.names`)

@@ -45,6 +45,15 @@ def cache_bytes(config: LlamaConfig, dtype: torch.dtype, usage: Usage | None = N
     return (vanilla_layers(config) + sum(_per_round(config, usage)[2])) * layer
 
 
+def layers(config: LlamaConfig, usage: Usage | None = None) -> float:
+    """How many layers' worth of modules a token is given: half of the attention and feed-forward modules together."""
+    total = float(vanilla_layers(config))
+    if config.model_type == "mixture_of_modules":
+        attended, fed, _ = _per_round(config, usage)
+        total += (sum(attended) + sum(fed)) / 2
+    return total
+
+
 def parameters(config: LlamaConfig) -> int:
     """Of the model with its head; no weights are made."""
     with torch.device("meta"):

@@ -68,8 +68,11 @@ def compress(
     with watched("compressing", sum(method.work(len(weights)) for *_, method in asked.methods)) as progress:
         compressed = fit(compressed, asked.methods, calibration, recipe.keep_dense, progress)
     compressed.save(run.folder / FOLDER, tokenizer)
-    for step, metrics in enumerate(layer_errors(compressed.model, dense(), list(weights)), 1):
-        run.log(step, metrics)
+    if compressed.model is model:
+        for step, metrics in enumerate(layer_errors(model, dense(), list(weights)), 1):
+            run.log(step, metrics)
+    else:  # one of another architecture has no matrices that could be compared
+        run.log(1, {"parameters": compressed.model.num_parameters()})
     return compressed, measured(compressed, asked, dense(), run.folder / FOLDER)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 from transformers import PreTrainedModel
 
+from compress.mixture.router import Usage, pooled, usage
 from rlcore.batch import cut_by_length, pad
 from rlcore.protocols import Progress, no_progress
 
@@ -79,6 +80,17 @@ def remembered(model: PreTrainedModel, texts: Sequence[Text], progress: Progress
         said[rows.numpy().tobytes()] = logprobs(model, rows.to(model.device))
         progress(len(part))
     return lambda ids: said[ids.cpu().numpy().tobytes()]
+
+
+@torch.inference_mode()
+def routed(model: PreTrainedModel, texts: Sequence[Text]) -> Usage:
+    """How a Mixture-of-Modules routes the tokens of the texts, problems and solutions alike."""
+    batches, tokens = [], []
+    for part, rows in _passes(texts):
+        there = pad([(True,) * len(texts[i].ids) for i in part], torch.bool).to(model.device)
+        batches.append(usage(model(rows.to(model.device), use_cache=False).routing, there))
+        tokens.append(int(there.sum()))
+    return pooled(batches, tokens)
 
 
 def _passes(texts: Sequence[Text]) -> Iterator[tuple[list[int], Tensor]]:

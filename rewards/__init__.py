@@ -1,3 +1,3 @@
 """What a completion is worth. One component a file, below this folder; a recipe's `rewards` names the files."""
 
-REGISTRIES = ("judges",)  # folders of plugins that are no reward components (`rlcore.plugins.names`)
+APART = ("judges",)  # folders of plugins that are no reward components (`rlcore.plugins.names`)

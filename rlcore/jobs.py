@@ -21,6 +21,7 @@ from rlcore.cluster.connect import connected
 from rlcore.conversation import ConversationPrompter
 from rlcore.data.mixture import load as load_problems
 from rlcore.errors import UserError
+from rlcore.evaluation import held_out
 from rlcore.evaluation.compressed import solved
 from rlcore.evaluation.during import PeriodicEvaluation, compare
 from rlcore.grading.pool import Grader
@@ -142,10 +143,13 @@ def _sft(loaded: Loaded, recipe: Sft) -> dict[str, Any]:
     run = Run(loaded, steps=recipe.epochs * -(-len(problems) // recipe.batch_size), keep=Checkpoint(), stop=Stop())
     location = start_of(recipe, warmstart.resolve(recipe.model, recipe.seed))
     tokenizer = models.load_tokenizer(location, recipe.trust_remote_code)
+    prompter = Prompter(recipe.prompt, tokenizer)
+    texts = held_out.texts(recipe, prompter, models.context(location, recipe.trust_remote_code))
     policy = build_policy(recipe, location)
     run.begin()
     try:
-        result = sft.train(recipe, policy, tokenizer, Prompter(recipe.prompt, tokenizer), problems, run.folder, run.log)
+        result = sft.train(recipe, policy, tokenizer, prompter, problems, run.folder, run.log)
+        result |= held_out.measured(recipe, texts, run.folder)
     finally:
         run.console.stop()
     return _finish(run, result)

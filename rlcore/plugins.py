@@ -23,11 +23,11 @@ def names(package: str) -> dict[str, str]:
     """Plugin name → module path. Imports none of the modules.
 
     Where the folder has sub-folders (`rewards`), its plugins are the modules in those, and what stands beside them are their
-    helpers; otherwise they are the modules in the folder. Sub-folders that the package calls its REGISTRIES hold plugins of
-    another kind, and are registries of their own. Raises ValueError for two files of one name.
+    helpers; otherwise they are the modules in the folder. Sub-folders that the package sets APART have none of its plugins:
+    they are registries of another kind, or helpers. Raises ValueError for two files of one name.
     """
     root = importlib.import_module(package)
-    apart = tuple(f"{package}.{folder}." for folder in getattr(root, "REGISTRIES", ()))
+    apart = tuple(f"{package}.{folder}." for folder in getattr(root, "APART", ()))
     found = [info for info in pkgutil.walk_packages(root.__path__, f"{package}.") if not f"{info.name}.".startswith(apart)]
     nested = any(info.ispkg for info in found)
     plugins: dict[str, str] = {}

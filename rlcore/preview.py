@@ -17,6 +17,7 @@ from rewards.process.process import Process
 from rlcore import models, plugins
 from rlcore.conversation import ConversationPrompter
 from rlcore.data.mixture import load as load_problems
+from rlcore.evaluation import held_out
 from rlcore.latent import refuse_latent
 from rlcore.length_budget import describe, for_training
 from rlcore.prompts import Prompter
@@ -108,7 +109,10 @@ def _sft(recipe: Sft) -> Iterator[str]:
     problems = load_problems(recipe.data)
     yield f"{len(problems)} training problems"
     location = warmstart.architecture(recipe.model, recipe.seed)
-    yield from _first(Prompter(recipe.prompt, models.load_tokenizer(location, recipe.trust_remote_code)), problems)
+    prompter = Prompter(recipe.prompt, models.load_tokenizer(location, recipe.trust_remote_code))
+    if texts := held_out.texts(recipe, prompter, models.context(location, recipe.trust_remote_code)):
+        yield f"held out: {len(texts)} problems with solutions, {sum(len(text.ids) for text in texts)} tokens"
+    yield from _first(prompter, problems)
 
 
 def _reward_model(recipe: RewardModel) -> Iterator[str]:

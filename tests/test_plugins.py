@@ -16,7 +16,7 @@ from rlcore.plugins import with_options
 from tests.conftest import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-PACKAGES = ["trainers.advantages", "trainers.losses", "rollout.engines", "rewards", "rlcore.data.sources"]
+PACKAGES = ["trainers.advantages", "trainers.losses", "rollout.engines", "rewards", "rlcore.data.sources", "compress"]
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -113,6 +113,14 @@ def test_the_dry_run_of_a_supervised_job(tiny: Path) -> None:
     assert lines[1].startswith("first prompt, ")
 
 
+def test_the_dry_run_of_a_supervised_job_that_is_measured(tiny: Path) -> None:
+    layers = ["toy/chain-steps", f"model={tiny}", "data.count=7"]
+    solved = load([*layers, "evaluated_on={name: chain, count: 3, strategies: {steps: 1.0}}"]).recipe
+    assert list(preview.preview(solved))[1].startswith("held out: 3 problems with solutions, ")
+    with pytest.raises(UserError, match="evaluated_on: problem chain/train/0 has no solution to predict"):
+        list(preview.preview(load([*layers, "evaluated_on={name: chain, count: 3}"]).recipe))
+
+
 @pytest.mark.parametrize("recipe", ["quickstart", "toy/chain-steps", "lpc_chain", "prm_chain"])
 def test_a_model_with_latent_codes_is_not_trained_without_them(
     recipe: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -11,7 +11,7 @@ renormalisation (Switch Transformer: Fedus et al. 2021, arXiv 2101.03961) the we
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import torch
@@ -116,6 +116,13 @@ class Usage:
     attention_entropy: Tensor  # (blocks, rounds): the mean entropy of the probabilities, in nats
     feed_forward_entropy: Tensor  # (blocks, rounds)
 
+    @property
+    def skipped(self) -> float:
+        """The share of all choices that are SKIP: 1 where no module is used."""
+        chosen = torch.cat([self.attention.flatten(0, 1).sum(-1), self.feed_forward.flatten(0, 1).sum(-1)])
+        skip = torch.cat([self.attention[..., -1].flatten(), self.feed_forward[..., -1].flatten()])
+        return float(skip.sum() / chosen.sum())
+
 
 @torch.no_grad()
 def usage(blocks: Sequence[Sequence[Round]], counted: Tensor | None = None) -> Usage:
@@ -132,6 +139,16 @@ def usage(blocks: Sequence[Sequence[Round]], counted: Tensor | None = None) -> U
         attention_entropy=measured("attention", _entropy),
         feed_forward_entropy=measured("feed_forward", _entropy),
     )
+
+
+def pooled(batches: Sequence[Usage], tokens: Sequence[int]) -> Usage:
+    """Of batches of so many tokens, as if they had been one."""
+    weights = [count / sum(tokens) for count in tokens]
+
+    def mean(name: str) -> Tensor:
+        return torch.stack([weight * getattr(batch, name) for weight, batch in zip(weights, batches, strict=True)]).sum(0)
+
+    return Usage(**{field.name: mean(field.name) for field in fields(Usage)})
 
 
 def _share(routing: Routing, read: Tensor | slice) -> Tensor:

@@ -795,6 +795,7 @@ class Sft(Job):
     batch_size: PositiveInt = 64
     max_length: PositiveInt = 1024
     kl: PositiveFloat | None = None  # λ of what it costs to leave the model it began with: `trainers/near_reference.py`
+    evaluated_on: Sources | None = None  # problems whose solutions the trained model is to predict; None: it is not measured
 
 
 class Judging(Section):

@@ -26,6 +26,7 @@ PANELS = (
     Panel("n", "stepwise", "N candidates for each step", "held-out accuracy", doubling=True),
 )
 RANKED_BY = "accuracy at the largest N, chosen step by step if any is"
+HIGHER_IS_BETTER = True
 
 
 def measurement(name: str, asked: BestOfN, seed: int, runs: Iterable[Planned]) -> Task:

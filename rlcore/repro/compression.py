@@ -36,13 +36,15 @@ COLUMNS = {
 }
 METRICS = tuple(COLUMNS)
 RANKED_BY = "log-prob of a held-out solution's token"
+HIGHER_IS_BETTER = True
 
 
 def collect(folder: Path, recipe: Recipe, target: float) -> Result:
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    errors = read_run(folder).metrics["error"]
-    known = {**summary, "error": fmean(errors.values.tolist())}
-    layers = {"layer": errors.steps.tolist(), "error": errors.values.tolist()}
+    errors = read_run(folder).metrics.get("error")  # None: another architecture, whose layers are not those of the dense model
+    steps, values = ([], []) if errors is None else (errors.steps.tolist(), errors.values.tolist())
+    known = {**summary, "error": fmean(values) if values else None}
+    layers = {"layer": steps, "error": values}
     return Result({name: known.get(name) for name in METRICS}, layers, summary["wall_s"])
 
 

@@ -32,8 +32,8 @@ from pydantic import Field, PositiveInt, ValidationError, model_validator
 
 from rlcore.errors import UserError, nearest
 from rlcore.recipe.load import differences, job, load
-from rlcore.recipe.schema import RL, Recipe, Section, Share
-from rlcore.repro import compression, preferences, sensitivity, training
+from rlcore.recipe.schema import RL, Recipe, Section, Sft, Share
+from rlcore.repro import compression, preferences, sensitivity, supervised, training
 from rlcore.repro.expression import Claim, parse
 
 KINDS = {
@@ -42,8 +42,14 @@ KINDS = {
     "preference": "preferences",
     "compress": "compression",
     "sensitivity": "sensitivity",
+    "sft": "supervised",
 }
-METRICS = {"training": training.METRICS, "preferences": preferences.METRICS, "compression": compression.METRICS}
+METRICS = {
+    "training": training.METRICS,
+    "preferences": preferences.METRICS,
+    "compression": compression.METRICS,
+    "supervised": supervised.METRICS,
+}
 NAME = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z_0-9]*$")]  # as it stands in a claim's brackets
 
 
@@ -217,6 +223,8 @@ def _refuse_unmeasured(experiment: Experiment, arm: str, recipe: Recipe) -> None
         raise UserError(f"arm {arm!r} is of job: {recipe.job}, and the first arm of another: they cannot be compared")
     if (experiment.best_of_n is None) == (experiment.kind == "best_of_n"):
         raise UserError(f"arm {arm!r} cannot be measured: `best_of_n` goes with recipes of job: reward_model, and they with it")
+    if isinstance(recipe, Sft) and recipe.evaluated_on is None:
+        raise UserError(f"arm {arm!r} cannot be measured: a recipe of job: sft needs `evaluated_on`")
     if not isinstance(recipe, RL):
         return
     if recipe.eval is None:

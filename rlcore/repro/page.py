@@ -14,7 +14,7 @@ from typing import Any
 from rlcore import __version__
 from rlcore.errors import UserError
 from rlcore.report.headline import duration
-from rlcore.repro import best_of_n, compression, preferences, sensitivity, training
+from rlcore.repro import best_of_n, compression, preferences, sensitivity, supervised, training
 from rlcore.repro.experiment import Experiment
 from rlcore.repro.intervals import interval
 from rlcore.repro.results import Result, judge, summarise
@@ -28,6 +28,7 @@ KINDS: dict[str, Any] = {
     "preferences": preferences,
     "compression": compression,
     "sensitivity": sensitivity,
+    "supervised": supervised,
 }
 PREFACE = """# Results
 
@@ -135,23 +136,24 @@ def _arms(result: Mapping[str, Any]) -> Iterator[str]:
     kind = KINDS[result["kind"]]
     yield from (f"![{kind.picture(result)}](results/{result['name']}.svg)", "")
     headline = kind.headline(result)
-    ranked = {**result, "arms": _best_first(result["arms"], headline)}
+    ranked = {**result, "arms": _best_first(result["arms"], headline, kind.HIGHER_IS_BETTER)}
     yield from table(*kind.table(ranked))
-    yield from ("", f"{kind.note(ranked)} {_best(ranked['arms'], headline, kind.RANKED_BY)}", "")
+    yield from ("", f"{kind.note(ranked)} {_best(ranked['arms'], headline, kind)}", "")
 
 
-def _best_first(arms: Mapping[str, Any], headline: str) -> dict[str, Any]:
-    return dict(sorted(arms.items(), key=lambda item: -(item[1][headline]["mean"] or 0.0)))
+def _best_first(arms: Mapping[str, Any], headline: str, higher_is_better: bool) -> dict[str, Any]:
+    return dict(sorted(arms.items(), key=lambda item: item[1][headline]["mean"] or 0.0, reverse=higher_is_better))
 
 
-def _best(arms: Mapping[str, Any], headline: str, ranked_by: str) -> str:
-    """Which arm is highest, and which cannot be told from it by these seeds; arms without a value are not compared. Nothing
-    where arms are not ranked."""
+def _best(arms: Mapping[str, Any], headline: str, kind: Any) -> str:
+    """Which arm is best, and which cannot be told from it by these seeds; arms without a value are not compared. Nothing where
+    arms are not ranked."""
     values = {arm: list(of[headline]["per_seed"].values()) for arm, of in arms.items()}
     best, *others = [arm for arm, of in values.items() if None not in of] or [""]
     paired = {arm: interval([a - b for a, b in zip(values[best], values[arm], strict=True)]) for arm in others}
     alike = [arm for arm, bounds in paired.items() if bounds is None or bounds[0] <= 0 <= bounds[1]]
-    if not others or not ranked_by:
+    if not others or not kind.RANKED_BY:
         return ""
-    told = f"not to be told from it by these seeds: {', '.join(alike)}" if alike else "every other arm is below it"
-    return f"Highest {ranked_by}: {best}; {told} (paired differences of seeds)."
+    extreme, side = ("Highest", "below") if kind.HIGHER_IS_BETTER else ("Lowest", "above")
+    told = f"not to be told from it by these seeds: {', '.join(alike)}" if alike else f"every other arm is {side} it"
+    return f"{extreme} {kind.RANKED_BY}: {best}; {told} (paired differences of seeds)."

@@ -38,6 +38,7 @@ COLUMNS = {
 }
 METRICS = tuple(COLUMNS)
 RANKED_BY = "held-out accuracy"
+HIGHER_IS_BETTER = True
 POINTS = 120  # of a run
 ACROSS = 4  # panels
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from rlcore.errors import UserError
 from rlcore.recipe.load import differences, load
-from rlcore.recipe.schema import Annotate
+from rlcore.recipe.schema import Annotate, Compress
 from rlcore.repro.experiment import Planned, Task
 from rlcore.run.console import say, watched
 from rollout import annotate
@@ -113,8 +113,9 @@ def do(tasks: Sequence[Task], jobs: int, now: str) -> None:
 
 
 def _made(model: Planned) -> Path:
-    trees = isinstance(model.recipe, Annotate)
-    return model.folder / (annotate.FILE if trees else "model/model.safetensors")
+    if isinstance(model.recipe, Annotate):
+        return model.folder / annotate.FILE
+    return model.folder / "model" / ("compressed.safetensors" if isinstance(model.recipe, Compress) else "model.safetensors")
 
 
 def _digest(file: Path) -> str:

@@ -26,6 +26,7 @@ from rlcore.repro.tables import cell
 
 QUANTITIES = ("kl", "perplexity", "solution", "norm", "accuracy")
 RANKED_BY = ""  # arms are models, or parts of them: none is better
+HIGHER_IS_BETTER = True
 
 
 def metrics(recipe: Recipe) -> tuple[str, ...]:

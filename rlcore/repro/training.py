@@ -74,6 +74,7 @@ COLUMNS = {  # of the table of arms
     "lost_at_alarm": "accuracy lost at the first",
 }
 RANKED_BY = "accuracy after training"
+HIGHER_IS_BETTER = True
 PANELS = {
     "samples": Panel("samples", "accuracy", "completions sampled", "held-out accuracy"),
     "wall_s": Panel("wall_s", "accuracy", "seconds of training", "held-out accuracy"),

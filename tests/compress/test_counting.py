@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaForCausalLM
 
 from compress.architectures.mixture_of_modules import MixtureOfModules
-from compress.counting import cache_bytes, flops, parameters
+from compress.counting import cache_bytes, flops, layers, parameters
 from compress.mixture.router import usage
 from tests.compress.conftest import force
 
@@ -46,12 +46,14 @@ def test_a_mixture_by_hand(make: Callable[..., MixtureOfModules]) -> None:
     assert flops(model.config, 10, used) == pytest.approx(expected)
     assert cache_bytes(model.config, torch.float32, used) == pytest.approx((4 + 2 * (2 / 3 + 1)) * 2 * 16 * 4)
     assert cache_bytes(model.config, torch.float32) == 10 * 2 * 16 * 4
+    assert layers(model.config, used) == pytest.approx(4 + 2 * (2 / 3 + 1 + 2.5) / 2)
     assert parameters(model.config) == make(rounds=3).num_parameters()
 
 
 def test_without_usage_nobody_skips(make: Callable[..., MixtureOfModules]) -> None:
     model = make(rounds=3, router_top_k=2)
     layer = 2 * PROJECTIONS + products(10) + 2 * FEED_FORWARD + 2 * ROUTER
+    assert layers(model.config) == 4 + 6 * 2
     assert flops(model.config, 10) == 4 * (PROJECTIONS + products(10) + FEED_FORWARD) + HEAD + 6 * layer
 
 

@@ -8,7 +8,9 @@ from functools import partial
 import pytest
 import torch
 
-from compress.measure import Text, logprobs, measure, remembered
+from compress.measure import PADDED, Text, logprobs, measure, remembered, routed
+from compress.mixture.from_llama import from_llama
+from compress.mixture.router import usage
 from rlcore.models import ModelSpec
 
 TEXTS = [Text((5, 6, 7), (8, 9)), Text((10,), (11, 12, 13, 14)), Text((4, 5, 6, 7, 8, 9, 10, 11), (12,))]
@@ -51,3 +53,15 @@ def test_a_changed_model_is_held_against_what_it_said_before(tiny_spec: ModelSpe
     changed = measure(model, TEXTS, said)
     assert changed == pytest.approx(measure(model, TEXTS, partial(logprobs, dense)))
     assert changed["divergence"] > 0
+
+
+def test_a_mixture_routes_every_token_and_no_padding(tiny_spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    mixture = from_llama(tiny_spec.load(), blocks=1, rounds=2, bottom=0, top=0, anchor=False, router_top_k=1).eval()
+    with torch.no_grad():
+        alone = [usage(mixture(torch.tensor([text.ids])).routing).attention for text in TEXTS]
+    lengths = [len(text.ids) for text in TEXTS]
+    wanted = sum(n * share for n, share in zip(lengths, alone, strict=True)) / sum(lengths)
+    for padded in (PADDED, 10):  # all together, and each batch on its own
+        monkeypatch.setattr("compress.measure.PADDED", padded)
+        torch.testing.assert_close(routed(mixture, TEXTS).attention, wanted)

@@ -101,7 +101,7 @@ def test_models_that_no_arm_can_use_are_refused(tmp_path: Path, models: dict, na
         ({"claims": {"c": "acuracy_after[grpo] > 0"}}, "claim 'c': there is no metric 'acuracy_after'; did you mean"),
         ({"claims": {"c": "accuracy_after[gpro] > 0"}}, "claim 'c': there is no arm 'gpro'; did you mean 'grpo'"),
         ({"claims": {"c": "accuracy_after[grpo]"}}, "not one comparison"),
-        ({"base": ["toy/chain"], "arms": {"grpo": []}}, "arms of job: sft cannot be measured"),
+        ({"base": ["annotate_chain"], "arms": {"grpo": []}}, "arms of job: annotate cannot be measured"),
     ],
     ids=lambda value: str(value)[:40],
 )

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 
 import pytest
 import torch
 
-from compress.mixture.router import GruRouter, NaiveRouter, Round, Routing, blocks_balance, choose, load_balance, usage
+from compress.mixture.router import GruRouter, NaiveRouter, Round, Routing, blocks_balance, choose, load_balance, pooled, usage
 
 
 def routing(probabilities: list[list[float]], chosen: list[list[int]]) -> Routing:
@@ -93,3 +94,19 @@ def test_usage_by_hand() -> None:
     assert got.absent.tolist() == [[0.5, 1.0]]
     torch.testing.assert_close(got.attention_entropy, torch.tensor([[math.log(2) / 2, 0.0]]))
     torch.testing.assert_close(got.feed_forward_entropy, torch.tensor([[0.0, math.log(2) / 2]]))
+    assert got.skipped == pytest.approx((0.5 + 1 + 1 + 0.5) / 4)
+
+
+def test_skipped_is_of_all_choices() -> None:
+    """With K = 2 one of two choices can be SKIP."""
+    always = routing([[0.4, 0.3, 0.3]] * 2, [[0, 2], [1, 2]])
+    assert usage([[Round(always, always)]]).skipped == pytest.approx(0.5)
+
+
+def test_batches_of_different_lengths_are_as_one() -> None:
+    first, second = [[0.6, 0.3, 0.1]], [[0.1, 0.4, 0.5], [0.2, 0.2, 0.6]]
+    parts = [routing(first, [[0]]), routing(second, [[2], [2]])]
+    whole = usage([[Round(*[routing(first + second, [[0], [2], [2]])] * 2)]])
+    got = pooled([usage([[Round(part, part)]]) for part in parts], [1, 2])
+    for field in fields(whole):
+        torch.testing.assert_close(getattr(got, field.name), getattr(whole, field.name))

@@ -1,0 +1,1 @@
+"""The same weights in another architecture (`compress/architectures`)."""
