@@ -5,7 +5,10 @@ accuracy_best                         of all evaluations
 accuracy_sampled, length_sampled      of the completions sampled for training, over all steps alike: step-averaged
 accuracy_sampled_early                … over the first fifth of the steps
 steps_after                           of a completion, as the hack monitor counts them: mean of the last five training steps
-sync_bytes                            of weights that an engine is sent after a step
+sync_bytes                            of weights that an engine is sent after a step: mean over steps, as all that follow
+kl_rollout                            KL of what sampled to the learner, nats a token (k3)
+capped                                share of tokens whose importance weight was out of bounds
+generate_s, learn_s, sync_s           seconds of a step
 alarms                                that the hack monitor raised
 lost_at_alarm                         how far the evaluated accuracy was below its best when the first alarm was raised, on the
                                       straight line between evaluations; None where none was
@@ -48,12 +51,25 @@ METRICS = (
         "length_sampled",
         "steps_after",
         "sync_bytes",
+        "kl_rollout",
+        "capped",
+        "generate_s",
+        "learn_s",
+        "sync_s",
         "alarms",
         "lost_at_alarm",
     ),
 )
 
 
+OVER_STEPS = {  # metrics of a run, by what their means over steps are called here
+    "sync_bytes": "sync/bytes",
+    "kl_rollout": "kl/rollout_k3",
+    "capped": "importance/capped",
+    "generate_s": "time/generate",
+    "learn_s": "time/learn",
+    "sync_s": "time/sync",
+}
 LAST = 5  # training steps that `steps_after` is the mean of
 EARLY = 5  # that share of the steps is early
 COLUMNS = {  # of the table of arms
@@ -70,6 +86,12 @@ COLUMNS = {  # of the table of arms
     "wall_s": "seconds",
     "samples_to_target": "completions to target",
     "wall_to_target": "seconds to target",
+    "sync_bytes": "bytes a sync",
+    "kl_rollout": "KL to the learner",
+    "capped": "weights out of bounds",
+    "generate_s": "seconds of generation a step",
+    "learn_s": "of learning",
+    "sync_s": "of the sync",
     "alarms": "alarms",
     "lost_at_alarm": "accuracy lost at the first",
 }
@@ -111,7 +133,7 @@ def collect(folder: Path, recipe: Recipe, target: float) -> Result:
         "accuracy_sampled_early": _mean(sampled["accuracy_sampled"][: -(-len(sampled["step"]) // EARLY)]),
         "length_sampled": _mean(sampled["length_sampled"]),
         "steps_after": _mean(written[-LAST:]),
-        "sync_bytes": _mean(list(_by_step(run.metrics.get("sync/bytes")).values())),
+        **{name: _mean(list(_by_step(run.metrics.get(of)).values())) for name, of in OVER_STEPS.items()},
         "alarms": len(raised),
         "lost_at_alarm": _lost(evaluations, min(raised)) if raised else None,
     }
@@ -136,7 +158,9 @@ def table(result: Mapping[str, Any]) -> tuple[Sequence[str], Iterable[Sequence[s
     """Head and rows of the table of arms, without the metrics that no arm has."""
     arms = result["arms"]
     measured = set.intersection(*(set(values) for values in arms.values()))  # a result may be older than a metric
-    shown = [metric for metric in COLUMNS if metric in measured and any(values[metric]["seeds"] for values in arms.values())]
+    sent = {values["sync_bytes"]["mean"] for values in arms.values()} if "sync_bytes" in measured else set()
+    told = [metric for metric in COLUMNS if metric not in OVER_STEPS or len(sent) > 1]  # how arms sync, where they differ in it
+    shown = [metric for metric in told if metric in measured and any(values[metric]["seeds"] for values in arms.values())]
     rows = ([arm, *(cell(values[metric], len(result["seeds"])) for metric in shown)] for arm, values in arms.items())
     return ["arm", *(COLUMNS[metric] for metric in shown)], rows
 
