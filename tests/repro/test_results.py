@@ -15,7 +15,7 @@ from rlcore.recipe.load import load
 from rlcore.repro import best_of_n, page
 from rlcore.repro.experiment import BestOfN, Experiment
 from rlcore.repro.results import Result, summarise
-from rlcore.repro.training import METRICS, collect, first_at
+from rlcore.repro.training import METRICS, collect, first_at, table
 from rlcore.run import alarms
 from rlcore.run.alarms import Alarm
 
@@ -174,6 +174,20 @@ def test_the_page_is_rendered_from_all_that_lies_there(tmp_path: Path, monkeypat
     assert {"best", "near", "low"} <= labels
 
 
+def test_pages_that_ask_for_an_experiment_are_given_its_arms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").mkdir()
+    guide, other = tmp_path / "docs" / "guide.md", tmp_path / "docs" / "other.md"
+    guide.write_text("Before.\n\n<!-- results: by-hand -->\nold\n<!-- end -->\n\nAfter.\n")
+    other.write_text("<!-- results: another -->\n<!-- end -->\n")
+    for _ in range(2):  # the second time in the place of the first
+        page.write(made(ENDS, CLAIMS))
+        lines = guide.read_text().splitlines()
+        assert (lines[0], lines[-1], "old" in lines) == ("Before.", "After.", False)
+        assert sum(line.startswith("| best |") for line in lines) == 1
+    assert other.read_text() == "<!-- results: another -->\n<!-- end -->\n"
+
+
 def test_a_plot_has_the_panels_that_its_experiment_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The legend goes by the first: there the shortest is last."""
     monkeypatch.chdir(tmp_path)
@@ -184,6 +198,16 @@ def test_a_plot_has_the_panels_that_its_experiment_names(tmp_path: Path, monkeyp
     assert {"training step", "tokens a completion", "completions sampled", "held-out accuracy"} <= set(labels)
     assert "seconds of training" not in labels
     assert [label for label in labels if label in ENDS] == ["low", "near", "best"]
+
+
+def test_how_arms_sync_is_told_where_they_differ_in_it() -> None:
+    def head(bytes_of_b: float) -> list[str]:
+        values = {"a": {"sync_bytes": 100.0, "sync_s": 1.0}, "b": {"sync_bytes": bytes_of_b, "sync_s": 1.5}}
+        arms = {arm: {m: summarise({100: of.get(m, 0.5)}) for m in METRICS} for arm, of in values.items()}
+        return list(table({"arms": arms, "seeds": [100]})[0])
+
+    assert {"bytes a sync", "of the sync"} <= set(head(40.0))
+    assert not {"bytes a sync", "of the sync"} & set(head(100.0))
 
 
 def test_what_was_written_once_is_written_the_same_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
