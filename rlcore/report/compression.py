@@ -10,6 +10,8 @@ from typing import Any
 from rlcore.report.read import read_run
 from rlcore.repro.plot import COLOURS, STYLES
 
+MARKERS = ("o", "s", "^", "D")  # with each turn of the colours another
+
 
 def draw(runs: Mapping[str, Path], path: Path) -> None:
     """Run folders of `job: compress` by their labels."""
@@ -18,13 +20,13 @@ def draw(runs: Mapping[str, Path], path: Path) -> None:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         error = read_run(folder).metrics.get("error")
         layers = ([], []) if error is None else (error.steps.tolist(), error.values.tolist())
-        curves[label] = {"bits": summary["bits_per_weight"] or 16.0, "quality": summary.get("solution"), "layers": layers}
+        curves[label] = {"bits": summary["bits_per_weight"], "quality": summary.get("solution"), "layers": layers}
     picture(curves, path, salt=path.stem)
 
 
 def picture(curves: Mapping[str, Mapping[str, Any]], path: Path, salt: str) -> None:
-    """`curves`: of each label `bits` of a weight, `quality` (mean log-prob of a solution's token, or None) and `layers`, the
-    numbers of the layers and their errors."""
+    """`curves`: of each label `bits` of a weight, `quality` (mean log-prob of a solution's token, or None; drawn with its sign
+    turned) and `layers`, the numbers of the layers and their errors."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -32,13 +34,14 @@ def picture(curves: Mapping[str, Mapping[str, Any]], path: Path, salt: str) -> N
     with matplotlib.rc_context(style | {"axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3}):
         figure = Figure(figsize=(11, 4.2), layout="constrained")
         quality, errors = figure.subplots(1, 2)
-        for index, (label, curve) in enumerate(curves.items()):
-            colour, line = COLOURS[index % len(COLOURS)], STYLES[index // len(COLOURS) % len(STYLES)]
+        lines = []
+        for index, curve in enumerate(curves.values()):
+            again = index // len(COLOURS)
+            style = dict(color=COLOURS[index % len(COLOURS)], marker=MARKERS[again % len(MARKERS)], markersize=4)
             if curve["quality"] is not None:
-                quality.plot(curve["bits"], curve["quality"], "o", color=colour, markersize=5)
-                quality.annotate(label, (curve["bits"], curve["quality"]), (4, 3), textcoords="offset points", fontsize=7)
-            errors.plot(*curve["layers"], color=colour, linestyle=line, linewidth=1.4, label=label)
-        quality.set(xlabel="bits of a compressed weight", ylabel="mean log-prob of a held-out solution's token")
+                quality.plot(curve["bits"], -curve["quality"], **style | {"markersize": 6})
+            lines += errors.plot(*curve["layers"], **style, linestyle=STYLES[again % len(STYLES)], linewidth=1.2, markevery=5)
+        quality.set(xlabel="bits of a compressed weight", ylabel="nats a token of held-out solutions", yscale="log")
         errors.set(xlabel="layer", ylabel="‖W − Ŵ‖² / ‖W‖²", yscale="log")
-        figure.legend(*errors.get_legend_handles_labels(), loc="outside right center", fontsize=7, frameon=False)
+        figure.legend(lines, list(curves), loc="outside right center", fontsize=7, frameon=False)
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)

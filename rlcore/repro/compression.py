@@ -61,7 +61,7 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
 
 
 def picture(result: Mapping[str, Any]) -> str:
-    return "log-prob of held-out solutions by bits of a weight; error of each layer"
+    return "nats that a token of held-out solutions costs, by bits of a weight; error of each layer"
 
 
 def headline(result: Mapping[str, Any]) -> str:

@@ -155,5 +155,7 @@ def _best(arms: Mapping[str, Any], headline: str, kind: Any) -> str:
     if not others or not kind.RANKED_BY:
         return ""
     extreme, side = ("Highest", "below") if kind.HIGHER_IS_BETTER else ("Lowest", "above")
+    if len(values[best]) == 1:
+        return f"{extreme} {kind.RANKED_BY}: {best}; of one seed, which tells no difference."
     told = f"not to be told from it by these seeds: {', '.join(alike)}" if alike else f"every other arm is {side} it"
     return f"{extreme} {kind.RANKED_BY}: {best}; {told} (paired differences of seeds)."
