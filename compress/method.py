@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from compress.calibration import Calibration, Inputs, Statistics, matrices, walk
-from compress.compressed import CompressedModel
+from compress.compressed import CompressedModel, as_stored
 from compress.held import Held
 from rlcore.errors import UserError
 from rlcore.protocols import Progress, no_progress
@@ -58,16 +58,6 @@ class Matrixwise(Method):
         """A matrix (O, I), float32. `before`: how it is held so far; `inputs`: as `looks_at` says."""
 
 
-def beside(model: nn.Module, held: Collection[str]) -> list[nn.Parameter]:
-    """The model's norms and biases: what learns beside the matrices that are held."""
-    owners = {name.removesuffix(".weight") for name in held}
-    return [
-        parameter
-        for name, parameter in model.named_parameters()
-        if parameter.ndim == 1 and not any(name.startswith(f"{owner}.parametrizations") for owner in owners)
-    ]
-
-
 def fit(
     compressed: CompressedModel,
     methods: Sequence[tuple[str, Mapping[str, Any], Method]],
@@ -75,10 +65,12 @@ def fit(
     keep_dense: Sequence[str],
     progress: Progress = no_progress,
 ) -> CompressedModel:
-    """Do the methods, each given as its name, its options and itself, in their order."""
+    """Do the methods, each given as its name, its options and itself, in their order. What is not held is left as it is
+    stored."""
     for name, options, method in methods:
         since = time.perf_counter()
         compressed = method.fit(compressed, calibration, keep_dense, progress)
         done = {"method": name, **options, "seconds": round(time.perf_counter() - since, 1)}
         compressed = replace(compressed, history=(*compressed.history, done))
-    return compressed
+    as_stored(compressed.model, compressed.dtype)
+    return compressed.holding(compressed.held)

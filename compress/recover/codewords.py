@@ -3,72 +3,39 @@
     ∂L/∂c_i = Σ_{j: a_j = i} m_j ∘ ∂L/∂ŵ_j  /  Σ_{j: a_j = i} m_j      the mean over the weights that are kept, entry by entry
 
 Codewords are kept in float32 while they learn, and rounded to int8 in each forward pass, through which the gradient goes
-straight. Norms and biases learn with them. The target is the dense model's distribution (`compress.distil`).
+straight.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from compress.calibration import Calibration
 from compress.compressed import CompressedModel
-from compress.distil import distil
 from compress.formats.codebook import Codebook
-from compress.method import Method, beside
+from compress.held import Held
+from compress.recovery import LearningRate, Recovery
 from rlcore.errors import UserError
-from rlcore.protocols import Progress, no_progress
 
 
-class Codewords(Method):
-    learns = True
+class Codewords(Recovery):
+    def __init__(self, *, steps: PositiveInt = 500, learning_rate: LearningRate = 3e-4, seed: int = 0) -> None:
+        super().__init__(steps, learning_rate, seed)
 
-    def __init__(
-        self,
-        *,
-        steps: PositiveInt = 500,
-        learning_rate: Annotated[float, Field(gt=0)] = 3e-4,
-        seed: int = 0,
-    ) -> None:
-        self.steps, self.learning_rate, self.seed = steps, learning_rate, seed
-
-    def work(self, matrices: int) -> int:
-        return self.steps
-
-    def fit(
-        self, compressed: CompressedModel, calibration: Calibration, keep_dense: Sequence[str], progress: Progress = no_progress
-    ) -> CompressedModel:
+    def learning(self, compressed: CompressedModel, calibration: Calibration) -> dict[str, nn.Module]:
         clustered = {name: held for name, held in compressed.held.items() if isinstance(held, Codebook)}
         if not clustered:
             raise UserError("codewords tunes codebooks, and there are none: put vq or mvq before it")
-        model, books = compressed.model, _books(clustered)
-        for name, held in clustered.items():
-            module = model.get_submodule(name.removesuffix(".weight"))
-            parametrize.register_parametrization(module, "weight", _Rebuilt(held, books[id(held.codewords)]))
-        hooks = [book.master.register_hook(book.mean) for book in books.values()]
-        distil(
-            model,
-            calibration,
-            [*(book.master for book in books.values()), *beside(model, clustered)],
-            steps=self.steps,
-            learning_rate=self.learning_rate,
-            seed=self.seed,
-            progress=progress,
-        )
-        for hook in hooks:
-            hook.remove()
-        for name in clustered:
-            parametrize.remove_parametrizations(model.get_submodule(name.removesuffix(".weight")), "weight")
-        stored = {key: book.rounded() for key, book in books.items()}
-        return compressed.holding(
-            {name: replace(held, codewords=stored[id(held.codewords)]) for name, held in clustered.items()}
-        )
+        books = _books(clustered)
+        return {name: _Rebuilt(held, books[id(held.codewords)]) for name, held in clustered.items()}
+
+    def learned(self, name: str, module: nn.Module, compressed: CompressedModel) -> Held:
+        assert isinstance(module, _Rebuilt)  # `learning` makes no others
+        return replace(module.held, codewords=module.book.rounded())
 
 
 class _Book(nn.Module):
@@ -76,14 +43,13 @@ class _Book(nn.Module):
 
     def __init__(self, codewords: Tensor, scale: Tensor, members: Tensor) -> None:
         super().__init__()
-        self.master = nn.Parameter(codewords.float() * scale)
-        self.scale, self.members = scale, members  # (k, d): how many weights each entry stands for
-
-    def mean(self, gradient: Tensor) -> Tensor:
-        return gradient / self.members
+        self.master, self.scale = nn.Parameter(codewords.float() * scale), scale
+        self.master.register_hook(lambda gradient: gradient / members)  # (k, d): how many weights each entry stands for
+        self.stored = codewords.clone()
 
     def rounded(self) -> Tensor:
-        return (self.master.detach() / self.scale).round().clamp(-127, 127).to(torch.int8)
+        """(k, d) int8: one tensor for all who ask, so that it is stored once."""
+        return self.stored.copy_((self.master.detach() / self.scale).round().clamp(-127, 127))
 
     def forward(self) -> Tensor:
         """(k, d) as they are stored, with the gradient of the master's."""

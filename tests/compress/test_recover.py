@@ -65,7 +65,6 @@ def test_the_gradient_of_a_codeword_is_the_mean_over_the_weights_it_stands_for(d
     name, held = next(iter(model.held.items()))
     assert isinstance(held, Codebook)
     book = _books({name: held})[id(held.codewords)]
-    book.master.register_hook(book.mean)
     wanted = torch.randn(held.shape, generator=torch.Generator().manual_seed(0))
     (held.rebuild(book(), held.assigned(), held.mask()) * wanted).sum().backward()
     runs, mask, assigned = wanted.view(-1, 8), held.mask(), held.assigned()
