@@ -26,6 +26,11 @@ ALWAYS = {
     "nodes_per_second": "nodes/s",
     "tokens_per_second": "tok/s",
 }
+COMPRESSED = {  # where a compressed copy of the policy samples
+    "kl/rollout_k3": "KL to the copy",
+    "compression/bytes_saved": "bytes saved",
+    "compression/seconds_saved": "s saved",
+}
 UNLESS_ZERO = {  # troubles: shown when there are any
     "length/truncated": "truncated",
     "answers/missing": "no answer",
@@ -104,7 +109,8 @@ def readable(metrics: Mapping[str, float]) -> str:
     if len(components) == 1:
         components = {}  # the reward itself
     changes = {name: name.rpartition("/")[2] for name in metrics if name.startswith(("divergence/", "layer_divergence/"))}
-    names = {"reward": "reward", **components, **ALWAYS, **changes}
+    copied = COMPRESSED if metrics.get("compression/on") else {}
+    names = {"reward": "reward", **components, **ALWAYS, **copied, **changes}
     shown = [f"{label} {_short(metrics[name])}" for name, label in names.items() if name in metrics]
     return "  ".join(shown + [f"{label} {_short(metrics[name])}" for name, label in UNLESS_ZERO.items() if metrics.get(name)])
 
