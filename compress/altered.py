@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from compress import calibration
 from compress.activations import change_inputs
-from rlcore.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ def altered(model: nn.Module, weights: Mapping[str, nn.Parameter], change: Chang
     try:
         if (of_matrix := change.of_matrix) is not None:
             for name, weight in before.items():
-                weights[name].data.copy_(norms.weights.of(weight, _changed(name, weight, of_matrix)))
+                with calibration.of_matrix(name):
+                    weights[name].data.copy_(norms.weights.of(weight, of_matrix(weight)))
         if (of_inputs := change.of_inputs) is not None:
             handles = change_inputs(model, list(weights), lambda inputs: norms.inputs.of(inputs, of_inputs(inputs)))
         yield norms
@@ -62,10 +63,3 @@ def altered(model: nn.Module, weights: Mapping[str, nn.Parameter], change: Chang
             handle.remove()
         for name, weight in before.items():
             weights[name].data.copy_(weight)
-
-
-def _changed(name: str, weight: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    try:
-        return change(weight)
-    except UserError as error:
-        raise UserError(f"{name}: {error}; choose other numbers, or name it in keep_dense") from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -93,6 +94,15 @@ def by_layer(names: Iterable[str]) -> list[list[str]]:
         number = re.search(r"\.(\d+)\.", name)
         places.setdefault((0, int(number[1])) if number else (1,), []).append(name)
     return [places[place] for place in sorted(places)]
+
+
+@contextmanager
+def of_matrix(name: str) -> Iterator[None]:
+    """Within it a UserError is about this matrix, and says so."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{name}: {error}; choose other numbers, or name it in keep_dense") from error
 
 
 @torch.no_grad()

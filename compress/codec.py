@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from compress.calibration import matrices
+from compress.calibration import matrices, of_matrix
 from compress.compressed import CompressedModel
 from compress.formats.codebook import Codebook
 from compress.held import Held
@@ -117,11 +117,9 @@ def trial(methods: Sequence[Named], keep_dense: Sequence[str], dtype: torch.dtyp
 def _held(methods: Sequence[Step], name: str, weight: Tensor, about: CompressedModel) -> Held:
     """One method after the other."""
     held: Held | None = None
-    try:
+    with of_matrix(name):
         for method in methods:
             now = weight.float() if held is None else held.decode()
             held = method.hold(now, held) if isinstance(method, VectorQuantiser) else method.hold(now, held, None, about)
-    except UserError as error:
-        raise UserError(f"{name}: {error}; choose other numbers, or name it in keep_dense") from error
     assert held is not None  # there is a method
     return held

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -45,11 +45,6 @@ class Size:
         """Bits for each weight of the matrices that are compressed."""
         return self.held / max(1, self.weights)
 
-    @property
-    def per_parameter(self) -> float:
-        """Bits for each parameter of the whole model."""
-        return (self.held + self.rest) / self.parameters
-
 
 @dataclass(frozen=True)
 class CompressedModel:
@@ -63,14 +58,10 @@ class CompressedModel:
     history: tuple[Mapping[str, Any], ...] = ()  # what was done, with its options and seconds
 
     @torch.no_grad()
-    def hold(self, name: str, weight: Held) -> None:
-        """Set the model's matrix to what `weight` says."""
-        self.model.get_parameter(name).copy_(weight.decode())
-
     def holding(self, held: Mapping[str, Held]) -> CompressedModel:
         """With these matrices, beside those it has, in their place."""
         for name, weight in held.items():
-            self.hold(name, weight)
+            self.model.get_parameter(name).copy_(weight.decode())
         return replace(self, held={**self.held, **held})
 
     def size(self) -> Size:
@@ -120,19 +111,28 @@ class CompressedModel:
         which no checkpoint can say."""
         if self.activations is not None:
             raise UserError("a plain checkpoint cannot say that activations are quantised: export it without `activations`")
-        state = {name: tensor.to(dtype).contiguous() for name, tensor in self.plain_state().items()}
-        config = type(self.model.config).from_dict({**self.model.config.to_dict(), "dtype": str(dtype).removeprefix("torch.")})
-        config.save_pretrained(folder)
+        self.write(folder, tokenizer, {name: tensor.to(dtype) for name, tensor in self.plain_state().items()}, dtype)
+
+    def write(
+        self, folder: Path, tokenizer: PreTrainedTokenizerBase, state: Mapping[str, Tensor], dtype: torch.dtype, **settings: Any
+    ) -> None:
+        """A checkpoint with this state, whose configuration is the model's and `settings`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        said = {**self.model.config.to_dict(), "dtype": str(dtype).removeprefix("torch."), **settings}
+        type(self.model.config).from_dict(said).save_pretrained(folder)
         self.model.generation_config.save_pretrained(folder)
-        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        tensors = {name: tensor.contiguous() for name, tensor in state.items()}
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         tokenizer.save_pretrained(folder)
 
 
 @torch.no_grad()
-def as_stored(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """The weights in the dtype that they are stored in, so that what is measured is what is kept."""
-    for parameter in model.parameters():
-        parameter.copy_(parameter.to(dtype))
+def as_stored(model: PreTrainedModel, dtype: torch.dtype, held: Collection[str] = ()) -> None:
+    """The weights, but for those that are held otherwise, in the dtype that they are stored in, so that what is measured is
+    what is kept."""
+    for name, parameter in model.named_parameters():
+        if name not in held:
+            parameter.copy_(parameter.to(dtype))
 
 
 def is_compressed(folder: Path) -> bool:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -31,22 +30,15 @@ def export(compressed: CompressedModel, folder: Path, tokenizer: PreTrainedToken
     state = {name: tensor.to(dtype) for name, tensor in compressed.plain_state().items() if name not in held}
     for name, weight in held.items():
         state |= _integers(name, weight, dtype) if both else _packed(name, weight, dtype)
-    config = compressed.model.config
     linear = [name for name, module in compressed.model.named_modules() if isinstance(module, nn.Linear)]
-    said = config.to_dict() | {
-        "dtype": str(dtype).removeprefix("torch."),
-        "quantization_config": {
-            "quant_method": "compressed-tensors",
-            "format": "int-quantized" if both else "pack-quantized",
-            "quantization_status": "compressed",
-            "ignore": [name for name in linear if f"{name}.weight" not in held],
-            "config_groups": {"group_0": _scheme(bits, run, both)},
-        },
+    said = {
+        "quant_method": "compressed-tensors",
+        "format": "int-quantized" if both else "pack-quantized",
+        "quantization_status": "compressed",
+        "ignore": [name for name in linear if f"{name}.weight" not in held],
+        "config_groups": {"group_0": _scheme(bits, run, both)},
     }
-    type(config).from_dict(said).save_pretrained(folder)
-    compressed.model.generation_config.save_pretrained(folder)
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "model.safetensors", {"format": "pt"})
-    tokenizer.save_pretrained(folder)
+    compressed.write(folder, tokenizer, state, dtype, quantization_config=said)
 
 
 def _uniform(compressed: CompressedModel) -> tuple[dict[str, Levels], int, int]:

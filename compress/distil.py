@@ -28,9 +28,9 @@ def distil(
     learning_rate: float,
     seed: int = 0,
     progress: Progress = no_progress,
-) -> list[float]:
-    """Train these parameters, and nothing else of the student, by as many steps of `calibration.rows_at_once` rows; the loss of
-    each. `progress` hears of each step."""
+) -> None:
+    """Train these parameters, and nothing else of the student, by as many steps of `calibration.rows_at_once` rows. `progress`
+    hears of each step."""
     teacher = calibration.dense()
     for parameter in student.parameters():
         parameter.requires_grad_(False)
@@ -39,7 +39,6 @@ def distil(
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
     order = torch.Generator().manual_seed(seed)
-    losses: list[float] = []
     batches: list[Tensor] = []
     for _ in range(steps):
         if not batches:
@@ -55,11 +54,9 @@ def distil(
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        losses.append(float(loss.detach()))
         progress(1)
     for parameter in student.parameters():
         parameter.requires_grad_(True)
-    return losses
 
 
 def _rate(step: int, steps: int) -> float:

@@ -11,10 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
-from compress.calibration import Calibration, Inputs, Statistics, matrices, walk
+from compress.calibration import Calibration, Inputs, Statistics, matrices, of_matrix, walk
 from compress.compressed import CompressedModel, as_stored
 from compress.held import Held
-from rlcore.errors import UserError
 from rlcore.protocols import Progress, no_progress
 
 
@@ -45,10 +44,8 @@ class Matrixwise(Method):
         weights = matrices(compressed.model, keep_dense)
         for layer in walk(compressed.model, weights, calibration, self.looks_at):
             for name, weight in layer.weights.items():
-                try:
+                with of_matrix(name):
                     done = self.hold(weight.detach().float(), compressed.held.get(name), layer.inputs.get(name), compressed)
-                except UserError as error:
-                    raise UserError(f"{name}: {error}; choose other numbers, or name it in keep_dense") from error
                 compressed = compressed.holding({name: done})
                 progress(1)
         return compressed
@@ -72,5 +69,5 @@ def fit(
         compressed = method.fit(compressed, calibration, keep_dense, progress)
         done = {"method": name, **options, "seconds": round(time.perf_counter() - since, 1)}
         compressed = replace(compressed, history=(*compressed.history, done))
-    as_stored(compressed.model, compressed.dtype)
-    return compressed.holding(compressed.held)
+    as_stored(compressed.model, compressed.dtype, held=compressed.held)
+    return compressed

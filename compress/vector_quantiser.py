@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from compress.calibration import Calibration, Inputs, matrices, walk
+from compress.calibration import Calibration, Inputs, matrices, of_matrix, walk
 from compress.compressed import CompressedModel
 from compress.formats.codebook import Codebook
 from compress.formats.sparse import Sparse
@@ -66,10 +66,8 @@ class VectorQuantiser(Method):
         waiting: dict[str, dict[str, _Runs]] = {}
         for layer in walk(compressed.model, weights, calibration, self.looks_at):
             for name, weight in layer.weights.items():
-                try:
+                with of_matrix(name):
                     runs = self._runs(weight.detach().float(), compressed.held.get(name), layer.inputs.get(name))
-                except UserError as error:
-                    raise UserError(f"{name}: {error}; choose other numbers, or name it in keep_dense") from error
                 if self.shared:
                     waiting.setdefault(name.split(".")[-2], {})[name] = runs
                     continue

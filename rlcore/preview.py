@@ -12,6 +12,7 @@ from compress import job as compress
 from compress import sensitivity
 from compress.calibration import matrices
 from compress.codec import trial
+from compress.texts import described
 from rewards.preference.preference import Preference as PreferenceReward
 from rewards.process.process import Process
 from rlcore import models, plugins
@@ -111,7 +112,7 @@ def _sft(recipe: Sft) -> Iterator[str]:
     location = warmstart.architecture(recipe.model, recipe.seed)
     prompter = Prompter(recipe.prompt, models.load_tokenizer(location, recipe.trust_remote_code))
     if texts := held_out.texts(recipe, prompter, models.context(location, recipe.trust_remote_code)):
-        yield f"held out: {len(texts)} problems with solutions, {sum(len(text.ids) for text in texts)} tokens"
+        yield described(texts)
     yield from _first(prompter, problems)
 
 

@@ -90,7 +90,6 @@ def export(model: str, folder: str, dtype: str, compressed_tensors: bool, json_f
 
     place = Path(models.locate(model))
     compressed = load_compressed(place)
-    Path(folder).mkdir(parents=True)
     write = format_of_vllm.export if compressed_tensors else CompressedModel.export
     write(compressed, Path(folder), models.load_tokenizer(str(place)), getattr(torch, dtype))
     print(folder)

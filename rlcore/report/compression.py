@@ -18,10 +18,15 @@ def draw(runs: Mapping[str, Path], path: Path) -> None:
     curves = {}
     for label, folder in runs.items():
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        error = read_run(folder).metrics.get("error")
-        layers = ([], []) if error is None else (error.steps.tolist(), error.values.tolist())
-        curves[label] = {"bits": summary["bits_per_weight"], "quality": summary.get("solution"), "layers": layers}
+        curves[label] = {"bits": summary["bits_per_weight"], "quality": summary.get("solution"), "layers": layers(folder)}
     picture(curves, path, salt=path.stem)
+
+
+def layers(folder: Path) -> tuple[list[int], list[float]]:
+    """The numbers of the layers and their errors; none of another architecture, whose layers are not those of the dense
+    model."""
+    error = read_run(folder).metrics.get("error")
+    return ([], []) if error is None else (error.steps.tolist(), error.values.tolist())
 
 
 def picture(curves: Mapping[str, Mapping[str, Any]], path: Path, salt: str) -> None:

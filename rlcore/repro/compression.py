@@ -19,10 +19,10 @@ from statistics import fmean
 from typing import Any
 
 from rlcore.recipe.schema import Recipe
+from rlcore.report.compression import layers
 from rlcore.report.compression import picture as draw_picture
-from rlcore.report.read import read_run
 from rlcore.repro.results import Result
-from rlcore.repro.tables import cell
+from rlcore.repro.tables import of_arms
 
 COLUMNS = {
     "bits_per_weight": "bits a weight",
@@ -41,11 +41,9 @@ HIGHER_IS_BETTER = True
 
 def collect(folder: Path, recipe: Recipe, target: float) -> Result:
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    errors = read_run(folder).metrics.get("error")  # None: another architecture, whose layers are not those of the dense model
-    steps, values = ([], []) if errors is None else (errors.steps.tolist(), errors.values.tolist())
-    known = {**summary, "error": fmean(values) if values else None}
-    layers = {"layer": steps, "error": values}
-    return Result({name: known.get(name) for name in METRICS}, layers, summary["wall_s"])
+    numbers, errors = layers(folder)
+    known = {**summary, "error": fmean(errors) if errors else None}
+    return Result({name: known.get(name) for name in METRICS}, {"layer": numbers, "error": errors}, summary["wall_s"])
 
 
 # -- on the page -----------------------------------------------------------------------------------------------------------
@@ -70,10 +68,7 @@ def headline(result: Mapping[str, Any]) -> str:
 
 
 def table(result: Mapping[str, Any]) -> tuple[Sequence[str], Iterable[Sequence[str]]]:
-    arms, seeds = result["arms"], len(result["seeds"])
-    shown = [metric for metric in COLUMNS if any(values[metric]["seeds"] for values in arms.values())]
-    rows = ([arm, *(cell(values[metric], seeds) for metric in shown)] for arm, values in arms.items())
-    return ["arm", *(COLUMNS[metric] for metric in shown)], rows
+    return of_arms(result, COLUMNS)
 
 
 def note(result: Mapping[str, Any]) -> str:

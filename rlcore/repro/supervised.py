@@ -24,7 +24,7 @@ from typing import Any
 from rlcore.recipe.schema import Recipe
 from rlcore.repro.plot import COLOURS
 from rlcore.repro.results import Result
-from rlcore.repro.tables import cell
+from rlcore.repro.tables import of_arms
 
 COLUMNS = {
     "loss": "held-out loss",
@@ -114,10 +114,7 @@ def headline(result: Mapping[str, Any]) -> str:
 
 
 def table(result: Mapping[str, Any]) -> tuple[Sequence[str], Iterable[Sequence[str]]]:
-    arms, seeds = result["arms"], len(result["seeds"])
-    shown = [metric for metric in COLUMNS if any(values[metric]["seeds"] for values in arms.values())]
-    rows = ([arm, *(cell(values[metric], seeds) for metric in shown)] for arm, values in arms.items())
-    return ["arm", *(COLUMNS[metric] for metric in shown)], rows
+    return of_arms(result, COLUMNS)
 
 
 def note(result: Mapping[str, Any]) -> str:

@@ -83,6 +83,13 @@ def test_a_plain_checkpoint_can_be_written(run: Callable) -> None:
     assert isinstance(again.exception, UserError)
 
 
+def test_an_export_that_is_refused_leaves_nothing_behind(run: Callable) -> None:
+    run("methods=[nf4]", "methods=[{name: nf4, run: 64}]", "name=four")
+    refused = CliRunner().invoke(app, ["compress", "export", "runs/four", "packed", "--compressed-tensors"])
+    assert isinstance(refused.exception, UserError)
+    assert not Path("packed").exists()
+
+
 def test_what_is_done_is_not_done_again(run: Callable) -> None:
     first = run("methods=[{name: rtn, run: 64}]")
     assert run("methods=[{name: rtn, run: 64}]", "--resume") == first
