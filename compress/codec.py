@@ -9,7 +9,8 @@ is smaller than their step is invisible until enough of them have come together.
 Vector quantisation is fitted once, to the model that the policy starts from, so that a run that is resumed has the same. From
 then on masks and assignments stay, and every sync takes new codewords, in bfloat16, the means of what they stand for
 (`compress.formats.codebook`). So what all the runs of weights of a codeword do together is seen, however small it is, and what
-each does by itself is not.
+each does by itself is not, so that the copy grows old. With `reassign` k it does not: every sync prunes anew, and goes k steps
+of k-means from the first codewords, at k passes over the weights.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Anew(Codec):
 
 
 class Fitted(Codec):
-    """Codebooks that were fitted to the policy's first weights."""
+    """Codebooks that were fitted to the policy's first weights, whose masks and assignments stay."""
 
     def __init__(self, books: Mapping[str, Codebook]) -> None:
         self.books, self.names = books, frozenset(books)
@@ -66,25 +67,53 @@ class Fitted(Codec):
         return self.books[name].refitted(weight)
 
 
+class Reassigned(Fitted):
+    """The same, from whose codewords every sync goes `iterations` steps of k-means."""
+
+    def __init__(
+        self,
+        books: Mapping[str, Codebook],
+        pruners: Sequence[Step],
+        quantiser: VectorQuantiser,
+        iterations: int,
+        about: CompressedModel,
+    ) -> None:
+        super().__init__(books)
+        self.pruners, self.quantiser, self.iterations, self.about = pruners, quantiser, iterations, about
+
+    @torch.no_grad()
+    def encode(self, name: str, weight: Tensor) -> Held:
+        pruned = _held(self.pruners, name, weight, self.about) if self.pruners else None
+        first, now = self.books[name], weight.float() if pruned is None else pruned.decode()
+        with of_matrix(name):
+            book = self.quantiser.hold_again(now, pruned, first.codewords.float() * first.scale, self.iterations)
+        return book.refitted(weight)
+
+
 def codec(
     methods: Sequence[Named],
     keep_dense: Sequence[str],
     dtype: torch.dtype,
     shapes: Callable[[], PreTrainedModel],
     start: Callable[[], PreTrainedModel],
+    reassign: int = 0,
 ) -> Codec:
     """`dtype` is what weights are served in. `shapes` gives the model without its weights; `start` with those that the policy
     starts from, for methods that are fitted. Raises UserError as `bound` does, and, naming the matrix, for one that cannot be
     compressed."""
-    steps = bound(methods)
+    steps = bound(methods, reassign)
     if not isinstance(steps[-1], VectorQuantiser):
         return Anew(steps, shapes(), dtype, keep_dense)
     model = start()
-    fitted = {name: _held(steps, name, w, CompressedModel(model, dtype)) for name, w in matrices(model, keep_dense).items()}
-    return Fitted({name: held for name, held in fitted.items() if isinstance(held, Codebook)})
+    about = CompressedModel(model, dtype)
+    fitted = {name: _held(steps, name, weight, about) for name, weight in matrices(model, keep_dense).items()}
+    books = {name: held for name, held in fitted.items() if isinstance(held, Codebook)}
+    if not reassign:
+        return Fitted(books)
+    return Reassigned(books, steps[:-1], steps[-1], reassign, CompressedModel(shapes(), dtype))
 
 
-def bound(methods: Sequence[Named]) -> list[Step]:
+def bound(methods: Sequence[Named], reassign: int = 0) -> list[Step]:
     """The methods, without a model. Raises UserError for those that cannot be done to weights that keep changing."""
     made = [plugins.bind("compress", name, options)() for name, options in methods]
     for (name, _), method in zip(methods, made, strict=True):
@@ -96,6 +125,10 @@ def bound(methods: Sequence[Named]) -> list[Step]:
             raise UserError(f"{name}: engines decode weights, and compute with inputs as they are: leave out `activations`")
         if isinstance(method, VectorQuantiser) and (method is not made[-1] or method.shared):
             raise UserError(f"{name} comes last, with a codebook for each matrix: leave out what follows it, and `shared`")
+    if reassign and not isinstance(made[-1], VectorQuantiser):
+        raise UserError(
+            "rollout.compression.reassign is for vq and mvq; other methods do all they do at every sync: leave it out"
+        )
     return made
 
 

@@ -80,6 +80,7 @@ def build_codec(recipe: RL, location: str) -> Codec | None:
         getattr(torch, recipe.dtype),
         shapes=partial(without_weights, location, recipe.trust_remote_code),
         start=partial(build_start, recipe, location),
+        reassign=compression.reassign,
     )
 
 

@@ -62,7 +62,7 @@ def plan(recipe: RL) -> Plan:
         if isinstance(component, Process):
             component.judge_with(component.make_judge())  # without its weights, which `trainers.parts` loads
     if recipe.rollout.compression is not None:
-        bound([(method.name, method.options) for method in recipe.rollout.compression.methods])
+        bound([(m.name, m.options) for m in recipe.rollout.compression.methods], recipe.rollout.compression.reassign)
     problems = Mixture(recipe.data, recipe.seed)
     held_out = load_problems(recipe.eval.data)[: recipe.eval.limit] if recipe.eval else []
     refuse_overlap(problems.problems, held_out)

@@ -187,6 +187,7 @@ class Compression(Section):
 
     methods: Annotated[list[Annotated[Plugin, BeforeValidator(_named)]], Field(min_length=1), BeforeValidator(_listed)]
     keep_dense: list[str] = ["lm_head"]  # matrices whose name contains one of these are left as they are
+    reassign: NonNegativeInt = 0  # of vq and mvq: steps of k-means at each sync; 0: masks and assignments stay as they began
     after: NonNegativeInt = 2  # steps that the policy itself samples first: what is saved is measured against them
     uncorrected: bool = False  # a control: nothing is done about the copy's being another policy
     guard: Guard = Guard()
