@@ -10,7 +10,7 @@ Vector quantisation is fitted once, to the model that the policy starts from, so
 then on masks and assignments stay, and every sync takes new codewords, in bfloat16, the means of what they stand for
 (`compress.formats.codebook`). So what all the runs of weights of a codeword do together is seen, however small it is, and what
 each does by itself is not, so that the copy grows old. With `reassign` k it does not: every sync prunes anew, and goes k steps
-of k-means from the first codewords, at k passes over the weights.
+of k-means from the first codewords.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from compress.calibration import matrices, of_matrix
-from compress.compressed import CompressedModel
 from compress.formats.codebook import Codebook
 from compress.held import Held
 from compress.method import Matrixwise
@@ -50,11 +49,11 @@ class Anew(Codec):
     """All methods, at every sync. `model` tells the names; its weights are not looked at."""
 
     def __init__(self, methods: Sequence[Step], model: PreTrainedModel, dtype: torch.dtype, keep_dense: Sequence[str]) -> None:
-        self.methods, self.about = methods, CompressedModel(model, dtype)
+        self.methods, self.dtype = methods, dtype
         self.names = frozenset(matrices(model, keep_dense))
 
     def encode(self, name: str, weight: Tensor) -> Held:
-        return _held(self.methods, name, weight, self.about)
+        return _held(self.methods, name, weight, self.dtype)
 
 
 class Fitted(Codec):
@@ -68,26 +67,25 @@ class Fitted(Codec):
 
 
 class Reassigned(Fitted):
-    """The same, from whose codewords every sync goes `iterations` steps of k-means."""
+    """The same, from whose codewords every sync goes so many steps of k-means, by masks that are made anew."""
 
     def __init__(
         self,
         books: Mapping[str, Codebook],
         pruners: Sequence[Step],
         quantiser: VectorQuantiser,
-        iterations: int,
-        about: CompressedModel,
+        steps: int,
+        dtype: torch.dtype,
     ) -> None:
         super().__init__(books)
-        self.pruners, self.quantiser, self.iterations, self.about = pruners, quantiser, iterations, about
+        self.pruners, self.quantiser, self.steps, self.dtype = pruners, quantiser, steps, dtype
 
     @torch.no_grad()
     def encode(self, name: str, weight: Tensor) -> Held:
-        pruned = _held(self.pruners, name, weight, self.about) if self.pruners else None
-        first, now = self.books[name], weight.float() if pruned is None else pruned.decode()
+        pruned = _held(self.pruners, name, weight, self.dtype) if self.pruners else None
+        now = weight.float() if pruned is None else pruned.decode()
         with of_matrix(name):
-            book = self.quantiser.hold_again(now, pruned, first.codewords.float() * first.scale, self.iterations)
-        return book.refitted(weight)
+            return self.quantiser.hold_again(now, pruned, self.books[name], self.steps)
 
 
 def codec(
@@ -105,12 +103,11 @@ def codec(
     if not isinstance(steps[-1], VectorQuantiser):
         return Anew(steps, shapes(), dtype, keep_dense)
     model = start()
-    about = CompressedModel(model, dtype)
-    fitted = {name: _held(steps, name, weight, about) for name, weight in matrices(model, keep_dense).items()}
+    fitted = {name: _held(steps, name, weight, dtype) for name, weight in matrices(model, keep_dense).items()}
     books = {name: held for name, held in fitted.items() if isinstance(held, Codebook)}
     if not reassign:
         return Fitted(books)
-    return Reassigned(books, steps[:-1], steps[-1], reassign, CompressedModel(shapes(), dtype))
+    return Reassigned(books, steps[:-1], steps[-1], reassign, dtype)
 
 
 def bound(methods: Sequence[Named], reassign: int = 0) -> list[Step]:
@@ -121,7 +118,7 @@ def bound(methods: Sequence[Named], reassign: int = 0) -> list[Step]:
             raise UserError(f"{name} learns from text, for which there is no time between two steps of a policy")
         if method.looks_at != "nothing":
             raise UserError(f"{name} looks at calibration text, and a policy that is compressed at every sync has none")
-        if getattr(method, "activations", None) is not None:
+        if method.activations is not None:
             raise UserError(f"{name}: engines decode weights, and compute with inputs as they are: leave out `activations`")
         if isinstance(method, VectorQuantiser) and (method is not made[-1] or method.shared):
             raise UserError(f"{name} comes last, with a codebook for each matrix: leave out what follows it, and `shared`")
@@ -140,19 +137,19 @@ def trial(methods: Sequence[Named], keep_dense: Sequence[str], dtype: torch.dtyp
     weights = matrices(model, keep_dense)
     for name, weight in weights.items():
         if (shape := tuple(weight.shape)) not in sizes:
-            held = _held(steps, name, torch.zeros(shape), CompressedModel(model, dtype))
+            held = _held(steps, name, torch.zeros(shape), dtype)
             held = held.refitted(torch.zeros(shape)) if isinstance(held, Codebook) else held
             sizes[shape] = sum(tensor.nbytes for _, tensor in held.tensors())
     return {name: sizes[tuple(weight.shape)] for name, weight in weights.items()}
 
 
 @torch.no_grad()
-def _held(methods: Sequence[Step], name: str, weight: Tensor, about: CompressedModel) -> Held:
+def _held(methods: Sequence[Step], name: str, weight: Tensor, dtype: torch.dtype) -> Held:
     """One method after the other."""
     held: Held | None = None
     with of_matrix(name):
         for method in methods:
             now = weight.float() if held is None else held.decode()
-            held = method.hold(now, held) if isinstance(method, VectorQuantiser) else method.hold(now, held, None, about)
+            held = method.hold(now, held, None, dtype)
     assert held is not None  # there is a method
     return held

@@ -12,13 +12,12 @@ from compress import job as compress
 from compress import sensitivity
 from compress.calibration import matrices
 from compress.codec import trial
-from compress.texts import described
+from compress.texts import described, texts_of
 from rewards.preference.preference import Preference as PreferenceReward
 from rewards.process.process import Process
 from rlcore import models, plugins
 from rlcore.conversation import ConversationPrompter
 from rlcore.data.mixture import load as load_problems
-from rlcore.evaluation import held_out
 from rlcore.latent import refuse_latent
 from rlcore.length_budget import describe, for_training
 from rlcore.prompts import Prompter
@@ -111,7 +110,7 @@ def _sft(recipe: Sft) -> Iterator[str]:
     yield f"{len(problems)} training problems"
     location = warmstart.architecture(recipe.model, recipe.seed)
     prompter = Prompter(recipe.prompt, models.load_tokenizer(location, recipe.trust_remote_code))
-    if texts := held_out.texts(recipe, prompter, models.context(location, recipe.trust_remote_code)):
+    if texts := texts_of(recipe.evaluated_on or [], prompter, models.context(location, recipe.trust_remote_code)):
         yield described(texts)
     yield from _first(prompter, problems)
 
@@ -165,7 +164,7 @@ def _annotate(recipe: Annotate) -> Iterator[str]:
 def _compress(recipe: Compress) -> Iterator[str]:
     location = warmstart.architecture(recipe.model, recipe.seed)
     prompter = Prompter(recipe.prompt, models.load_tokenizer(location, recipe.trust_remote_code))
-    yield from compress.describe(compress.plan(recipe, prompter))
+    yield from compress.describe(compress.plan(recipe, prompter, models.context(location, recipe.trust_remote_code)))
     yield f"to compress: {_matrices(models.without_weights(location, recipe.trust_remote_code), recipe)}"
 
 
@@ -173,7 +172,11 @@ def _sensitivity(recipe: Sensitivity) -> Iterator[str]:
     location = warmstart.architecture(recipe.model, recipe.seed)
     prompter = Prompter(recipe.prompt, models.load_tokenizer(location, recipe.trust_remote_code))
     model = models.without_weights(location, recipe.trust_remote_code)
-    yield from sensitivity.describe(recipe, sensitivity.plan(recipe, prompter), model.config.num_hidden_layers)
+    yield from sensitivity.describe(
+        recipe,
+        sensitivity.plan(recipe, prompter, models.context(location, recipe.trust_remote_code)),
+        model.config.num_hidden_layers,
+    )
     yield f"to change: {_matrices(model, recipe)}"
 
 
