@@ -68,13 +68,14 @@ def mend_sampling(device: torch.device) -> None:
     """For the rest of this process; engines that do not speculate go another way. Drafts of vLLM's first model runner (that of
     CPUs) take the random numbers of the process: they are given the request's own, since its seed is to decide its tokens. And
     on a CPU vLLM verifies them at a temperature, top-k and top-p that nobody wrote: its kernel spreads them over the drafts in
-    an integer copy of the result, and drops it."""
+    an integer copy of the result, and drops it. Top-k, for its part, fails in a pass that has no drafts to verify."""
     from vllm.v1.sample import rejection_sampler
     from vllm.v1.spec_decode import llm_base_proposer
 
     llm_base_proposer.compute_probs_and_sample_next_token = drawn_by_seed
     if device.type == "cpu":
         rejection_sampler.expand_batch_to_tokens = spread
+        rejection_sampler.apply_top_k_top_p = truncated
 
 
 def drawn_by_seed(logits: Tensor, sampling_metadata: Any, use_fp64_gumbel: bool = False) -> tuple[Tensor, Tensor]:
@@ -95,3 +96,11 @@ def spread(x: Tensor, cu_num_tokens: Tensor, num_tokens: int, replace_from: int 
     count; stands in for vLLM's `expand_batch_to_tokens`."""
     counts = torch.diff(cu_num_tokens, prepend=cu_num_tokens.new_zeros(1))
     return torch.where(x == replace_from, replace_to, x).repeat_interleave(counts, output_size=num_tokens)
+
+
+def truncated(logits: Tensor, k: Tensor | None, p: Tensor | None) -> Tensor:
+    """(drafts, V); stands in for vLLM's `apply_top_k_top_p`, which knows of no 0 drafts."""
+    from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
+
+    kept: Tensor = apply_top_k_top_p(logits, k, p) if len(logits) else logits
+    return kept
