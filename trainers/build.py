@@ -33,7 +33,7 @@ def build_engine(recipe: RL, location: str, tokenizer: PreTrainedTokenizerBase, 
     """The engine with its own copy of the model, in the dtype it is served in."""
     spec = recipe.rollout.engine
     split = recipe.cluster.tensor_parallel if recipe.cluster else 1
-    own = {"tensor_parallel": split} if split > 1 else {}
+    own: dict[str, Any] = {"tensor_parallel": split} if split > 1 else {}
     own |= {"drafter": build_drafter(drafter)} if (drafter := recipe.rollout.drafter) else {}
     make = plugins.bind("rollout.engines", spec.name, spec.options | own)
     rank = recipe.lora.rank if recipe.lora and recipe.lora.serve == "adapter" else 0

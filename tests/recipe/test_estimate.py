@@ -70,6 +70,15 @@ def test_memory_of_a_worked_example(trained: str, different: dict[str, int]) -> 
     assert memory(recipe, SHAPE, 5, Transformers) == {"this process": expected | different}
 
 
+def test_a_draft_model_is_a_second_copy_for_the_rollouts() -> None:
+    drafter = ["rollout.engine.name=vllm", "rollout.drafter={name: compressed, methods: rtn}"]
+    without, drafted = (load([*BASE, *more]).recipe for more in ([], drafter))
+    assert isinstance(without, RL)
+    assert isinstance(drafted, RL)
+    expected = memory(without, SHAPE, 5, Transformers)["this process"] | {"draft model": 2000}
+    assert memory(drafted, SHAPE, 5, Transformers) == {"this process": expected}
+
+
 def test_a_reward_that_learns_takes_a_second_model_to_train_and_its_reference() -> None:
     recipe = load(BASE).recipe
     assert isinstance(recipe, RL)

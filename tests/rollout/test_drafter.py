@@ -131,15 +131,15 @@ def test_logprobs_are_those_of_the_policy(engine: Vllm, policy: PreTrainedModel,
 def test_tokens_are_drawn_from_the_policy(
     engine: Vllm, policy: PreTrainedModel, tiny_spec: ModelSpec, sampling: Sampling, request: pytest.FixtureRequest
 ) -> None:
-    """Put in order by how much likelier the copy makes them, tokens are where F(x) is uniform, F being the policy's distribution
-    function, its steps filled at random. Ten tokens of 600 completions; chi-square of tenths, for each place in a pass apart,
-    below its 99.99 % point. A sampler that leans to the copy crowds one end."""
+    """Tokens in the order of how much likelier the policy makes them than the copy, F the policy's distribution function in
+    that order, its steps filled at random: then F(x) is uniform, and a sampler that leans to the copy crowds the low end. Ten
+    tokens of 600 completions; for each place in a completion the chi-square of tenths, below its 99.99 % point."""
     drafting = copy_of(policy, tiny_spec, request.node.callspec.params["engine"])
     generator = torch.Generator().manual_seed(0)
     counts = torch.zeros(10, 10)
     for completion in engine.generate(asked(replace(sampling, max_new_tokens=10), 600)):
         p, q = (distribution(m, completion.prompt_ids, completion.token_ids, sampling)[:-1] for m in (policy, drafting))
-        order = (q - p).nan_to_num(nan=torch.inf).argsort(-1)  # neither can draw what is nan
+        order = (p - q).nan_to_num(nan=torch.inf).argsort(-1)  # of what neither can draw it is nan
         rank = (order == torch.tensor(completion.token_ids)[:, None]).int().argmax(-1)[:, None]
         sorted_p = p.exp().gather(-1, order)
         step = sorted_p.gather(-1, rank)
