@@ -47,6 +47,8 @@ def picture(curves: Mapping[str, Mapping[str, Any]], path: Path, salt: str) -> N
                 quality.plot(curve["bits"], -curve["quality"], **style | {"markersize": 6})
             lines += errors.plot(*curve["layers"], **style, linestyle=STYLES[again % len(STYLES)], linewidth=1.2, markevery=5)
         quality.set(xlabel="bits of a compressed weight", ylabel="nats a token of held-out solutions", yscale="log")
+        quality.set_xscale("log", base=2)  # as sizes are told apart, from one bit to 32
+        quality.xaxis.set_major_formatter("{x:g}")
         errors.set(xlabel="layer", ylabel="‖W − Ŵ‖² / ‖W‖²", yscale="log")
         figure.legend(lines, list(curves), loc="outside right center", fontsize=7, frameon=False)
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
