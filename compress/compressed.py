@@ -190,7 +190,7 @@ def verified(folder: Path) -> dict[str, Any]:
         if not path.is_file():
             raise UserError(f"{path} is missing: copy the folder again")
         if _digest(path) != written:
-            raise UserError(f"{path} is not what was written (truncated or changed): copy the folder again")
+            raise UserError(f"{path} is not what was written (truncated or changed): copy the folder again, or make it anew")
     return {**about, "digest": digest}
 
 

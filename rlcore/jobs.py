@@ -215,7 +215,7 @@ def _compress(loaded: Loaded, recipe: Compress) -> dict[str, Any]:
         say(line)
     spec = ModelSpec(location, "float32", recipe.device, recipe.trust_remote_code)
     layers = models.without_weights(location, recipe.trust_remote_code).config.num_hidden_layers
-    run = Run(loaded, steps=layers, keep=Checkpoint(), stop=Stop())
+    run = Run(loaded, steps=layers, keep=Checkpoint(), stop=Stop(), unit="layer")
     run.begin()
     try:
         compressed, found = compress.compress(recipe, asked, run, spec, tokenizer)

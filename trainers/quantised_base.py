@@ -47,7 +47,10 @@ def start_of(recipe: Job, location: str) -> str:
 
 def quantiser(asked: QuantisedBase) -> Matrixwise:
     """Raises UserError where there is none of that name, or not with these options."""
-    method: Any = plugins.bind("compress.quantise", asked.name, asked.options)()
+    try:
+        method: Any = plugins.bind("compress.quantise", asked.name, asked.options)()
+    except UserError as error:
+        raise UserError(f"quantised_base: {error}") from error
     if method.activations is not None:
         raise UserError(f"quantised_base: {asked.name!r} rounds activations, which no engine does: leave out `activations`")
     if not isinstance(method, Matrixwise) or method.looks_at != "nothing":

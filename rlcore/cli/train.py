@@ -50,6 +50,7 @@ def dry_run(arguments: Sequence[str]) -> None:
     loaded = load(arguments)
     from rlcore.preview import preview
 
+    lines = list(preview(loaded.recipe))  # what it refuses is not to be looked for below the recipe
     print(loaded.to_yaml(with_origins=True))
-    for line in preview(loaded.recipe):
+    for line in lines:
         print(line)

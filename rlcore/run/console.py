@@ -59,7 +59,9 @@ def alarm(message: str) -> None:
 
 
 class Console:
-    def __init__(self, name: str, total: int) -> None:
+    """`unit`: what there is a `total` of, and a line for each."""
+
+    def __init__(self, name: str, total: int, unit: str = "step") -> None:
         self.progress = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -71,7 +73,7 @@ class Console:
             disable=not sys.stderr.isatty(),
         )
         self.task = self.progress.add_task(name, total=total)
-        self.total = total
+        self.total, self.unit = total, unit
 
     def start(self, done: int) -> None:
         self.progress.update(self.task, completed=done)
@@ -79,13 +81,13 @@ class Console:
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         self.progress.update(self.task, completed=step)
-        say(f"step {step}/{self.total}  {readable(metrics)}")
+        say(f"{self.unit} {step}/{self.total}  {readable(metrics)}")
 
     def follow(self, step: int, metrics: Mapping[str, float]) -> None:
         """Like `step`, for work that is not the job itself: only the bar on a terminal, a tenth of the lines elsewhere."""
         self.progress.update(self.task, completed=step)
         if self.progress.disable and step * 10 // self.total > (step - max(1, self.total // 50)) * 10 // self.total:
-            say(f"step {step}/{self.total}  {readable(metrics)}")
+            say(f"{self.unit} {step}/{self.total}  {readable(metrics)}")
 
     def stop(self) -> None:
         self.progress.stop()

@@ -52,10 +52,10 @@ class Run:
     """One run. `learners` and `cursors` are what its checkpoints hold; both are restored together. Raises UserError where a
     tracker's package is not installed."""
 
-    def __init__(self, loaded: Loaded, *, steps: int, keep: Checkpoint, stop: Stop) -> None:
+    def __init__(self, loaded: Loaded, *, steps: int, keep: Checkpoint, stop: Stop, unit: str = "step") -> None:
         self.recipe, self.folder = loaded.recipe, Path(loaded.recipe.folder)
         self.steps, self.keep, self.rules = steps, keep, stop
-        self.console = Console(loaded.recipe.name, steps)
+        self.console = Console(loaded.recipe.name, steps, unit)
         self.learners: dict[str, Saved] = {}
         self.cursors: dict[str, Stateful] = {}
         self.trackers: list[Tracker] = []
