@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from rlcore.batch import pad
 from rlcore.errors import UserError
 from rlcore.latent import load_latent
-from rlcore.models import ModelSpec
+from rlcore.models import ModelSpec, context_of
 from rlcore.protocols import Bucket, Engine, Manifest, Tokens
 from rlcore.types import Code, Completion, FinishReason, Request
 from rollout import attention
@@ -48,17 +48,13 @@ class Transformers(Engine):
         latent = load_latent(spec.location)
         if latent is None:
             refuse_code(code, spec.location)
-        config = model.config
-        slides = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
-        if slides or "sliding_attention" in (getattr(config, "layer_types", None) or []):
-            raise UserError("the transformers engine's cache has no sliding-window attention: use another model or engine")
         model.set_attn_implementation(attention.NAME)
         self.model, self.tokenizer = model.eval(), tokenizer
         self._chooser = None if latent is None else CodeChooser(latent, model.get_decoder(), code)
         self._code_logits = None if latent is None else latent.logits(model.get_output_embeddings().weight)
         self.stop_ids = torch.tensor(sorted(stop_ids), device=model.device)
         self.capacity = batch_size
-        self.context = int(getattr(model.config, "max_position_embeddings", 0)) or 1 << 30
+        self.context = context_of(model.config)
         self._intake = Intake({name: tuple(p.shape) for name, p in model.named_parameters()})
         self._arriving: dict[str, Tensor] = {}  # of an adapter or a sparse update
         self._merged: dict[str, Tensor] = {}  # the weights under the adapter that is served

@@ -1,0 +1,105 @@
+"""What a drafter is, and how it is held to it: one that fails or hands in what cannot be read stops the run, by its name."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlcore.errors import UserError
+from rlcore.protocols import Tokens
+from rlcore.types import Request, seed_from
+from rollout.decoding.tree import Tree
+from rollout.sampling import uniforms
+
+
+@dataclass(eq=False)
+class Row:
+    """A completion under way. Drafters read it, and change nothing."""
+
+    request: Request
+    limit: int  # tokens that the completion can have, forced prefix included
+    tokens: list[int] = field(init=False)  # of the completion so far, forced prefix included
+    logprobs: list[float] = field(default_factory=list)  # of those that were sampled
+    u: np.ndarray = field(init=False)  # (limit,) that draw the tokens, as in plain decoding
+    v: np.ndarray = field(init=False)  # (limit,) that accept what was drafted at random
+
+    def __post_init__(self) -> None:
+        self.tokens = list(self.request.prefix.token_ids)
+        self.u = uniforms(self.request.seed, self.limit)
+        self.v = uniforms(seed_from(self.request.seed, "accept"), self.limit)
+
+    @property
+    def ids(self) -> list[int]:
+        """Prompt and completion so far. The target has read all but the last."""
+        return [*self.request.prompt_ids, *self.tokens]
+
+    @property
+    def room(self) -> int:
+        """How deep a draft may be: what is accepted of it is followed by a token that the target draws itself."""
+        return self.limit - len(self.tokens) - 1
+
+
+class Drafter(ABC):
+    """Proposes what comes next. `forwards` counts the forward passes of a model of its own, if it has one."""
+
+    forwards = 0
+
+    @abstractmethod
+    def propose(self, rows: Sequence[Row]) -> list[Tree]:
+        """A tree for each row, which grows from the row's last token and is no deeper than its `room`. The rows are all those
+        that have begun and are not forgotten."""
+
+    def begin(self, rows: Sequence[Row], hidden: Sequence[Tensor]) -> None:  # noqa: B027 - a hook
+        """These rows enter. `hidden` (tokens, H) of each: the target's last hidden states of all but its last token."""
+
+    def observe(self, row: Row, accepted: Tokens, hidden: Tensor) -> None:  # noqa: B027 - a hook
+        """Of the row's tree so many tokens were `accepted`, before the target drew the row's last one. `hidden`
+        (1 + accepted, H): the target's last hidden states at the root and at these."""
+
+    def forget(self, row: Row) -> None:  # noqa: B027 - a hook
+        """The row is done, and leaves."""
+
+
+@contextmanager
+def blamed(drafter: Drafter) -> Iterator[None]:
+    """Whatever goes wrong within is a UserError that names the drafter."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(f"the drafter {type(drafter).__name__} failed: {type(error).__name__}: {error}") from error
+
+
+def proposed(drafter: Drafter, rows: Sequence[Row], vocabulary: int) -> list[Tree]:
+    """The trees that a drafter proposes. Raises UserError where it fails, or where the target cannot read them."""
+    with blamed(drafter):
+        trees = drafter.propose(rows)
+        if len(trees) != len(rows):
+            raise ValueError(f"it proposed {len(trees)} trees for {len(rows)} rows")
+        for tree, row in zip(trees, rows, strict=True):
+            _refuse_unreadable(tree, row, vocabulary)
+    return trees
+
+
+def _refuse_unreadable(tree: Tree, row: Row, vocabulary: int) -> None:
+    if not isinstance(tree, Tree):
+        raise TypeError(f"it proposed a {type(tree).__name__} where a Tree is due")
+    if tree.tokens[0] != row.ids[-1]:
+        raise ValueError(f"its tree grows from token {tree.tokens[0]}; the row's last is {row.ids[-1]}")
+    if outside := [token for token in tree.tokens if not 0 <= token < vocabulary]:
+        raise ValueError(f"it proposed the token {outside[0]}; the target's vocabulary has {vocabulary}")
+    if max(tree.depths) > row.room:
+        raise ValueError(f"its tree is {max(tree.depths)} deep; the row has room for {row.room}")
+    for node, q in tree.q.items():
+        if q.shape != (vocabulary,):
+            raise ValueError(f"the distribution of its draft has the shape {tuple(q.shape)}, not ({vocabulary},)")
+        drawn = q[torch.tensor(list(tree.children[node]), dtype=torch.long, device=q.device)]
+        if not (abs(float(q.sum()) - 1) < 1e-3 and float(q.min()) >= 0 and bool((drawn > 0).all())):
+            raise ValueError(
+                f"the distribution of its draft sums to {float(q.sum())}, or does not hold the tokens drawn from it"
+            )
