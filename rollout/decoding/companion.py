@@ -60,13 +60,18 @@ class Companion(Drafter, Generic[S]):
         """A draft of the row's last token alone."""
 
     @abstractmethod
-    def branch(self, row: Row, shoot: S, logprobs: Tensor, level: int) -> None:
-        """Let the frontier, of which the draft model says `logprobs` (nodes, V), get its children, at depth 1 + level; those
-        that are to get children themselves are the next frontier."""
+    def candidates(self, q: Tensor, of: Sequence[Row], level: int) -> tuple[Tensor, Tensor]:
+        """For nodes of these rows at depth `level`, after which the draft model says q (nodes, V): tokens (nodes, k) and their
+        probabilities in q, which are 0 where there is none."""
 
     @abstractmethod
-    def grown(self, row: Row, shoot: S) -> Tree:
-        """The tree of a draft that is done."""
+    def branch(self, shoot: S, candidates: Sequence[Sequence[tuple[int, float]]], q: Tensor) -> None:
+        """Let every node of the frontier get children among its candidates, tokens with their probabilities; of these children,
+        those that are to get some themselves are the next frontier."""
+
+    @abstractmethod
+    def grown(self, shoot: S, room: int) -> Tree:
+        """The tree of a draft that is done, which may be so deep."""
 
     @property
     def forwards(self) -> int:  # type: ignore[override]
@@ -88,23 +93,35 @@ class Companion(Drafter, Generic[S]):
         self.rows.pop()
 
     def propose(self, rows: Sequence[Row]) -> list[Tree]:
-        logprobs: Sequence[Tensor] = self._catch_up().split(1)
         shoots = [self.plant(row) for row in self.rows]
-        for level in range(self.depth):
-            for row, shoot, following in zip(self.rows, shoots, logprobs, strict=True):
-                if level < row.room:
-                    self.branch(row, shoot, following, level)
-                if level + 1 >= min(self.depth, row.room):
-                    shoot.frontier = []
-            if not any(shoot.frontier for shoot in shoots):
-                break
-            logprobs = self._read(shoots)
-        trees = {row: self.grown(row, shoot) for row, shoot in zip(self.rows, shoots, strict=True)}
+        q, level = self._catch_up(), 0
+        self._stop(shoots, level)
+        q = q[[place for place, shoot in enumerate(shoots) if shoot.frontier]]
+        while any(shoot.frontier for shoot in shoots):
+            tokens, chances = self.candidates(
+                q, [row for row, s in zip(self.rows, shoots, strict=True) for _ in s.frontier], level
+            )
+            found = [list(zip(*each, strict=True)) for each in zip(tokens.tolist(), chances.tolist(), strict=True)]
+            begin = 0
+            for shoot in shoots:
+                end = begin + len(shoot.frontier)
+                self.branch(shoot, found[begin:end], q[begin:end])
+                begin = end
+            level += 1
+            self._stop(shoots, level)
+            if any(shoot.frontier for shoot in shoots):
+                q = self._read(shoots)
+        trees = {row: self.grown(shoot, row.room) for row, shoot in zip(self.rows, shoots, strict=True)}
         return [trees[row] for row in rows]
+
+    def _stop(self, shoots: Sequence[S], level: int) -> None:
+        for row, shoot in zip(self.rows, shoots, strict=True):
+            if level >= min(self.depth, row.room):
+                shoot.frontier = []
 
     def _catch_up(self) -> Tensor:
         """Keep what was accepted of the last draft, and read the rest of the rows up to their last tokens, which is settled
-        then. Log-probs (rows, V) of what follows them."""
+        then. The distributions (rows, V) of what follows them."""
         unsettled = [row.ids[length:] for row, length in zip(self.rows, self.model.lengths, strict=True)]
         paths = [self.model.follow(place, ids[:-1]) for place, ids in enumerate(unsettled)]
         self.model.keep(paths)
@@ -113,12 +130,11 @@ class Companion(Drafter, Generic[S]):
         self.model.keep([range(len(tail)) for tail in tails])
         self._settings = SamplingRows.of([row.request.sampling for row in self.rows], self.model.vocabulary, logits.device)
         ends = torch.tensor([len(tail) - 1 for tail in tails], device=logits.device)
-        return processed(logits[torch.arange(len(tails), device=logits.device), ends], self._settings).log_softmax(-1)
+        return processed(logits[torch.arange(len(tails), device=logits.device), ends], self._settings).softmax(-1)
 
-    def _read(self, shoots: Sequence[S]) -> Sequence[Tensor]:
-        """Log-probs (nodes, V) of what follows the frontier of each draft."""
+    def _read(self, shoots: Sequence[S]) -> Tensor:
+        """Read the frontiers of all drafts. The distributions (nodes, V) of what follows, those of a draft side by side."""
         logits, _ = self.model.read([shoot.read() for shoot in shoots])
-        counts = [len(shoot.frontier) for shoot in shoots]
-        of = torch.tensor([place for place, count in enumerate(counts) for _ in range(count)], device=logits.device)
-        flat = torch.cat([logits[place, :count] for place, count in enumerate(counts)])
-        return processed(flat, self._settings.rows(of)).log_softmax(-1).split(counts)
+        at = [(place, k) for place, shoot in enumerate(shoots) for k in range(len(shoot.frontier))]
+        places, ks = torch.tensor(at, device=logits.device).T
+        return processed(logits[places, ks], self._settings.rows(places)).softmax(-1)

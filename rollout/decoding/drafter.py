@@ -82,11 +82,12 @@ def proposed(drafter: Drafter, rows: Sequence[Row], vocabulary: int) -> list[Tre
         if len(trees) != len(rows):
             raise ValueError(f"it proposed {len(trees)} trees for {len(rows)} rows")
         for tree, row in zip(trees, rows, strict=True):
-            _refuse_unreadable(tree, row, vocabulary)
+            _refuse_unfit(tree, row, vocabulary)
+        _refuse_distributions(trees, vocabulary)
     return trees
 
 
-def _refuse_unreadable(tree: Tree, row: Row, vocabulary: int) -> None:
+def _refuse_unfit(tree: Tree, row: Row, vocabulary: int) -> None:
     if not isinstance(tree, Tree):
         raise TypeError(f"it proposed a {type(tree).__name__} where a Tree is due")
     if tree.tokens[0] != row.ids[-1]:
@@ -95,11 +96,18 @@ def _refuse_unreadable(tree: Tree, row: Row, vocabulary: int) -> None:
         raise ValueError(f"it proposed the token {outside[0]}; the target's vocabulary has {vocabulary}")
     if max(tree.depths) > row.room:
         raise ValueError(f"its tree is {max(tree.depths)} deep; the row has room for {row.room}")
-    for node, q in tree.q.items():
-        if q.shape != (vocabulary,):
-            raise ValueError(f"the distribution of its draft has the shape {tuple(q.shape)}, not ({vocabulary},)")
-        drawn = q[torch.tensor(list(tree.children[node]), dtype=torch.long, device=q.device)]
-        if not (abs(float(q.sum()) - 1) < 1e-3 and float(q.min()) >= 0 and bool((drawn > 0).all())):
-            raise ValueError(
-                f"the distribution of its draft sums to {float(q.sum())}, or does not hold the tokens drawn from it"
-            )
+
+
+def _refuse_distributions(trees: Sequence[Tree], vocabulary: int) -> None:
+    """All of them are looked at together: each look waits for the device."""
+    given = [(q, list(tree.children[node])) for tree in trees for node, q in tree.q.items()]
+    if wrong := [tuple(q.shape) for q, _ in given if q.shape != (vocabulary,)]:
+        raise ValueError(f"the distribution of its draft has the shape {wrong[0]}, not ({vocabulary},)")
+    if not given:
+        return
+    q = torch.stack([each for each, _ in given]).float()
+    if not bool(((q.sum(-1) - 1).abs() < 1e-3).all()) or float(q.min()) < 0:
+        raise ValueError("what it says that its draft was drawn from is no distribution")
+    drawn = torch.tensor([(i, child) for i, (_, children) in enumerate(given) for child in children], device=q.device)
+    if len(drawn) and float(q[tuple(drawn.T)].min()) <= 0:
+        raise ValueError("its draft holds a token of probability 0 in the distribution that it was drawn from")

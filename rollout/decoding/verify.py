@@ -42,7 +42,7 @@ class Walk:
 
 def verify(logits: Tensor, trees: Sequence[Tree], settings: SamplingRows, u: Tensor, v: Tensor) -> list[Walk]:
     """A walk through each of R trees. `logits` (R, N, V) at the nodes; `u` and `v` (R, D): random numbers in [0, 1) for the
-    tokens that follow nodes of depth 0 … D−1, which no draft may depend on."""
+    tokens that follow nodes of depth 0 … D−1; a draft that was drawn at random must not depend on them."""
     walks = [Walk() for _ in trees]
     walking, depth = list(range(len(trees))), 0
     while walking:
@@ -71,7 +71,7 @@ def _follow(
     rejecting = [i for i, (tree, node) in enumerate(at) if node in tree.q]
     if rejecting:
         q = torch.stack([tree.q[node] for tree, node in at if node in tree.q]).to(scaled)
-        children = [list(tree.children[node]) for tree, node in at if node in tree.q]
+        children = [tuple(tree.children[node]) for tree, node in at if node in tree.q]
         drawn = rejection(scaled[rejecting].softmax(-1), q, children, u[rejecting], v[rejecting])
         tokens[rejecting] = torch.where(settings.greedy[rejecting], tokens[rejecting], drawn)
         logprobs = scaled.log_softmax(-1).gather(1, tokens[:, None])[:, 0].where(~settings.greedy, 0.0)
@@ -82,7 +82,7 @@ def rejection(p: Tensor, q: Tensor, children: Sequence[Sequence[int]], u: Tensor
     """Tokens (R,) distributed as p (R, V), where children were drawn from q (R, V) in turn, without replacement: recursive
     rejection sampling. `u` and `v` (R,) in [0, 1) draw from what is left of p, and accept."""
     candidates = pad(children, torch.long, -1).to(p.device)
-    chosen = torch.full_like(candidates[:, 0], -1)
+    chosen = torch.full(v.shape, -1, device=p.device)
     left = torch.ones_like(v)  # the probability that no candidate so far is accepted
     for column in candidates.T:
         present, c = column >= 0, column.clamp(min=0)[:, None]

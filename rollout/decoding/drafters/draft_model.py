@@ -25,6 +25,8 @@ from rollout.sampling import inverse_cdf, uniforms
 
 
 class Shoot(companion.Shoot):
+    """With the distributions that children were drawn from; the verifier does not ask for them in greedy rows."""
+
     def __init__(self, root: int) -> None:
         super().__init__(root)
         self.q: dict[int, Tensor] = {}
@@ -53,35 +55,28 @@ class DraftModel(Companion[Shoot]):
     def plant(self, row: Row) -> Shoot:
         return Shoot(row.ids[-1])
 
-    def branch(self, row: Row, shoot: Shoot, logprobs: Tensor, level: int) -> None:
-        q = logprobs.exp()
-        greedy = row.request.sampling.temperature == 0
-        w = torch.from_numpy(self._w[row][len(row.tokens) + level]).to(q.device)
-        tokens, chances = most_likely(q, self.children) if greedy else without_replacement(q, w)
+    def candidates(self, q: Tensor, of: Sequence[Row], level: int) -> tuple[Tensor, Tensor]:
+        w = torch.tensor(np.stack([self._w[row][len(row.tokens) + level] for row in of]), device=q.device)
+        greedy = torch.tensor([row.request.sampling.temperature == 0 for row in of], device=q.device)
+        return in_turn(q, w, greedy)
+
+    def branch(self, shoot: Shoot, candidates: Sequence[Sequence[tuple[int, float]]], q: Tensor) -> None:
         new = []
-        for i, node in enumerate(shoot.frontier):
-            children = zip(tokens[i].tolist(), chances[i].tolist(), strict=True)
-            new += [shoot.add(token, node, chance) for token, chance in children if chance > 0]
-            if not greedy:
-                shoot.q[node] = q[i]
+        for i, (node, found) in enumerate(zip(shoot.frontier, candidates, strict=True)):
+            new += [shoot.add(token, node, chance) for token, chance in found if chance > 0]
+            shoot.q[node] = q[i]
         shoot.frontier = sorted(new, key=lambda node: -shoot.chances[node])[: self.width]
 
-    def grown(self, row: Row, shoot: Shoot) -> Tree:
+    def grown(self, shoot: Shoot, room: int) -> Tree:
         return Tree(shoot.tokens, shoot.parents, shoot.q)
 
 
-def most_likely(q: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Tokens (nodes, count) and their probabilities, the most likely first."""
-    chances, tokens = q.topk(min(count, q.shape[1]))
-    return tokens, chances
-
-
-def without_replacement(q: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-    """As many tokens of each q (nodes, V) as there are random numbers w, in the order in which they are drawn, and their
-    probabilities in q; a probability of 0 where nothing was left to draw."""
+def in_turn(q: Tensor, w: Tensor, greedy: Tensor) -> tuple[Tensor, Tensor]:
+    """As many tokens (nodes, k) of each q (nodes, V) as there are random numbers w (nodes, k) for it, drawn one after the other
+    without replacement; the most likely ones where `greedy` (nodes,). And their probabilities in q; 0 where none was left."""
     left, drawn = q.clone(), []
-    for number in w:
-        token = inverse_cdf(left, number.expand(len(q))).clamp(max=q.shape[1] - 1)[:, None]
+    for number in w.T:
+        token = inverse_cdf(left, number).clamp(max=q.shape[1] - 1).where(~greedy, left.argmax(-1))[:, None]
         drawn.append((token, left.gather(1, token)))
         left.scatter_(1, token, 0)
     tokens, chances = zip(*drawn, strict=True)

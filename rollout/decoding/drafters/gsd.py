@@ -17,6 +17,7 @@ expands leaves as long as anything else is.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field, NonNegativeInt, PositiveInt
@@ -97,12 +98,15 @@ class Gsd(Companion[Graph]):
     def plant(self, row: Row) -> Graph:
         return Graph(row.ids[-1])
 
-    def branch(self, row: Row, shoot: Graph, logprobs: Tensor, level: int) -> None:
-        chances, tokens = logprobs.exp().topk(min(self.children, logprobs.shape[1]))
+    def candidates(self, q: Tensor, of: Sequence[Row], level: int) -> tuple[Tensor, Tensor]:
+        chances, tokens = q.topk(min(self.children, q.shape[1]))
+        return tokens, chances
+
+    def branch(self, shoot: Graph, candidates: Sequence[Sequence[tuple[int, float]]], q: Tensor) -> None:
         frontier, shoot.frontier = shoot.frontier, []
-        for parent, ps, xs in zip(frontier, chances.tolist(), tokens.tolist(), strict=True):
-            for token, p in zip(xs, ps, strict=True):
-                if p == 0 or p < self.sibling * ps[0]:
+        for parent, found in zip(frontier, candidates, strict=True):
+            for token, p in found:
+                if p == 0 or p < self.sibling * found[0][1]:
                     break  # the rest is less likely still
                 node = shoot.repeated(token, parent, self.same)
                 if node is None:
@@ -111,5 +115,5 @@ class Gsd(Companion[Graph]):
                         shoot.frontier.append(node)
                 shoot.edges[parent][node] = p
 
-    def grown(self, row: Row, shoot: Graph) -> Tree:
-        return shoot.unfolded(self.nodes, row.room)
+    def grown(self, shoot: Graph, room: int) -> Tree:
+        return shoot.unfolded(self.nodes, room)
