@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from itertools import permutations
 
 import pytest
@@ -15,7 +16,7 @@ from rlcore.types import Request, Sampling
 from rollout.decoding.automaton import SuffixAutomaton
 from rollout.decoding.decode import decode
 from rollout.decoding.drafter import Drafter, Row
-from rollout.decoding.drafters.draft_model import in_turn
+from rollout.decoding.drafters.draft_model import DraftModel, in_turn
 from rollout.decoding.drafters.gsd import Graph, Gsd
 from rollout.decoding.drafters.history import START, History
 from rollout.decoding.drafters.ngram import Ngram
@@ -141,11 +142,7 @@ def test_greedy_children_are_the_most_likely_and_none_is_drawn_of_nothing() -> N
 
 
 def test_a_draft_model_as_the_target_is_accepted_whole(target: PreTrainedModel, oracle: PreTrainedModel, ask: Callable) -> None:
-    """Its log-probs are the target's, whatever was kept or cut off of its own cache: sampled or greedy, all drafts are right."""
-    from copy import deepcopy
-
-    from rollout.decoding.drafters.draft_model import DraftModel
-
+    """What it says is what the target says, whatever was kept or cut off of its own cache, sampled and greedy."""
     for temperature in (0.0, 1.0):
         requests = ask(6, temperature=temperature, max_new_tokens=25)
         _, counts = decode(target, requests, DraftModel(deepcopy(oracle), depth=4), [])
@@ -185,7 +182,7 @@ def paths(graph: Graph, nodes: int, depth: int) -> set[tuple[int, ...]]:
 def test_a_piece_that_comes_again_is_drafted_once_and_read_at_all_its_places() -> None:
     """0 → 1 → 3 and 0 → 2 → 3: the second 3 is merged with the first, whose continuation both have."""
     graph, read = grown(TABLE)
-    assert read == [1, 2, 1]  # of 1, 2, 4 without merging, and the 2 after 1 is the 2 after 0
+    assert read == [1, 2, 2]  # the first 3, and the 2 after a 2, which is not merged with what is above it
     assert sum(token == 3 for token in graph.tokens) == 1
     assert {(1, 3, 0), (2, 3, 0), (1, 2, 3)} <= paths(graph, 40, 3)
     unmerged, unmerged_read = grown(TABLE, same=9)
@@ -199,8 +196,8 @@ def test_what_merges_comes_after_the_same_tokens() -> None:
 
 
 def test_unlikely_siblings_are_left_out_and_unlikely_paths_end() -> None:
-    assert not any((1, 2) == path[:2] for path in paths(grown(TABLE, sibling=0.2)[0], 40, 3))
-    assert any((1, 2) == path[:2] for path in paths(grown(TABLE, sibling=0.1)[0], 40, 3))
+    assert not any(path[:2] == (1, 2) for path in paths(grown(TABLE, sibling=0.2)[0], 40, 3))
+    assert any(path[:2] == (1, 2) for path in paths(grown(TABLE, sibling=0.1)[0], 40, 3))
     graph, read = grown(TABLE, probable=0.5, same=9)
     assert read == [1, 1, 1]  # 1 (0.6) and then 3 (0.54)
     assert (2,) in paths(graph, 40, 3)
