@@ -74,7 +74,7 @@ class Companion(Drafter, Generic[S]):
         """The tree of a draft that is done, which may be so deep."""
 
     @property
-    def forwards(self) -> int:  # type: ignore[override]
+    def forwards(self) -> int:
         return self.model.forwards
 
     def begin(self, rows: Sequence[Row], hidden: Sequence[Tensor]) -> None:

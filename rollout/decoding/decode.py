@@ -80,7 +80,8 @@ class Decoder:
 
     @torch.inference_mode()
     def round(self) -> dict[Row, Decoded]:
-        """One forward pass of the target for all rows; those that are done leave, and are returned."""
+        """One forward pass of the target for all rows, of which there is one at least; those that are done leave, and are
+        returned."""
         began, forwards = time.perf_counter(), self.drafter.forwards
         trees = proposed(self.drafter, self.rows, self.target.vocabulary)
         drafted = time.perf_counter()
@@ -114,7 +115,7 @@ class Decoder:
 
     def _randomness(self, trees: Sequence[Tree]) -> tuple[Tensor, Tensor]:
         """`u` and `v` of the positions that a walk can draw: (rows, 1 + the depth of the deepest tree)."""
-        spans = [(len(row.tokens), len(row.tokens) + 1 + max(tree.depths)) for row, tree in zip(self.rows, trees, strict=True)]
+        spans = [(row.drawn, row.drawn + 1 + max(tree.depths)) for row, tree in zip(self.rows, trees, strict=True)]
         u = pad([row.u[a:b].tolist() for row, (a, b) in zip(self.rows, spans, strict=True)], torch.float32)
         v = pad([row.v[a:b].tolist() for row, (a, b) in zip(self.rows, spans, strict=True)], torch.float32)
         return u.to(self.target.model.device), v.to(self.target.model.device)
@@ -122,23 +123,23 @@ class Decoder:
     def _say(self, row: Row, walk: Walk, hidden: Tensor) -> Decoded | None:
         """Add a walk's tokens to its row, up to one that ends it; what was sampled of the row if one does."""
         reason: FinishReason | None = None
-        before = len(row.tokens)
+        before = len(row.ids)
         for token, logprob in zip(walk.tokens, walk.logprobs, strict=True):
-            row.tokens.append(token)
+            row.ids.append(token)
             row.logprobs.append(logprob)
             if token in self.stop_ids:
                 reason = "stop"
-            elif len(row.tokens) == row.limit:
+            elif row.drawn == row.limit:
                 reason = "length"
             if reason:
                 break
-        said = row.tokens[before:]
+        said = row.ids[before:]
         accepted = said[: len(walk.nodes) - 1]
         self.counts.tokens += len(said)
         self.counts.accepted += len(accepted)
         with blamed(self.drafter):
             self.drafter.observe(row, accepted, hidden[walk.nodes[: 1 + len(accepted)]])
-        return Decoded(tuple(row.tokens[-len(row.logprobs) :]), tuple(row.logprobs), reason) if reason else None
+        return Decoded(tuple(row.ids[-len(row.logprobs) :]), tuple(row.logprobs), reason) if reason else None
 
     def _leave(self, done: Collection[Row]) -> None:
         """As in the cache, the last row takes the place of one that leaves."""

@@ -24,31 +24,39 @@ class Row:
 
     request: Request
     limit: int  # tokens that the completion can have, forced prefix included
-    tokens: list[int] = field(init=False)  # of the completion so far, forced prefix included
+    ids: list[int] = field(init=False)  # prompt and completion so far; the target has read all but the last
     logprobs: list[float] = field(default_factory=list)  # of those that were sampled
     u: np.ndarray = field(init=False)  # (limit,) that draw the tokens, as in plain decoding
     v: np.ndarray = field(init=False)  # (limit,) that accept what was drafted at random
 
     def __post_init__(self) -> None:
-        self.tokens = list(self.request.prefix.token_ids)
+        self.ids = [*self.request.prompt_ids, *self.request.prefix.token_ids]
         self.u = uniforms(self.request.seed, self.limit)
         self.v = uniforms(seed_from(self.request.seed, "accept"), self.limit)
 
     @property
-    def ids(self) -> list[int]:
-        """Prompt and completion so far. The target has read all but the last."""
-        return [*self.request.prompt_ids, *self.tokens]
+    def tokens(self) -> list[int]:
+        """The completion so far, forced prefix included."""
+        return self.ids[len(self.request.prompt_ids) :]
+
+    @property
+    def drawn(self) -> int:
+        """How many tokens these are."""
+        return len(self.ids) - len(self.request.prompt_ids)
 
     @property
     def room(self) -> int:
         """How deep a draft may be: what is accepted of it is followed by a token that the target draws itself."""
-        return self.limit - len(self.tokens) - 1
+        return self.limit - self.drawn - 1
 
 
 class Drafter(ABC):
-    """Proposes what comes next. `forwards` counts the forward passes of a model of its own, if it has one."""
+    """Proposes what comes next."""
 
-    forwards = 0
+    @property
+    def forwards(self) -> int:
+        """How many forward passes its own model has made, if it has one; prefills are not counted."""
+        return 0
 
     @abstractmethod
     def propose(self, rows: Sequence[Row]) -> list[Tree]:

@@ -105,12 +105,10 @@ class BranchedModel:
         return path
 
     def leave(self, row: int) -> None:
-        """The last row takes the place of this one. Nothing is open."""
-        last = len(self.lengths) - 1
-        if row != last:
-            self._cache.move(last, row, self.lengths[last])
-            self.lengths[row] = self.lengths[last]
+        """The last row takes the place of this one, with what is open in it."""
+        self._cache.move(len(self.lengths) - 1, row, self.lengths[-1] + len(self._lines[-1]))
         for each in (self.lengths, self._lines, self._names):
+            each[row] = each[-1]
             each.pop()
 
     def _open(self, row: int, tokens: Sequence[int], parents: Sequence[int]) -> list[list[int]]:

@@ -25,10 +25,11 @@ from rollout.sampling import inverse_cdf, uniforms
 
 
 class Shoot(companion.Shoot):
-    """With the distributions that children were drawn from; the verifier does not ask for them in greedy rows."""
+    """With the distributions that children were drawn from, unless it is `greedy`."""
 
-    def __init__(self, root: int) -> None:
+    def __init__(self, root: int, greedy: bool) -> None:
         super().__init__(root)
+        self.greedy = greedy
         self.q: dict[int, Tensor] = {}
 
 
@@ -53,22 +54,27 @@ class DraftModel(Companion[Shoot]):
         del self._w[row]
 
     def plant(self, row: Row) -> Shoot:
-        return Shoot(row.ids[-1])
+        return Shoot(row.ids[-1], _greedy(row))
 
     def candidates(self, q: Tensor, of: Sequence[Row], level: int) -> tuple[Tensor, Tensor]:
-        w = torch.tensor(np.stack([self._w[row][len(row.tokens) + level] for row in of]), device=q.device)
-        greedy = torch.tensor([row.request.sampling.temperature == 0 for row in of], device=q.device)
+        w = torch.tensor(np.stack([self._w[row][row.drawn + level] for row in of]), device=q.device)
+        greedy = torch.tensor([_greedy(row) for row in of], device=q.device)
         return in_turn(q, w, greedy)
 
     def branch(self, shoot: Shoot, candidates: Sequence[Sequence[tuple[int, float]]], q: Tensor) -> None:
         new = []
         for i, (node, found) in enumerate(zip(shoot.frontier, candidates, strict=True)):
             new += [shoot.add(token, node, chance) for token, chance in found if chance > 0]
-            shoot.q[node] = q[i]
+            if not shoot.greedy:
+                shoot.q[node] = q[i]
         shoot.frontier = sorted(new, key=lambda node: -shoot.chances[node])[: self.width]
 
     def grown(self, shoot: Shoot, room: int) -> Tree:
         return Tree(shoot.tokens, shoot.parents, shoot.q)
+
+
+def _greedy(row: Row) -> bool:
+    return row.request.sampling.temperature == 0
 
 
 def in_turn(q: Tensor, w: Tensor, greedy: Tensor) -> tuple[Tensor, Tensor]:

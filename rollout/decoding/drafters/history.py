@@ -30,12 +30,12 @@ START = -1
 
 @dataclass
 class _Match:
-    """The longest suffix of the first `read` tokens of a row, as the automaton's state and its length."""
+    """The longest suffix of a row's completion, as the automaton's state and its length; `read` of the row's ids are in it."""
 
     automaton: SuffixAutomaton
     state: int
     length: int
-    read: int = 0
+    read: int
 
 
 class History(Drafter):
@@ -68,7 +68,7 @@ class History(Drafter):
     def begin(self, rows: Sequence[Row], hidden: Sequence[Tensor]) -> None:
         for row in rows:
             automaton = self._automaton(tuple(row.request.prompt_ids))
-            self._matches[row] = _Match(automaton, *automaton.advance(0, 0, START))
+            self._matches[row] = _Match(automaton, *automaton.advance(0, 0, START), len(row.request.prompt_ids))
 
     def propose(self, rows: Sequence[Row]) -> list[Tree]:
         return [Tree.chain([row.ids[-1], *self._continued(row)]) for row in rows]
@@ -86,9 +86,9 @@ class History(Drafter):
     def _continued(self, row: Row) -> list[int]:
         match, together = self._matches[row], 1.0
         draft: list[int] = []
-        for token in row.tokens[match.read :]:
+        for token in row.ids[match.read :]:
             match.state, match.length = match.automaton.advance(match.state, match.length, token)
-        match.read = len(row.tokens)
+        match.read = len(row.ids)
         state, count = match.state, match.automaton.count
         while state and len(draft) < min(self.depth, row.room):
             following = {t: s for t, s in match.automaton.following[state].items() if t != START}

@@ -120,9 +120,9 @@ class Wild(Drafter):
         self.accepted.append(len(accepted))
 
     def _tree(self, row: Row) -> Tree:
-        draw = random.Random(f"{row.request.seed} {len(row.tokens)}")
+        draw = random.Random(f"{row.request.seed} {row.drawn}")
         tokens, parents, depths, said = [row.ids[-1]], [-1], [0], {(-1, row.ids[-1])}
-        right = self.truth.get(row.request.seed, ())[len(row.tokens) :][: draw.randint(0, 4)]
+        right = self.truth.get(row.request.seed, ())[row.drawn :][: draw.randint(0, 4)]
 
         def add(token: int, parent: int) -> int:
             if (parent, token) not in said and depths[parent] < row.room:

@@ -136,6 +136,22 @@ def test_a_completion_does_not_depend_on_what_it_is_decoded_with(
         assert decode(target, [request], made(name, options, draft), STOP)[0][0].token_ids == expected.token_ids
 
 
+def test_any_precision_is_read_by_the_same_code(
+    target: PreTrainedModel, oracle: PreTrainedModel, wild: type, ask: Callable
+) -> None:
+    """bfloat16: the log-probs of what it says are those of a plain pass, as near as two orders of summation are."""
+    requests = ask(8)
+    drafter = wild({request.seed: decode(target, [request], Plain(), STOP)[0][0].token_ids for request in requests})
+    done, counts = decode(deepcopy(oracle).bfloat16(), requests, drafter, STOP)
+    assert counts.accepted > 0
+    for request, each in zip(requests, done, strict=True):
+        with torch.inference_mode():
+            ids = torch.tensor([[*request.prompt_ids, *each.token_ids]])
+            plain = deepcopy(oracle).bfloat16()(ids).logits[0, len(request.prompt_ids) - 1 : -1].float().log_softmax(-1)
+        expected = plain.gather(1, torch.tensor(each.token_ids)[:, None])[:, 0]
+        assert float((torch.tensor(each.logprobs) - expected).abs().mean()) < 0.1
+
+
 # -- where it ends --------------------------------------------------------------------------------------------------------
 
 
@@ -144,9 +160,7 @@ def truthful(truth: dict[int, Sequence[int]], depth: int = 6) -> Drafter:
 
     class Truthful(Drafter):
         def propose(self, rows: Sequence[Row]) -> list[Tree]:
-            return [
-                Tree.chain([row.ids[-1], *truth[row.request.seed][len(row.tokens) :][: min(depth, row.room)]]) for row in rows
-            ]
+            return [Tree.chain([row.ids[-1], *truth[row.request.seed][row.drawn :][: min(depth, row.room)]]) for row in rows]
 
     return Truthful()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from itertools import permutations
 
 import pytest
@@ -26,7 +27,7 @@ sequences = st.lists(st.integers(0, 2), max_size=24)
 
 def row(prompt: Sequence[int], said: Sequence[int] = (), limit: int = 40) -> Row:
     made = Row(Request("p", 0, 0, tuple(prompt), Sampling()), limit)
-    made.tokens += said
+    made.ids += said
     return made
 
 
@@ -57,7 +58,7 @@ def test_ngram_continues_the_latest_longest_match(ids: list[int], prompt: int) -
     at = row(ids[:prompt])
     drafter.begin([at], [])
     for end in range(min(prompt, len(ids)), len(ids) + 1, 2):
-        at.tokens = ids[prompt:end]
+        at.ids = ids[:end]
         place = looked_up(at.ids, [3, 2, 1])
         assert proposed(drafter, at) == ([] if place is None else at.ids[place : place + 3])
 
@@ -93,11 +94,11 @@ def test_history_continues_what_was_said_most_often_until_it_is_improbable() -> 
     drafter.begin([at, other], [])
     assert proposed(drafter, at) == [5, 6, 7, 8]  # ¾, and of these ⅔; then 1 and 2 are as likely
     assert proposed(drafter, other) == []
-    at.tokens += [5, 6, 7, 9]
+    at.ids += [5, 6, 7, 9]
     assert proposed(drafter, at) == [1]
-    at.tokens += [4, 7]  # 7 alone has been said before
+    at.ids += [4, 7]  # 7 alone has been said before
     assert proposed(drafter, at) == [8]
-    at.tokens += [0]
+    at.ids += [0]
     assert proposed(drafter, at) == []
 
 
@@ -144,9 +145,12 @@ def test_greedy_children_are_the_most_likely_and_none_is_drawn_of_nothing() -> N
 def test_a_draft_model_as_the_target_is_accepted_whole(target: PreTrainedModel, oracle: PreTrainedModel, ask: Callable) -> None:
     """What it says is what the target says, whatever was kept or cut off of its own cache, sampled and greedy."""
     for temperature in (0.0, 1.0):
-        requests = ask(6, temperature=temperature, max_new_tokens=25)
+        requests = [
+            replace(request, sampling=replace(request.sampling, max_new_tokens=5 + 20 * (i % 3 != 1)))
+            for i, request in enumerate(ask(6, temperature=temperature))
+        ]  # the rows that leave first are not the last ones
         _, counts = decode(target, requests, DraftModel(deepcopy(oracle), depth=4), [])
-        assert (counts.accepted, counts.target_forwards) == (counts.drafted, 5)
+        assert (counts.tokens, counts.accepted, counts.target_forwards) == (4 * 25 + 2 * 5, counts.drafted, 5)
         assert counts.draft_forwards == 20
 
 

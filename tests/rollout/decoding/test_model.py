@@ -130,6 +130,19 @@ def test_rows_enter_beside_others_that_are_under_way(oracle: PreTrainedModel) ->
 
 
 @torch.inference_mode()
+def test_a_row_that_moves_takes_what_is_open_in_it_along(oracle: PreTrainedModel) -> None:
+    model = BranchedModel(deepcopy(oracle))
+    model.enter([[1, 2, 3], [4], [5, 6]])
+    model.read([([7], [-1]), ([7], [-1]), ([8, 9, 7], [-1, -1, 1])])
+    model.leave(0)
+    assert [model.follow(row, [9, 7]) for row in range(2)] == [[1, 2], []]
+    model.keep([[1, 2], [0]])
+    logits, _ = model.read([([10], [-1]), ([10], [-1])])
+    for row, settled in enumerate(([5, 6, 9, 7], [4, 7])):
+        assert_plain(oracle, logits[row], settled, ([10], [-1]))
+
+
+@torch.inference_mode()
 def test_what_was_said_before_is_followed(oracle: PreTrainedModel) -> None:
     model = BranchedModel(deepcopy(oracle))
     model.enter([[1]])
