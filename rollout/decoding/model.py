@@ -108,7 +108,7 @@ class BranchedModel:
         """The last row takes the place of this one, with what is open in it."""
         self._cache.move(len(self.lengths) - 1, row, self.lengths[-1] + len(self._lines[-1]))
         for each in (self.lengths, self._lines, self._names):
-            each[row] = each[-1]
+            each[row : row + 1] = each[-1:]  # type: ignore[assignment]
             each.pop()
 
     def _open(self, row: int, tokens: Sequence[int], parents: Sequence[int]) -> list[list[int]]:
