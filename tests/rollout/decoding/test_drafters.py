@@ -156,7 +156,7 @@ def test_a_draft_model_as_the_target_is_accepted_whole(target: PreTrainedModel, 
 
 def test_a_draft_model_cuts_off_what_was_rejected(target: PreTrainedModel, oracle: PreTrainedModel, ask: Callable) -> None:
     """As the target, with a second child everywhere, which is always wrong: what it reads next builds on the first alone."""
-    drafter = DraftModel(deepcopy(oracle), depth=4, children=2, width=2)
+    drafter = DraftModel(deepcopy(oracle), depth=4, children=2, width=16)
     _, counts = decode(target, ask(6, temperature=0, max_new_tokens=25), drafter, [])
     assert (counts.target_forwards, counts.accepted) == (5, 6 * 20)
 
