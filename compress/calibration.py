@@ -114,6 +114,8 @@ def walk(
     if statistics == "nothing":
         yield Layer(weights)
         return
+    if len(set(getattr(model.config, "layer_types", None) or [])) > 1:
+        raise UserError("the model's layers attend in several ways, and inputs can only be told where all do so in one")
     stack = model.get_decoder().layers
     prefix = next(name for name, module in model.named_modules() if module is stack)
     states = _entering(model, stack[0], calibration)

@@ -191,7 +191,7 @@ def verified(folder: Path) -> dict[str, Any]:
             raise UserError(f"{path} is missing: copy the folder again")
         if _digest(path) != written:
             raise UserError(f"{path} is not what was written (truncated or changed): copy the folder again")
-    return about
+    return {**about, "digest": digest}
 
 
 def _rest(compressed: CompressedModel) -> dict[str, Tensor]:

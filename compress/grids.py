@@ -47,7 +47,7 @@ def nearest_code(values: Tensor, grid: str, bits: int) -> Tensor:
 
 
 def _normal_float() -> Tensor:
-    """Eight quantiles on the negative side, zero, and eight on the positive side with the last one shared: of the normal
+    """Seven quantiles on the negative side, zero, and eight on the positive side: of the normal
     distribution at steps that are equal on each side, the outermost at 1 − (1/32 + 1/30)/2, as in QLoRA's appendix E."""
     outermost = 1 - (1 / 32 + 1 / 30) / 2
     normal = torch.distributions.Normal(torch.tensor(0.0, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import inspect
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +23,7 @@ from rlcore import plugins
 from rlcore.errors import UserError
 from rlcore.models import ModelSpec
 from rlcore.prompts import Prompter
-from rlcore.recipe.schema import Compress
+from rlcore.recipe.schema import Compress, Plugin
 from rlcore.run.console import watched
 from rlcore.run.folder import Run
 
@@ -37,21 +39,34 @@ class Plan:
     held_out: Sequence[Text]
 
 
-def plan(recipe: Compress, prompter: Prompter) -> Plan:
-    """Raises UserError for a method that there is not, or that lacks the text it learns from, and for problems without
-    solutions."""
-    made = [(each.name, each.options, plugins.bind("compress", each.name, each.options)()) for each in recipe.methods]
+def plan(recipe: Compress, prompter: Prompter, context: int) -> Plan:
+    """Raises UserError for a method that there is not, or that lacks the text it learns from, for problems without solutions,
+    and for rows or problems that are longer than the model's `context`."""
+    made = [_made(each, recipe.seed) for each in recipe.methods]
+    rounded = False
     for name, _, method in made:
+        if method.learns and rounded:
+            raise UserError(f"{name!r} learns, which it cannot through rounded activations: leave out `activations`")
+        rounded = rounded or method.activations is not None
         if recipe.calibration is None and (method.learns or method.looks_at != "nothing"):
             raise UserError(f"{name!r} looks at calibration text: give the recipe `calibration`")
-        if recipe.eval is not None and getattr(method, "activations", None) is not None:
+        if recipe.eval is not None and method.activations is not None:
             raise UserError(f"{name!r} rounds activations, which no engine does: leave out `eval`, or `activations`")
     asked, rows = recipe.calibration, None
     if asked is not None:
+        if asked.length > context:
+            raise UserError(f"calibration.length {asked.length} is more than the model's context of {context} tokens")
         texts = texts_of(asked.data, prompter)
         order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(recipe.seed)).tolist()
         rows = packed([texts[i].ids for i in order], asked.rows, asked.length)
-    return Plan(made, rows, texts_of(recipe.evaluated_on, prompter))
+    return Plan(made, rows, texts_of(recipe.evaluated_on, prompter, context))
+
+
+def _made(asked: Plugin, seed: int) -> tuple[str, dict[str, Any], Method]:
+    """A method; one that draws does it by the recipe's seed, unless it is given one of its own."""
+    draws = "seed" in inspect.signature(plugins.find("compress", asked.name)).parameters
+    options = {"seed": seed, **asked.options} if draws else dict(asked.options)
+    return asked.name, options, plugins.bind("compress", asked.name, options)()
 
 
 def compress(
@@ -98,14 +113,14 @@ def layer_errors(model: PreTrainedModel, dense: PreTrainedModel, names: Sequence
     """Of each layer of the model, from the bottom up, ‖W − Ŵ‖² / ‖W‖² over its matrices: of all, and by their kinds. Matrices
     outside of the layers come last."""
     for layer in by_layer(names):
-        lost, whole, kinds = 0.0, 0.0, {}
+        lost, whole = defaultdict[str, float](float), defaultdict[str, float](float)
         for name in layer:
             weight = dense.get_parameter(name).detach().float()
-            error = float((model.get_parameter(name).detach() - weight).square().sum())
-            power = float(weight.square().sum())
-            kinds[f"error/{name.split('.')[-2]}"] = error / max(power, 1e-30)
-            lost, whole = lost + error, whole + power
-        yield {"error": lost / max(whole, 1e-30), **kinds}
+            error, power = (model.get_parameter(name).detach() - weight).square().sum(), weight.square().sum()
+            for part in ("error", f"error/{name.split('.')[-2]}"):
+                lost[part] += float(error)
+                whole[part] += float(power)
+        yield {part: lost[part] / max(whole[part], 1e-30) for part in lost}
 
 
 def describe(asked: Plan) -> Iterator[str]:

@@ -35,10 +35,12 @@ def kmeans(
     importance: Tensor | None = None,
     iterations: int = 50,
     seed: int = 0,
+    start: Tensor | None = None,
     chunk: int = CHUNK,
 ) -> Clusters:
     """Rows (N, d), mask (N, d) bool and importance (N, d) ≥ 0 → at most `codes` codewords: as many as there are rows, where
-    those are fewer. A row of which nothing counts is given the first one. Begins with rows drawn by `seed`."""
+    those are fewer. A row of which nothing counts is given the first one. Begins with the codewords `start` (codes, d), or with
+    rows drawn by `seed`."""
     rows = rows.float()
     counts = torch.ones_like(rows) if mask is None else mask.float()
     if importance is not None:
@@ -46,8 +48,7 @@ def kmeans(
     weighted = counts * rows
     constant = (weighted * rows).sum(1)
     codes = min(codes, len(rows))
-    drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:codes].to(rows.device)
-    codewords = rows[drawn] if mask is None else rows[drawn] * mask[drawn]
+    codewords = _drawn(rows, mask, codes, seed) if start is None else start
     plain = mask is None and importance is None
     assignments = torch.full((len(rows),), -1, dtype=torch.long, device=rows.device)
     objective: list[float] = []
@@ -64,6 +65,11 @@ def kmeans(
         assignments, errors = _assign(weighted, None if plain else counts, constant, codewords, max(1, chunk // codes))
         objective.append(float(errors.sum(dtype=torch.float64)))
     return Clusters(codewords, assignments, tuple(objective))
+
+
+def _drawn(rows: Tensor, mask: Tensor | None, codes: int, seed: int) -> Tensor:
+    drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:codes].to(rows.device)
+    return rows[drawn] if mask is None else rows[drawn] * mask[drawn]
 
 
 def _assign(

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from compress.calibration import Calibration, Inputs, Statistics, matrices, of_matrix, walk
@@ -22,6 +23,7 @@ class Method(ABC):
 
     looks_at: Statistics = "nothing"
     learns: bool = False  # True: by gradients, from calibration text and the dense model
+    activations: int | None = None  # bits that the matrices' inputs are rounded to
 
     def work(self, matrices: int) -> int:
         """How much `progress` will hear of, for so many matrices."""
@@ -45,14 +47,16 @@ class Matrixwise(Method):
         for layer in walk(compressed.model, weights, calibration, self.looks_at):
             for name, weight in layer.weights.items():
                 with of_matrix(name):
-                    done = self.hold(weight.detach().float(), compressed.held.get(name), layer.inputs.get(name), compressed)
+                    before, inputs = compressed.held.get(name), layer.inputs.get(name)
+                    done = self.hold(weight.detach().float(), before, inputs, compressed.dtype)
                 compressed = compressed.holding({name: done})
                 progress(1)
         return compressed
 
     @abstractmethod
-    def hold(self, weight: Tensor, before: Held | None, inputs: Inputs | None, compressed: CompressedModel) -> Held:
-        """A matrix (O, I), float32. `before`: how it is held so far; `inputs`: as `looks_at` says."""
+    def hold(self, weight: Tensor, before: Held | None, inputs: Inputs | None, dtype: torch.dtype) -> Held:
+        """A matrix (O, I), float32. `before`: how it is held so far; `inputs`: as `looks_at` says; `dtype`: that of
+        weights which are stored as they are."""
 
 
 def fit(

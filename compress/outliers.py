@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from compress.calibration import Inputs
-from compress.compressed import CompressedModel
 from compress.formats.patched import Patched
 from compress.held import Held
 from compress.method import Matrixwise
@@ -35,8 +34,8 @@ class Outliers(Matrixwise):
         self.looks_at = quantiser.looks_at
         self.generator = torch.Generator().manual_seed(seed)
 
-    def hold(self, weight: Tensor, before: Held | None, inputs: Inputs | None, compressed: CompressedModel) -> Patched:
-        base = self.quantiser.hold(weight, before, inputs, compressed)
+    def hold(self, weight: Tensor, before: Held | None, inputs: Inputs | None, dtype: torch.dtype) -> Patched:
+        base = self.quantiser.hold(weight, before, inputs, dtype)
         places = highest(scores(weight, base.decode(), self.score, self.generator), self.share)
         return Patched(base.shape, base, places, torch.zeros(len(places), dtype=torch.bfloat16, device=places.device))
 

@@ -13,7 +13,6 @@ from pydantic import Field
 from torch import Tensor
 
 from compress.calibration import Inputs
-from compress.compressed import CompressedModel
 from compress.formats.sparse import sparse
 from compress.grouping import Axis, group, ungroup
 from compress.held import Held
@@ -52,14 +51,14 @@ class Pruner(Matrixwise):
             mask_bits(*pattern)
         self.pattern, self.share, self.axis = pattern, share, axis
 
-    def hold(self, weight: Tensor, before: Held | None, inputs: Inputs | None, compressed: CompressedModel) -> Held:
+    def hold(self, weight: Tensor, before: Held | None, inputs: Inputs | None, dtype: torch.dtype) -> Held:
         importance = self.importance(weight, inputs)
         if self.pattern is not None:
             mask = mask_of_pattern(importance, self.pattern, self.axis)
         else:
             assert self.share is not None
             mask = mask_of_share(importance, self.share)
-        return sparse(weight, mask, self.pattern, self.axis, compressed.dtype)
+        return sparse(weight, mask, self.pattern, self.axis, dtype)
 
     def importance(self, weight: Tensor, inputs: Inputs | None) -> Tensor:
         """(O, I) of each weight."""

@@ -44,8 +44,9 @@ class Recovery(Method):
         self, compressed: CompressedModel, calibration: Calibration, keep_dense: Sequence[str], progress: Progress = no_progress
     ) -> CompressedModel:
         model = compressed.model
-        torch.manual_seed(self.seed)
-        modules = self.learning(compressed, calibration)
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            modules = self.learning(compressed, calibration)
         beside = [parameter for parameter in model.parameters() if parameter.ndim == 1]
         own = dict.fromkeys(parameter for module in modules.values() for parameter in module.parameters())  # shared ones once
         for name, module in modules.items():

@@ -39,6 +39,8 @@ def round_to_grid(weight: Tensor, grid: str, bits: int, run: int, clips: Sequenc
     runs = weight.float().reshape(outputs, -1, run)
     table = levels(grid, bits).to(weight.device)
     largest = runs.abs().amax(-1, keepdim=True)
+    if not largest.half().isfinite().all():
+        raise UserError(f"a weight of {float(largest.max()):.3g} has no scale in float16")
     best = torch.full_like(largest, torch.inf)
     codes, scales = torch.zeros_like(runs, dtype=torch.long), torch.zeros_like(largest)
     for clip in clips:
@@ -62,7 +64,7 @@ class Rounding(Matrixwise):
         levels(self.grid, bits)  # refused where there is no such table
         self.bits, self.run, self.activations = bits, run, activations
 
-    def hold(self, weight: Tensor, before: Held | None, inputs: Inputs | None, compressed: CompressedModel) -> Held:
+    def hold(self, weight: Tensor, before: Held | None, inputs: Inputs | None, dtype: torch.dtype) -> Held:
         return round_to_grid(weight, self.grid, self.bits, self.run, self.clips)
 
     def fit(

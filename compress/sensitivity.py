@@ -60,15 +60,15 @@ class Measurement:
     accuracy: float | None  # None: it was not asked to solve anything
 
 
-def plan(recipe: Sensitivity, prompter: Prompter) -> Plan:
-    """Raises UserError for a quantiser that there is not, and for problems without solutions."""
+def plan(recipe: Sensitivity, prompter: Prompter, context: int) -> Plan:
+    """Raises UserError for a quantiser that there is not, and for problems without solutions, or longer than `context`."""
     made = {}
     for each in recipe.quantisers:
         method = plugins.bind("compress", each.name, each.options)()
         if not isinstance(method, Rounding):
             raise UserError(f"{each.name!r} rounds to no grid: quantisers are those of compress/quantise")
         made[each.label] = method
-    return Plan(made, texts_of(recipe.evaluated_on, prompter))
+    return Plan(made, texts_of(recipe.evaluated_on, prompter, context))
 
 
 def describe(recipe: Sensitivity, asked: Plan, layers: int) -> Iterator[str]:

@@ -11,12 +11,16 @@ from rlcore.prompts import Prompter
 from rlcore.recipe.schema import Source
 from rlcore.types import Problem
 
-ANSWER = "#### "  # what GSM8K writes before an answer
 
-
-def texts_of(sources: Sequence[Source], prompter: Prompter) -> list[Text]:
-    """Raises UserError for a problem without a solution."""
-    return [_text(problem, prompter) for problem in load_problems(sources)] if sources else []
+def texts_of(sources: Sequence[Source], prompter: Prompter, context: int | None = None) -> list[Text]:
+    """As they would be trained on. Raises UserError for a problem without a solution, and for one that is longer than the
+    model's `context`, if that is given."""
+    problems = load_problems(sources) if sources else []
+    found = [_text(problem, prompter) for problem in problems]
+    for problem, text in zip(problems, found, strict=True):
+        if context is not None and len(text.ids) > context:
+            raise UserError(f"problem {problem.id} has {len(text.ids)} tokens, and the model's context allows {context}")
+    return found
 
 
 def described(texts: Sequence[Text]) -> str:
@@ -24,9 +28,7 @@ def described(texts: Sequence[Text]) -> str:
 
 
 def _text(problem: Problem, prompter: Prompter) -> Text:
-    """With the answer at the end, in GSM8K's format."""
     solution = problem.meta.get("solution")
     if not solution:
         raise UserError(f"problem {problem.id} has no solution: calibration and evaluated_on take sources with solutions")
-    told = str(solution) if ANSWER in str(solution) else f"{solution}\n{ANSWER}{problem.answer}"
-    return Text(prompter.render(problem), prompter.complete(told))
+    return Text(prompter.render(problem), prompter.complete(str(solution), ends=not problem.meta.get("unfinished")))

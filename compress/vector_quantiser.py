@@ -78,9 +78,16 @@ class VectorQuantiser(Method):
             progress(len(together))
         return compressed
 
-    def hold(self, weight: Tensor, before: Held | None) -> Held:
-        """A matrix (O, I), float32, with a codebook of its own. `before`: how it is held so far."""
-        return self._cluster({"": self._runs(weight, before, None)})[""]
+    def hold(self, weight: Tensor, before: Held | None, inputs: Inputs | None, dtype: torch.dtype) -> Codebook:
+        """As `compress.method.Matrixwise.hold`, with a codebook of its own."""
+        return self._cluster({"": self._runs(weight, before, inputs)})[""]
+
+    def hold_again(self, weight: Tensor, before: Held | None, first: Codebook, steps: int) -> Codebook:
+        """A matrix that has moved since it was held as `first`: after so many steps of k-means from the codewords it had then,
+        which come in bfloat16."""
+        start = first.codewords.float() * first.scale
+        assigned = self._cluster({"": self._runs(weight, before, None)}, start, steps - 1)[""]
+        return assigned.refitted(weight)  # the last step's update
 
     def _runs(self, weight: Tensor, before: Held | None, inputs: Inputs | None) -> _Runs:
         mask = None
@@ -103,7 +110,9 @@ class VectorQuantiser(Method):
         shape = (weight.shape[0], weight.shape[1])
         return _Runs(shape, group(weight, self.width, self.axis), kept, mask, importance, scales)
 
-    def _cluster(self, matrices: Mapping[str, _Runs]) -> dict[str, Held]:
+    def _cluster(
+        self, matrices: Mapping[str, _Runs], start: Tensor | None = None, iterations: int | None = None
+    ) -> dict[str, Codebook]:
         """One codebook for these."""
         every = list(matrices.values())
         found = kmeans(
@@ -111,8 +120,9 @@ class VectorQuantiser(Method):
             self.codes,
             mask=_together([runs.mask for runs in every]),
             importance=_together([runs.importance for runs in every]),
-            iterations=self.iterations,
+            iterations=self.iterations if iterations is None else iterations,
             seed=self.seed,
+            start=start,
         )
         codewords, scale = _to_int8(found)
         parts = found.assignments.split([len(runs.rows) for runs in every])

@@ -12,11 +12,8 @@ from rlcore import models
 
 def written_out(folder: Path) -> str:
     """The checkpoint's folder; made once, and kept beside other models. Raises UserError where the files are not as they were
-    written."""
-    digest = verified(folder)["sha256"]
-    key = "-".join(found[:12] for found in digest.values())
+    written, and where a plain checkpoint cannot say what they are."""
+    key = f"compressed-{verified(folder)['digest'][:24]}"  # of all that is said of the model and of its files
     return str(
-        models.cached(
-            f"compressed-{key}", lambda target: load(folder).export(target, models.load_tokenizer(str(folder)), torch.float32)
-        )
+        models.cached(key, lambda target: load(folder).export(target, models.load_tokenizer(str(folder)), torch.float32))
     )

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from compress import job as compress
 from compress import sensitivity
 from compress.compressed import CompressedModel
+from compress.texts import texts_of
 from rlcore import __version__, models
 from rlcore.cluster.connect import connected
 from rlcore.conversation import ConversationPrompter
@@ -144,7 +145,7 @@ def _sft(loaded: Loaded, recipe: Sft) -> dict[str, Any]:
     location = start_of(recipe, warmstart.resolve(recipe.model, recipe.seed))
     tokenizer = models.load_tokenizer(location, recipe.trust_remote_code)
     prompter = Prompter(recipe.prompt, tokenizer)
-    texts = held_out.texts(recipe, prompter, models.context(location, recipe.trust_remote_code))
+    texts = texts_of(recipe.evaluated_on or [], prompter, models.context(location, recipe.trust_remote_code))
     policy = build_policy(recipe, location)
     run.begin()
     try:
@@ -209,7 +210,7 @@ def _compress(loaded: Loaded, recipe: Compress) -> dict[str, Any]:
     location = warmstart.resolve(recipe.model, recipe.seed)
     tokenizer = models.load_tokenizer(location, recipe.trust_remote_code)
     prompter = Prompter(recipe.prompt, tokenizer)
-    asked = compress.plan(recipe, prompter)
+    asked = compress.plan(recipe, prompter, models.context(location, recipe.trust_remote_code))
     for line in compress.describe(asked):
         say(line)
     spec = ModelSpec(location, "float32", recipe.device, recipe.trust_remote_code)
@@ -228,7 +229,7 @@ def _compress(loaded: Loaded, recipe: Compress) -> dict[str, Any]:
 def _sensitivity(loaded: Loaded, recipe: Sensitivity) -> dict[str, Any]:
     location = warmstart.resolve(recipe.model, recipe.seed)
     prompter = Prompter(recipe.prompt, models.load_tokenizer(location, recipe.trust_remote_code))
-    asked = sensitivity.plan(recipe, prompter)
+    asked = sensitivity.plan(recipe, prompter, models.context(location, recipe.trust_remote_code))
     layers = models.without_weights(location, recipe.trust_remote_code).config.num_hidden_layers
     for line in sensitivity.describe(recipe, asked, layers):
         say(line)

@@ -11,14 +11,13 @@ from transformers import PreTrainedModel
 from compress import job as compress
 from compress import sensitivity
 from compress.calibration import matrices
-from compress.codec import trial
-from compress.texts import described
+from compress.codec import Named, trial
+from compress.texts import described, texts_of
 from rewards.preference.preference import Preference as PreferenceReward
 from rewards.process.process import Process
 from rlcore import models, plugins
 from rlcore.conversation import ConversationPrompter
 from rlcore.data.mixture import load as load_problems
-from rlcore.evaluation import held_out
 from rlcore.latent import refuse_latent
 from rlcore.length_budget import describe, for_training
 from rlcore.prompts import Prompter
@@ -41,7 +40,9 @@ from rlcore.toy import warmstart
 from rlcore.types import Problem
 from rollout import annotate
 from rollout.anytime import forced
+from rollout.drafters.compressed import Compressed
 from trainers.algorithm import needing
+from trainers.build import build_drafter
 from trainers.judged import material
 from trainers.plan import longest_prompt, plan
 from trainers.preference import pairs
@@ -79,6 +80,8 @@ def _rl(recipe: RL) -> Iterator[str]:
     )
     if recipe.rollout.compression is not None:
         yield from _compressed(recipe, recipe.rollout.compression, location)
+    if recipe.rollout.drafter is not None:
+        yield _drafted(recipe, build_drafter(recipe.rollout.drafter), location)
     spec = recipe.rollout.engine
     plugins.bind("rollout.engines", spec.name, spec.options)
     engine = plugins.find("rollout.engines", spec.name)
@@ -97,8 +100,7 @@ def _compressed(recipe: RL, compression: Compression, location: str) -> Iterator
     width = dtype.itemsize
     full = width * sum(p.numel() for p in every.values())
     sent = sum(held.values()) + width * sum(p.numel() for name, p in every.items() if name not in held)
-    names = ", ".join(" ".join([name, *(f"{option}={value}" for option, value in given.items())]) for name, given in methods)
-    yield f"rollouts are compressed from step {compression.after + 1} on: {names}; {len(held)} matrices"
+    yield f"rollouts are compressed from step {compression.after + 1} on: {_told(methods)}; {len(held)} matrices"
     yield f"bytes a sync: {sent:,} in the place of {full:,}, which is all that decoding to dense weights saves"
     guard, corrected = compression.guard, recipe.algorithm.correction
     ends = [f"above {guard.kl:g} nats a token from the policy"] if guard.kl is not None else []
@@ -106,12 +108,23 @@ def _compressed(recipe: RL, compression: Compression, location: str) -> Iterator
     yield f"that ends {' or '.join(ends) or 'never'}; corrected by {corrected.name if corrected else 'nothing'}"
 
 
+def _drafted(recipe: RL, drafter: Compressed, location: str) -> str:
+    """What drafts."""
+    model = models.without_weights(location, recipe.trust_remote_code)
+    held = trial(drafter.methods, drafter.keep_dense, getattr(torch, recipe.dtype), model)
+    return f"a copy of the policy drafts {drafter.tokens} tokens a pass: {_told(drafter.methods)}; {len(held)} matrices"
+
+
+def _told(methods: Sequence[Named]) -> str:
+    return ", ".join(" ".join([name, *(f"{option}={value}" for option, value in given.items())]) for name, given in methods)
+
+
 def _sft(recipe: Sft) -> Iterator[str]:
     problems = load_problems(recipe.data)
     yield f"{len(problems)} training problems"
     location = warmstart.architecture(recipe.model, recipe.seed)
     prompter = Prompter(recipe.prompt, models.load_tokenizer(location, recipe.trust_remote_code))
-    if texts := held_out.texts(recipe, prompter, models.context(location, recipe.trust_remote_code)):
+    if texts := texts_of(recipe.evaluated_on or [], prompter, models.context(location, recipe.trust_remote_code)):
         yield described(texts)
     yield from _first(prompter, problems)
 
@@ -165,7 +178,7 @@ def _annotate(recipe: Annotate) -> Iterator[str]:
 def _compress(recipe: Compress) -> Iterator[str]:
     location = warmstart.architecture(recipe.model, recipe.seed)
     prompter = Prompter(recipe.prompt, models.load_tokenizer(location, recipe.trust_remote_code))
-    yield from compress.describe(compress.plan(recipe, prompter))
+    yield from compress.describe(compress.plan(recipe, prompter, models.context(location, recipe.trust_remote_code)))
     yield f"to compress: {_matrices(models.without_weights(location, recipe.trust_remote_code), recipe)}"
 
 
@@ -173,7 +186,11 @@ def _sensitivity(recipe: Sensitivity) -> Iterator[str]:
     location = warmstart.architecture(recipe.model, recipe.seed)
     prompter = Prompter(recipe.prompt, models.load_tokenizer(location, recipe.trust_remote_code))
     model = models.without_weights(location, recipe.trust_remote_code)
-    yield from sensitivity.describe(recipe, sensitivity.plan(recipe, prompter), model.config.num_hidden_layers)
+    yield from sensitivity.describe(
+        recipe,
+        sensitivity.plan(recipe, prompter, models.context(location, recipe.trust_remote_code)),
+        model.config.num_hidden_layers,
+    )
     yield f"to change: {_matrices(model, recipe)}"
 
 

@@ -150,6 +150,10 @@ class Engine(ABC):
         the `NAME.values` that a sparse update set; without those that it holds in another layout (packed, or merged with an
         adapter), where the parity probe stands alone."""
 
+    def metrics(self) -> Metrics:
+        """What there is to report of the work since the last call."""
+        return {}
+
     @abstractmethod
     def close(self) -> None: ...
 

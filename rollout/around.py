@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rlcore.protocols import Bucket, Engine, Manifest, Tokens, WeightUpdate
+from rlcore.run.metrics import Metrics
 from rlcore.types import Completion, Request
 
 
@@ -55,6 +56,9 @@ class Around(Engine):
 
     def checksums(self) -> Mapping[str, int]:
         return self.engine.checksums()
+
+    def metrics(self) -> Metrics:
+        return self.engine.metrics()
 
     def close(self) -> None:
         self.engine.close()

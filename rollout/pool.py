@@ -21,6 +21,7 @@ from rlcore.errors import UserError
 from rlcore.protocols import Bucket, Engine, Manifest, Superseded, Tokens, WeightUpdate
 from rlcore.remote import START_S, answers, kill
 from rlcore.run.console import warn
+from rlcore.run.metrics import Metrics, merge
 from rlcore.types import Completion, Request
 from rollout.admission import refuse_unfit
 from rollout.queue import Queue
@@ -177,6 +178,9 @@ class Pool(Engine):
 
     def checksums(self) -> dict[str, int]:
         return dict(self._agreed("checksums"))
+
+    def metrics(self) -> Metrics:
+        return merge(self._call_all("metrics", members=self._serving()).values())
 
     def close(self) -> None:
         kill([member.actor for member in self._members])

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from rlcore.protocols import Bucket, Engine, Manifest, Tokens
+from rlcore.run.metrics import Metrics
 from rlcore.types import Completion, Request
 from rollout.transport import Receiver
 
@@ -93,6 +94,9 @@ class Worker:
 
     def checksums(self) -> Mapping[str, int]:
         return self._do(lambda engine: engine.checksums())
+
+    def metrics(self) -> Metrics:
+        return self._do(lambda engine: engine.metrics())
 
     # -- the engine's thread ---------------------------------------------------------------------------------------------
 

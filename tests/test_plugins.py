@@ -16,7 +16,15 @@ from rlcore.plugins import with_options
 from tests.conftest import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-PACKAGES = ["trainers.advantages", "trainers.losses", "rollout.engines", "rewards", "rlcore.data.sources", "compress"]
+PACKAGES = [
+    "trainers.advantages",
+    "trainers.losses",
+    "rollout.engines",
+    "rollout.drafters",
+    "rewards",
+    "rlcore.data.sources",
+    "compress",
+]
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -36,6 +44,7 @@ def test_every_name_in_a_folder_of_plugins_is_one(package: str) -> None:
         ("losses", "trainers.losses"),
         ("preference losses", "trainers.preference.losses"),
         ("engines", "rollout.engines"),
+        ("drafters", "rollout.drafters"),
     ],
 )
 def test_the_readme_leaves_none_out_of_what_there_is(row: str, package: str) -> None:

@@ -17,7 +17,8 @@ from rlcore import plugins
 from rlcore.models import ModelSpec, without_weights
 from rlcore.prompts import Prompter, stop_ids
 from rlcore.protocols import Engine
-from rlcore.recipe.schema import RL, Job, RewardModel
+from rlcore.recipe.schema import RL, Job, Plugin, RewardModel
+from rollout.drafters.compressed import Compressed
 from trainers.critic import Critic, TokenValues, ValueObjective
 from trainers.implicit import ImplicitObjective
 from trainers.learner import Learner
@@ -32,11 +33,19 @@ def build_engine(recipe: RL, location: str, tokenizer: PreTrainedTokenizerBase, 
     """The engine with its own copy of the model, in the dtype it is served in."""
     spec = recipe.rollout.engine
     split = recipe.cluster.tensor_parallel if recipe.cluster else 1
-    make = plugins.bind("rollout.engines", spec.name, spec.options | ({"tensor_parallel": split} if split > 1 else {}))
+    own: dict[str, Any] = {"tensor_parallel": split} if split > 1 else {}
+    own |= {"drafter": build_drafter(drafter)} if (drafter := recipe.rollout.drafter) else {}
+    make = plugins.bind("rollout.engines", spec.name, spec.options | own)
     rank = recipe.lora.rank if recipe.lora and recipe.lora.serve == "adapter" else 0
     model = ModelSpec(location, recipe.dtype, recipe.device, recipe.trust_remote_code, adapter_rank=rank)
     engine: Engine = make(model, tokenizer, stop_ids(model, prompter))
     return engine
+
+
+def build_drafter(asked: Plugin) -> Compressed:
+    """Without a model. Raises UserError where there is none of that name, or not with these options."""
+    drafter: Compressed = plugins.bind("rollout.drafters", asked.name, asked.options)()
+    return drafter
 
 
 def build_start(recipe: Job, location: str) -> PreTrainedModel:
@@ -80,6 +89,7 @@ def build_codec(recipe: RL, location: str) -> Codec | None:
         getattr(torch, recipe.dtype),
         shapes=partial(without_weights, location, recipe.trust_remote_code),
         start=partial(build_start, recipe, location),
+        reassign=compression.reassign,
     )
 
 

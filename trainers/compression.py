@@ -77,9 +77,13 @@ class CompressedRollouts(Uncompressed):
         if not self.guard.compresses(version):
             yield
             return
-        push(self.learner.policy, self.engine, version, None, self.dtype)
+        since = self.learner.clock()
+        there = push(self.learner.policy, self.engine, version, None, self.dtype)
+        seconds = self.learner.clock() - since
         yield
-        push(self.learner, self.engine, version, None, self.dtype)
+        since = self.learner.clock()
+        back = push(self.learner, self.engine, version, None, self.dtype)
+        self.guard.besides(there.size + back.size, seconds + self.learner.clock() - since)
 
     def measure(self, step: int, metrics: Mapping[str, float], seconds: Mapping[str, float]) -> dict[str, float]:
         return self.guard.measure(step, metrics, seconds)

@@ -4,9 +4,10 @@ The first `after` steps are sampled by the policy itself, and make the baseline:
 generation a token, medians; of seconds without the first step, which warms up. What a later step of n tokens saved is net:
 everything that compression costs is in it.
 
-    bytes    b − bytes of its sync
-    seconds  g · n − seconds of generation  +  s − seconds of its sync, with compressing, decoding and the parity probe
+    bytes    b − bytes of its sync − x
+    seconds  g · n − seconds of generation  +  s − seconds of its sync, with compressing, decoding and the parity probe  −  y
 
+x bytes and y seconds: of the syncs there and back, if the policy itself was evaluated since the step before.
 g is that of completions as long as they were then: a gain in seconds means as much as they stay so. Compression ends, for good,
 where the gain that the recipe asks for adds up to less than 0 over the last `patience` steps, or where the divergence
 KL(sampler ‖ learner) of a step is above its cap. A gain in seconds depends on the clock, and so does a run that goes by it.
@@ -46,6 +47,7 @@ class _Seen:
     sync: list[float] = field(default_factory=list)  # seconds of the compressed steps' syncs
     per_token: list[float] = field(default_factory=list)  # seconds of generation, of the baseline's steps
     nbytes: int = 0  # of the last compressed sync
+    besides: tuple[int, float] = (0, 0.0)  # bytes and seconds of evaluations' syncs that no step was charged with yet
     saved: dict[str, list[float]] = field(default_factory=lambda: {"bytes": [], "time": []})  # of each compressed step
 
 
@@ -67,6 +69,11 @@ class Guard:
         elif sent.compressed:
             self._seen.nbytes = sent.nbytes
 
+    def besides(self, nbytes: int, seconds: float) -> None:
+        """Told of what an evaluation of the policy itself took: that of the next step is so much less."""
+        bytes_before, seconds_before = self._seen.besides
+        self._seen.besides = (bytes_before + nbytes, seconds_before + seconds)
+
     def measure(self, step: int, metrics: Mapping[str, float], seconds: Mapping[str, float]) -> dict[str, float]:
         """After the sync of a step: what to report of it. `seconds` by phase of the step. Says so, once, where this ends it."""
         assert self._sent is not None  # the sync comes first
@@ -83,6 +90,7 @@ class Guard:
             if (gain := self._gain(kind, metrics, seconds)) is not None:
                 self._seen.saved[kind].append(gain)
                 told[name] = gain
+        self._seen.besides = (0, 0.0)
         if reason := self._reason(metrics):
             self._seen.ended, self._seen.why = step, reason
             warn(f"rollouts are compressed no longer from step {step + 2} on: {reason}")
@@ -109,7 +117,7 @@ class Guard:
         return asdict(self._seen)
 
     def restore(self, state: Any) -> None:
-        self._seen = _Seen(**state)
+        self._seen = _Seen(**{**state, "besides": tuple(state["besides"])})
 
     # -- helpers ---------------------------------------------------------------------------------------------------------
 
@@ -128,16 +136,16 @@ class Guard:
         seen = self._seen
         assert self._sent is not None
         if kind == "bytes":
-            return median(seen.full_bytes) - self._sent.nbytes if seen.full_bytes else None
+            return median(seen.full_bytes) - self._sent.nbytes - seen.besides[0] if seen.full_bytes else None
         if not (seen.per_token and seen.full_sync):
             return None
         generation = median(seen.per_token) * metrics["tokens"] - seconds["time/generate"]
-        return generation + median(seen.full_sync) - seconds["time/sync"]
+        return generation + median(seen.full_sync) - seconds["time/sync"] - seen.besides[1]
 
     def _reason(self, metrics: Mapping[str, float]) -> str:
         """Why compression is to end; empty where it is not."""
         guard = self.settings.guard
-        if guard.kl is not None and metrics.get(DIVERGENCE, 0.0) > guard.kl:
+        if guard.kl is not None and not metrics.get(DIVERGENCE, 0.0) <= guard.kl:  # what is no number is above it
             return f"the copy is {metrics[DIVERGENCE]:.3g} nats a token from the policy, above guard.kl {guard.kl:g}"
         last = self._seen.saved.get(guard.gain, [])[-guard.patience :]
         if len(last) == guard.patience and sum(last) < 0:

@@ -57,7 +57,7 @@ def _train(parts: Parts, run: Run) -> int:
         with run.timed("sync"):
             pushed = push(parts.learner, parts.engine, step, graded.batch, parts.dtype)
         run.ledger(step, graded.ledger)
-        metrics: list[Metrics] = [rollouts.metrics, graded.metrics, changed, watched, prepared, learned]
+        metrics: list[Metrics] = [rollouts.metrics, parts.engine.metrics(), graded.metrics, changed, watched, prepared, learned]
         metrics.append({"parity": Mean(pushed.parity, 1), "sync/bytes": Max(pushed.size)})
         found = values(union(metrics))
         run.log(step, found | parts.compression.measure(step, found, run.seconds))

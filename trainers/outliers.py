@@ -90,4 +90,4 @@ def compressed(location: str, deltas: Mapping[str, Tensor], merged: Mapping[str,
     for name, parameter in base.model.named_parameters():
         if name not in base.held:
             parameter.copy_(merged[name])
-    return base.holding({n: replace(base.held[n], values=delta.to(torch.bfloat16)) for n, delta in deltas.items()})
+    return base.holding({n: replace(base.held[n], values=delta.to("cpu", torch.bfloat16)) for n, delta in deltas.items()})

@@ -21,6 +21,7 @@ from rlcore.run.console import warn
 from rlcore.types import Problem
 from trainers import algorithm
 from trainers.algorithm import Advantage
+from trainers.build import build_drafter
 from trainers.objective import Objective
 
 
@@ -62,7 +63,9 @@ def plan(recipe: RL) -> Plan:
         if isinstance(component, Process):
             component.judge_with(component.make_judge())  # without its weights, which `trainers.parts` loads
     if recipe.rollout.compression is not None:
-        bound([(method.name, method.options) for method in recipe.rollout.compression.methods])
+        bound([(m.name, m.options) for m in recipe.rollout.compression.methods], recipe.rollout.compression.reassign)
+    if recipe.rollout.drafter is not None:
+        build_drafter(recipe.rollout.drafter)
     problems = Mixture(recipe.data, recipe.seed)
     held_out = load_problems(recipe.eval.data)[: recipe.eval.limit] if recipe.eval else []
     refuse_overlap(problems.problems, held_out)

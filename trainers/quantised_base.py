@@ -25,6 +25,7 @@ from rlcore.errors import UserError
 from rlcore.models import ModelSpec
 from rlcore.recipe.schema import Job, QuantisedBase
 from rlcore.run.console import say
+from rlcore.run.folder import BASE
 
 MODEL, COMPRESSED = "model", "compressed"
 
@@ -34,7 +35,7 @@ def start_of(recipe: Job, location: str) -> str:
     UserError for a quantiser that cannot be."""
     if recipe.quantised_base is None:
         return location
-    folder = (Path(recipe.folder) / "base").absolute()
+    folder = (Path(recipe.folder) / BASE).absolute()
     method = quantiser(recipe.quantised_base)
     if not folder.exists():
         aside = folder.with_name(".base")
@@ -47,7 +48,7 @@ def start_of(recipe: Job, location: str) -> str:
 def quantiser(asked: QuantisedBase) -> Matrixwise:
     """Raises UserError where there is none of that name, or not with these options."""
     method: Any = plugins.bind("compress.quantise", asked.name, asked.options)()
-    if getattr(method, "activations", None) is not None:
+    if method.activations is not None:
         raise UserError(f"quantised_base: {asked.name!r} rounds activations, which no engine does: leave out `activations`")
     if not isinstance(method, Matrixwise) or method.looks_at != "nothing":
         raise UserError(f"quantised_base: {asked.name!r} is no quantiser that rounds a matrix by itself")

@@ -21,6 +21,6 @@ class Patched(Held):
     values: Tensor  # (n,) bfloat16
 
     def decode(self) -> Tensor:
-        matrix = self.base.decode()
+        matrix = self.base.decode().contiguous()
         matrix.view(-1).index_add_(0, self.places.long(), self.values.float())
         return matrix

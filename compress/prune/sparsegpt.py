@@ -16,7 +16,6 @@ from pydantic import Field
 from torch import Tensor
 
 from compress.calibration import Inputs
-from compress.compressed import CompressedModel
 from compress.formats.sparse import sparse
 from compress.held import Held
 from compress.pruning import Pattern, Pruner, Share, mask_of_pattern
@@ -37,7 +36,7 @@ class Sparsegpt(Pruner):
         super().__init__(pattern=pattern, share=share)
         self.damping = damping
 
-    def hold(self, weight: Tensor, before: Held | None, inputs: Inputs | None, compressed: CompressedModel) -> Held:
+    def hold(self, weight: Tensor, before: Held | None, inputs: Inputs | None, dtype: torch.dtype) -> Held:
         assert inputs is not None
         weight = weight.clone()
         factor = inverse_factor(weight, inputs, self.damping)
@@ -47,7 +46,7 @@ class Sparsegpt(Pruner):
             columns = slice(start, min(start + block, weight.shape[1]))
             errors = self._block(weight[:, columns], mask[:, columns], factor[columns, columns])
             weight[:, columns.stop :] -= errors @ factor[columns, columns.stop :]
-        return sparse(weight, mask, self.pattern, "in", compressed.dtype)
+        return sparse(weight, mask, self.pattern, "in", dtype)
 
     def _block(self, weight: Tensor, mask: Tensor, factor: Tensor) -> Tensor:
         """Prunes some columns in place, sets their mask, and returns the errors that are to be passed on."""

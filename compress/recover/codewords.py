@@ -2,8 +2,8 @@
 
     ∂L/∂c_i = Σ_{j: a_j = i} m_j ∘ ∂L/∂ŵ_j  /  Σ_{j: a_j = i} m_j      the mean over the weights that are kept, entry by entry
 
-Codewords are kept in float32 while they learn, and rounded to int8 in each forward pass, through which the gradient goes
-straight.
+AdamW, which divides by what gradients usually are, takes the denominators out again, but for its ε and the clipping. Codewords
+are kept in float32 while they learn, and rounded to int8 in each forward pass, through which the gradient goes straight.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from compress.calibration import Calibration
 from compress.compressed import CompressedModel
 from compress.formats.patched import Patched
+from compress.formats.sparse import Sparse
 from compress.held import Held
 from compress.outliers import Score, highest, scores
 from compress.recovery import LearningRate, Recovery
@@ -38,6 +39,8 @@ class Prequant(Recovery):
     def learning(self, compressed: CompressedModel, calibration: Calibration) -> dict[str, nn.Module]:
         if not compressed.held:
             raise UserError("prequant tunes a model that is quantised, and nothing is: put rtn, nf4, … before it")
+        if pruned := [name for name, held in compressed.held.items() if isinstance(held, Sparse)]:
+            raise UserError(f"prequant would bring back what was pruned of {pruned[0]}: put rtn, nf4, … between them")
         dense, generator = calibration.dense(), torch.Generator().manual_seed(self.seed)
         weights = {name: dense.get_parameter(name).detach().float() for name in compressed.held}
         return {

@@ -63,6 +63,7 @@ class PeriodicEvaluation:
                     self.spec.seed,
                     self.max_invalid_fraction,
                 )
+            self.engine.metrics()  # of the evaluation, that the next step would report as its own
             self._known[key] = done.summary()
         return self._known[key]
 

@@ -28,28 +28,11 @@ from transformers import LlamaConfig, PreTrainedModel
 
 from compress import counting
 from compress.measure import Text, measure, routed
-from rlcore.data.mixture import load as load_problems
-from rlcore.errors import UserError
 from rlcore.models import ModelSpec
-from rlcore.prompts import Prompter
 from rlcore.recipe.schema import Sft
 from rlcore.run.console import watched
-from rlcore.types import Problem
 
 ROUTING = "routing.json"
-
-
-def texts(recipe: Sft, prompter: Prompter, context: int) -> list[Text]:
-    """Problems and solutions as tokens, as they would be trained on. Raises UserError for a problem without a solution, and for
-    one that is longer than the model's context."""
-    problems = load_problems(recipe.evaluated_on) if recipe.evaluated_on else []
-    found = [_text(problem, prompter) for problem in problems]
-    for problem, text in zip(problems, found, strict=True):
-        if len(text.ids) > context:
-            raise UserError(
-                f"evaluated_on: problem {problem.id} has {len(text.ids)} tokens, and the model's context allows {context}"
-            )
-    return found
 
 
 def measured(recipe: Sft, held_out: Sequence[Text], folder: Path) -> dict[str, Any]:
@@ -80,10 +63,3 @@ def _counted(model: PreTrainedModel, held_out: Sequence[Text], dtype: torch.dtyp
         "depth": config.num_hidden_layers,
         "skipped": usage.skipped if usage else 0.0,
     }
-
-
-def _text(problem: Problem, prompter: Prompter) -> Text:
-    solution = problem.meta.get("solution")
-    if not solution:
-        raise UserError(f"evaluated_on: problem {problem.id} has no solution to predict")
-    return Text(prompter.render(problem), prompter.complete(str(solution), ends=not problem.meta.get("unfinished")))

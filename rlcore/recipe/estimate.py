@@ -72,6 +72,7 @@ def _sampling(recipe: RL, shape: Shape, tokens: int, engine: type[Engine]) -> di
     sequence_cache = 2 * width * tokens * shape.layers * shape.kv_width
     return {
         "rollout copy of the weights": width * shape.parameters,
+        **({"draft model": width * shape.parameters} if recipe.rollout.drafter else {}),
         "key-value cache": engine.cache_bytes(sequences, sequence_cache, **recipe.rollout.engine.options),
     }
 

@@ -182,11 +182,15 @@ class Guard(Section):
     patience: PositiveInt = 5  # steps over which it costs more than it saves
 
 
+Methods = Annotated[list[Annotated[Plugin, BeforeValidator(_named)]], Field(min_length=1), BeforeValidator(_listed)]
+
+
 class Compression(Section):
     """The policy is compressed at every weight sync, and its copy samples; see `compress/codec.py`."""
 
-    methods: Annotated[list[Annotated[Plugin, BeforeValidator(_named)]], Field(min_length=1), BeforeValidator(_listed)]
+    methods: Methods
     keep_dense: list[str] = ["lm_head"]  # matrices whose name contains one of these are left as they are
+    reassign: NonNegativeInt = 0  # of vq and mvq: steps of k-means at each sync; 0: masks and assignments stay as they began
     after: NonNegativeInt = 2  # steps that the policy itself samples first: what is saved is measured against them
     uncorrected: bool = False  # a control: nothing is done about the copy's being another policy
     guard: Guard = Guard()
@@ -208,6 +212,8 @@ class Rollout(Decoding):
     tree: Tree | None = None  # None: completions are sampled independently
     anytime: Anytime | None = None  # None: thoughts are not cut
     compression: Compression | None = None  # None: the policy itself samples
+    # What guesses tokens for the policy to verify (`rollout/drafters`); None: it is asked for one token after the other.
+    drafter: Annotated[Plugin | None, BeforeValidator(_named)] = None
 
 
 class Gate(Section):
@@ -704,6 +710,30 @@ class RL(Job):
             )
         if compression.after >= self.steps:
             raise ValueError(f"rollout.compression.after {compression.after} leaves none of {self.steps} steps to the copy")
+        return self
+
+    @model_validator(mode="after")
+    def _drafted(self) -> RL:
+        rollout = self.rollout
+        if rollout.drafter is None:
+            return self
+        if rollout.engine.name != "vllm":
+            raise ValueError(f"rollout.drafter: {rollout.engine.name} verifies no drafts; set rollout.engine=vllm")
+        if rollout.min_p:
+            raise ValueError(
+                "rollout.drafter: vLLM verifies drafts without min_p; leave out one of them (top_p and top_k work)"
+            )
+        if rollout.compression:
+            raise ValueError(
+                "rollout.compression samples from a copy of the policy, and rollout.drafter is for sampling from the policy "
+                "itself: leave out one of them"
+            )
+        for key, tuning in (("lora", self.lora), ("outliers", self.outliers)):
+            if tuning and tuning.serve != "merged":
+                raise ValueError(
+                    f"rollout.drafter is made of whole weights, and {key}.serve {tuning.serve} sends none: "
+                    f"set {key}.serve=merged"
+                )
         return self
 
     @model_validator(mode="after")

@@ -84,7 +84,7 @@ SECTIONS: Mapping[str, Sequence[_Together | _Each]] = {
     ],
     "Update": [_Each(("loss", "clip_fraction", "grad_norm", "ratio/*", "importance/*", "learning_rate"))],
     "Critic": [_Each(("critic/*",))],
-    "Sampling": [_Each(("staleness/*", "tree/*", "curriculum/*", "replay/*", "budget/*"))],
+    "Sampling": [_Each(("staleness/*", "tree/*", "curriculum/*", "replay/*", "budget/*", "drafter/*"))],
     "Compressed rollouts": [_Each(("compression/*", "sync/*"))],
     "Time": [_Together("seconds per step", ("time/*",), whole="time/step"), _Each(("tokens_per_second", "tokens"))],
     "Other": [_Each(("*",))],

@@ -4,6 +4,7 @@ pages of docs can quote an experiment."""
 from __future__ import annotations
 
 import json
+import math
 import platform
 import re
 from collections.abc import Iterator, Mapping
@@ -142,7 +143,11 @@ def _arms(result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _best_first(arms: Mapping[str, Any], headline: str, higher_is_better: bool) -> dict[str, Any]:
-    return dict(sorted(arms.items(), key=lambda item: item[1][headline]["mean"] or 0.0, reverse=higher_is_better))
+    """Arms without a value come last."""
+    worst = -math.inf if higher_is_better else math.inf
+    means = {arm: values[headline]["mean"] for arm, values in arms.items()}
+    ranked = sorted(arms, key=lambda arm: worst if means[arm] is None else means[arm], reverse=higher_is_better)
+    return {arm: arms[arm] for arm in ranked}
 
 
 def _best(arms: Mapping[str, Any], headline: str, kind: Any) -> str:

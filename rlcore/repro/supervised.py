@@ -82,7 +82,8 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
 
 def _losses(axes: Any, arms: Mapping[str, Any]) -> None:
     """A point for each seed, with a ring around their mean."""
-    for index, (arm, values) in enumerate(arms.items()):
+    counted = {arm: values for arm, values in arms.items() if values["flops"]["mean"] is not None}  # of Llamas and mixtures
+    for index, (arm, values) in enumerate(counted.items()):
         colour = COLOURS[index % len(COLOURS)]
         flops, losses = (list(values[metric]["per_seed"].values()) for metric in ("flops", "loss"))
         axes.plot(flops, losses, ".", color=colour, markersize=5)
@@ -90,7 +91,7 @@ def _losses(axes: Any, arms: Mapping[str, Any]) -> None:
         axes.plot(*mean, "o", color=colour, markersize=9, fillstyle="none")
         axes.annotate(arm, mean, (7, 4), textcoords="offset points", fontsize=8)
     axes.grid(alpha=0.3)
-    room = 1.15 * max(values["flops"]["mean"] for values in arms.values())  # for the names
+    room = 1.15 * max((values["flops"]["mean"] for values in counted.values()), default=1.0)  # for the names
     axes.set(xlabel="forward FLOPs a token", ylabel="held-out loss, nats", xlim=(0, room))
 
 

@@ -23,6 +23,8 @@ ALWAYS = {
     "error": "error of the weights",
     "strength": "strength",
     "staleness/mean": "staleness",
+    "drafter/accepted": "drafts accepted",
+    "drafter/tokens_per_pass": "tok/pass",
     "nodes_per_second": "nodes/s",
     "tokens_per_second": "tok/s",
 }

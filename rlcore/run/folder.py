@@ -31,6 +31,7 @@ from rlcore.run.checkpoint import Saved
 from rlcore.run.console import Console, alarm, say, warn
 from rlcore.run.trackers import Tracked, Tracker, find_trackers
 
+BASE = "base"  # the quantised base, in the run folder (`trainers.quantised_base`)
 # What a resumed run may change: how long it goes on, what it tells and where it runs.
 CHANGEABLE = ("steps", "stop", "checkpoint", "monitor", "log", "output", "name", "cluster")
 
@@ -290,6 +291,8 @@ def claim(loaded: Loaded, resume: bool) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
         before = recipe_file.read_text(encoding="utf-8") if begun else ""
+        if not begun:
+            shutil.rmtree(folder / BASE, ignore_errors=True)  # of a run that was killed: the recipe may have been another
         write_aside(recipe_file, loaded.to_yaml())
     except Timeout:
         raise UserError(f"another process is running in {folder}") from None

@@ -4,13 +4,16 @@ Where it differs: its random numbers are vLLM's, so the tokens of a seed are oth
 forced prefix continues with fresh numbers instead of the unbroken run's. It applies min-p before top-k and top-p, and
 `rlcore.types.Sampling` has it last: with min_p and top_p together the nucleus is made of what min-p left, and is the smaller
 one (the log-probs are those of what it sampled from). In float32 its log-probs are the learner's to 1e-5.
+
+With a drafter (`rollout.drafters`) all of that holds, but that vLLM has no min-p then, and drafts for nobody as long as one of
+the sequences under way is `tokens` short of the context: there a completion's tokens depend on what it is batched with.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +29,12 @@ from rlcore.errors import UserError
 from rlcore.latent import load_latent
 from rlcore.models import ModelSpec, context, pick_device, without_weights
 from rlcore.protocols import Bucket, Engine, Manifest, Tokens
+from rlcore.run.metrics import Max, Mean, Metrics
 from rlcore.types import Code, Completion, FinishReason, Request, seed_from
 from rollout.admission import refuse_unfit
 from rollout.codes import Settings, decoded
+from rollout.draft_model import DraftModel, mend_sampling
+from rollout.drafters.compressed import Compressed
 from rollout.latent import CODE_WEIGHTS, LATENT_ASKED, LATENT_SYNCED, CodeChooser, refuse_code
 from rollout.sync import Intake, SyncError, checksum, decoded_otherwise, patches
 from rollout.transport import is_announced
@@ -45,13 +51,15 @@ ENVIRONMENT = {
 }
 DEFAULT_CACHE_GB = 1.0
 PROCESSOR = "rollout.latent_processor"  # imported by vLLM's workers: it imports vLLM
+COUNTERS = "vllm:spec_decode_num_"  # passes that verified drafts, tokens drafted, those accepted
 
 
 class Vllm(Engine):
     """`max_num_seqs` is the number of sequences decoded together, `kv_cache_gb` the memory (GiB) of their keys and values,
     `max_model_len` the longest prompt with its completion (default: the model's context), `tensor_parallel` the number of GPUs
     that the model is split over. `code`: the usual one of a model with latent codes (`rollout.latent`), which otherwise answers
-    with the expected one; its backbone is held a second time, to read prompts with."""
+    with the expected one; its backbone is held a second time, to read prompts with. `drafter` guesses tokens that the model
+    verifies: a second copy of the weights, whose keys and values are in `kv_cache_gb` too."""
 
     def __init__(
         self,
@@ -64,6 +72,7 @@ class Vllm(Engine):
         max_model_len: PositiveInt | None = None,
         tensor_parallel: PositiveInt = 1,
         code: Code | None = None,
+        drafter: Compressed | None = None,
     ) -> None:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
@@ -78,7 +87,9 @@ class Vllm(Engine):
         plain = without_weights(spec.location, spec.trust_remote_code)  # to check updates against
         self._intake = Intake({name: tuple(p.shape) for name, p in plain.named_parameters()})
         on_cpu = pick_device(spec.device) == "cpu"
-        self._location, self._chooser = spec.location, _chooser(spec, code)
+        self._location, self._chooser, self._drafter = spec.location, _chooser(spec, code), drafter
+        if drafter is not None:
+            _refuse_drafts(spec, self._chooser)
         self._llm = vllm.LLM(
             model=spec.location,
             dtype=spec.dtype,
@@ -98,12 +109,17 @@ class Vllm(Engine):
             max_lora_rank=max(8, spec.adapter_rank),
             max_loras=1,
             lora_target_modules=_linears(plain),
-            disable_log_stats=True,
+            disable_log_stats=drafter is None,  # its counters tell what became of the drafts
+            speculative_config=drafter.speculation(spec) if drafter else None,
             use_tqdm_on_load=False,
             logits_processors=[f"{PROCESSOR}:LatentProcessor"] if self._chooser else None,
             worker_extension_cls=f"{WeightReceiver.__module__}.{WeightReceiver.__qualname__}",
             weight_transfer_config=WeightTransferConfig(backend="nccl"),  # it needs no GPU until tensors are broadcast
         )
+        self._counted: dict[str, int] = {}  # of drafts, when `metrics` was asked for last
+        self._draft_seconds = 0.0  # of the last sync, for the draft model
+        if drafter is not None:
+            self._draft_seconds = max(self._llm.collective_rpc("draft_with", args=(drafter, spec)))
         self._reloading = False  # vLLM is between the start and the finish of a weight update
         self._arriving: dict[str, Tensor] = {}  # of an adapter or a sparse update
         self._adapter: Any = None  # the vllm.lora.request.LoRARequest that is served
@@ -121,6 +137,8 @@ class Vllm(Engine):
     def submit(self, requests: Sequence[Request]) -> None:
         self._intake.refuse_torn()
         refuse_unfit(requests, self.context)
+        if self._drafter is not None and any(request.sampling.min_p for request in requests):
+            raise UserError("vLLM verifies drafts without min_p: leave out rollout.min_p or rollout.drafter")
         for request, code in zip(requests, self._codes(requests), strict=True):
             self._submitted += 1
             self._requests[str(self._submitted)] = request
@@ -161,12 +179,18 @@ class Vllm(Engine):
             raise RuntimeError("sync while completions are under way: interrupt() first, then submit them with their prefix")
         if self._chooser is not None:
             raise UserError(LATENT_SYNCED)
+        if self._drafter is not None and manifest.kind != "full":
+            raise SyncError(
+                f"a drafter is made of whole weights, and weight update {manifest.version} brings {manifest.kind} ones"
+            )
         self._intake.begin(manifest)
         self._arriving.clear()
         self._finish()  # what a sync that failed has left half done
         if manifest.kind in ("full", "codes"):
             self._llm.start_weight_update()
             self._reloading = True
+            if self._drafter is not None:
+                self._llm.collective_rpc("begin_draft")
 
     def receive(self, bucket: Bucket) -> None:
         self._intake.check(bucket)
@@ -209,6 +233,19 @@ class Vllm(Engine):
         parallelism."""
         found: dict[str, int] = self._llm.collective_rpc("weight_checksums", args=(dict(self._intake.served),))[0]
         return found
+
+    def metrics(self) -> Metrics:
+        if self._drafter is None:
+            return {}
+        counted = {m.name: m.value for m in self._llm.get_metrics() if m.name.startswith(COUNTERS) and hasattr(m, "value")}
+        since = {name.removeprefix(COUNTERS): count - self._counted.get(name, 0) for name, count in counted.items()}
+        self._counted = counted
+        passes, drafted, accepted = since["drafts"], since["draft_tokens"], since["accepted_tokens"]
+        return {
+            "drafter/accepted": Mean(accepted, drafted),
+            "drafter/tokens_per_pass": Mean(passes + accepted, passes),  # each adds a token of its own
+            "drafter/seconds": Max(self._draft_seconds),
+        }
 
     def close(self) -> None:
         self._llm.llm_engine.engine_core.shutdown()
@@ -266,6 +303,8 @@ class Vllm(Engine):
         if self._reloading:
             self._llm.finish_weight_update()
             self._reloading = False
+            if self._drafter is not None:
+                self._draft_seconds = max(self._llm.collective_rpc("end_draft"))
 
     def _adapt(self, version: int) -> None:
         """Adapters reach vLLM as PEFT's files; every version gets its own id, so that no cache can serve an older one."""
@@ -303,6 +342,13 @@ def _chooser(spec: ModelSpec, code: Code | None) -> CodeChooser | None:
     return CodeChooser(latent, spec.load().eval().get_decoder(), code)
 
 
+def _refuse_drafts(spec: ModelSpec, chooser: CodeChooser | None) -> None:
+    if spec.adapter_rank:
+        raise UserError("a drafter is made of whole weights, and this engine serves an adapter: set lora.serve=merged")
+    if chooser is not None:
+        raise UserError(f"vLLM drafts for no model with latent codes, as that at {spec.location} is: leave out the drafter")
+
+
 class WeightReceiver:
     """What vLLM's workers (of tensor-parallel engines, each its own process) do with a bucket, between vLLM's own start and end
     of a weight update: it mixes this into their class. Layer by layer: a layer takes effect when the last of its tensors has
@@ -313,6 +359,7 @@ class WeightReceiver:
     model_runner: Any
     weight_transfer_engine: Any
     update_weights: Any
+    draft: DraftModel | None = None
 
     def weight_checksums(self, served: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
         """Of those that this process has whole."""
@@ -331,6 +378,8 @@ class WeightReceiver:
         offered = iter(tensors)
         with set_current_vllm_config(self.vllm_config):
             self.model_runner.get_model().load_weights(offered)
+        if self.draft is not None:
+            self.draft.load(tensors)
         return len(tensors) - len(list(offered))
 
     def load_patched(self, folder: str, sparse: Mapping[str, Tensor]) -> int:
@@ -355,24 +404,42 @@ class WeightReceiver:
 
     def receive_weights(self, update_info: dict[str, Any], checksums: Mapping[str, int]) -> list[str]:
         """Take a bucket from the learner's GPU; the names of those of its tensors that did not arrive as they were sent."""
-        checked = _Checked(self.model_runner.get_model(), update_info["names"], checksums)
+        checked = _Checked(self.load_weights, update_info["names"], checksums)
         self.weight_transfer_engine.set_weight_update_target(checked, self.vllm_config.model_config)
         self.update_weights(update_info)
         self.weight_transfer_engine.reset_weight_update_target()
         return checked.wrong
+
+    def draft_with(self, drafter: Compressed, spec: ModelSpec) -> float:
+        """Make the draft model, which is the policy as it was loaded, what `drafter` makes of it; the seconds that took."""
+        mend_sampling(self.device)
+        self.draft = DraftModel(self, drafter.codec(spec), self.vllm_config.model_config.dtype)
+        self.draft.begin()
+        self.draft.load((name, weight.detach()) for name, weight in spec.load().named_parameters())
+        return self.end_draft()
+
+    def begin_draft(self) -> None:
+        assert self.draft is not None  # `draft_with` comes first
+        self.draft.begin()
+
+    def end_draft(self) -> float:
+        """The seconds that the draft model took since it began."""
+        assert self.draft is not None
+        self.draft.end()
+        return self.draft.seconds
 
 
 class _Checked:
     """The model, as vLLM's transfer loads the tensors `names` into it. Whatever has another checksum is kept out, and the rest
     of the bucket taken in, since the sender waits for whoever stops in the middle."""
 
-    def __init__(self, model: torch.nn.Module, names: Sequence[str], checksums: Mapping[str, int]) -> None:
-        self.model, self.wrong, self._checksums = model, list(names), checksums
+    def __init__(self, load: Callable[[Any], int], names: Sequence[str], checksums: Mapping[str, int]) -> None:
+        self.load, self.wrong, self._checksums = load, list(names), checksums
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         for name, tensor in weights:
             if self._checksums.get(name) == checksum(tensor):
-                self.model.load_weights([(name, tensor)])
+                self.load([(name, tensor)])
                 self.wrong.remove(name)
 
 

@@ -61,6 +61,14 @@ def test_a_tied_head_is_no_matrix(tiny_spec: ModelSpec) -> None:
     assert "lm_head.weight" not in matrices(model, ["lm_head"])
 
 
+def test_layers_that_attend_in_several_ways_are_refused(tiny_spec: ModelSpec, calibration: Calibration) -> None:
+    """All would be called as the first one is."""
+    model = tiny_spec.load().eval()
+    model.config.layer_types = ["full_attention", "sliding_attention"]
+    with pytest.raises(UserError, match="attend in several ways"):
+        next(iter(walk(model, matrices(model), calibration, "norms")))
+
+
 def test_texts_are_packed_into_rows() -> None:
     assert packed([[1, 2, 3], [4], [5, 6, 7]], 2, 3).tolist() == [[1, 2, 3], [4, 5, 6]]
     with pytest.raises(UserError, match="asks for 3 x 3 tokens, and its texts have 7"):

@@ -38,8 +38,9 @@ def weights(tiny_spec: ModelSpec) -> dict[str, Tensor]:
 
 @pytest.fixture
 def made(tiny_spec: ModelSpec) -> Any:
-    def make(methods: list[Named], keep_dense: tuple[str, ...] = ("lm_head",)) -> Codec:
-        return codec(methods, keep_dense, torch.float32, partial(without_weights, tiny_spec.location), tiny_spec.load)
+    def make(methods: list[Named], keep_dense: tuple[str, ...] = ("lm_head",), reassign: int = 0) -> Codec:
+        shapes = partial(without_weights, tiny_spec.location)
+        return codec(methods, keep_dense, torch.float32, shapes, tiny_spec.load, reassign)
 
     return make
 
@@ -106,6 +107,39 @@ def test_masks_and_assignments_stay_whatever_the_weights_become(made: Any, weigh
     before, after = frozen.encode(Q, weights[Q]), frozen.encode(Q, -3 * weights[Q].flip(0))
     assert torch.equal(before.assignments, after.assignments)
     assert torch.equal(before.packed_mask, after.packed_mask)
+
+
+@pytest.mark.parametrize("methods", METHODS[-2:], ids=["vq", "mvq"])
+def test_reassigned_the_copy_of_a_policy_that_moved_far_is_as_near_as_the_first_was(
+    made: Any, weights: dict[str, Tensor], methods: list[Named]
+) -> None:
+    """Frozen it is not; and that it has begun from the first codewords costs little beside clustering anew."""
+    moved = -3 * weights[Q].flip(0)
+
+    def error(codec: Codec, weight: Tensor) -> float:
+        return float((codec.encode(Q, weight).decode() - weight).norm() / weight.norm())
+
+    frozen, reassigned = made(methods), made(methods, reassign=3)
+    first = error(frozen, weights[Q])
+    assert error(frozen, moved) > 1.25 * first
+    assert error(reassigned, moved) < 1.05 * first
+    assert error(made(methods, reassign=1), moved) > error(reassigned, moved)
+    assert error(reassigned, weights[Q]) <= first + 1e-3
+
+
+def test_a_sync_knows_nothing_of_the_one_before(made: Any, weights: dict[str, Tensor]) -> None:
+    """So that a run that is resumed sends what it would have sent."""
+    once, twice = made(MVQ, reassign=2), made(MVQ, reassign=2)
+    twice.encode(Q, -weights[Q])
+    for (path, tensor), (_, other) in zip(
+        once.encode(Q, weights[Q]).tensors(), twice.encode(Q, weights[Q]).tensors(), strict=True
+    ):
+        assert torch.equal(tensor, other), path
+
+
+def test_only_codebooks_are_reassigned(made: Any) -> None:
+    with pytest.raises(UserError, match="reassign is for vq and mvq"):
+        made(METHODS[0], reassign=1)
 
 
 def test_a_run_that_is_resumed_fits_the_same(made: Any, weights: dict[str, Tensor]) -> None:

@@ -7,8 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
+from compress.compressed import load_held
+from compress.written_out import written_out
 from rlcore.cli.main import app
 from rlcore.errors import UserError
 
@@ -66,6 +69,31 @@ def test_the_model_is_evaluated_and_trained_on_by_its_run_folder(
     assert CliRunner().invoke(app, asked).exit_code == 0
 
 
+def test_inputs_that_are_rounded_are_not_forgotten_because_the_same_weights_were_used_before(
+    run: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RLCORE_CACHE_DIR", str(tmp_path / "cache"))
+    run("methods=[{name: rtn, bits: 8, run: 0}]", "name=weights")
+    run("methods=[{name: rtn, bits: 8, run: 0, activations: 8}]", "name=inputs")
+    Path(written_out(Path("runs/weights/model")))
+    with pytest.raises(UserError, match="cannot say that activations are quantised"):
+        written_out(Path("runs/inputs/model"))
+
+
+def test_the_recipes_seed_is_that_of_methods_that_draw(run: Callable) -> None:
+    """And what was drawn is told; a seed that a method is given is its own."""
+    for name, arguments in {
+        "a": ["seed=3"],
+        "b": ["seed=4"],
+        "c": ["methods=[{name: vq, codes: 16, seed: 4}]", "seed=3"],
+    }.items():
+        run("methods=[{name: vq, codes: 16}]", *arguments, f"name={name}", "calibration=null")
+    books = [load_held(Path(f"runs/{name}/model"))["model.layers.0.mlp.up_proj.weight"].codewords for name in "abc"]
+    assert not torch.equal(books[0], books[1])
+    assert torch.equal(books[1], books[2])
+    assert json.loads(Path("runs/a/model/compression.json").read_text())["history"][0]["seed"] == 3
+
+
 def test_runs_are_held_against_each_other(run: Callable) -> None:
     run("methods=[]", "name=dense")
     run("methods=[{name: rtn, bits: 4, run: 64}]", "name=four")
@@ -116,6 +144,9 @@ def test_what_is_done_is_not_done_again(run: Callable) -> None:
             ["methods=[{name: rtn, run: 0, activations: 8}]", f"eval={{data: {TEXT}}}"],
             "rounds activations, which no engine does",
         ),
+        (["methods=[{name: rtn, run: 0, activations: 8}, prequant]"], "'prequant' learns, which it cannot through rounded"),
+        (["methods=[{name: magnitude, pattern: [4, 8]}, prequant]"], "would bring back what was pruned"),
+        (["methods=[]", "calibration.length=600"], "more than the model's context of 512"),
     ],
 )
 def test_nonsense_is_refused(run: Callable, arguments: list[str], said: str) -> None:

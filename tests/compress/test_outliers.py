@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from compress.compressed import CompressedModel
 from compress.formats.levels import Levels
+from compress.formats.patched import Patched
 from compress.outliers import Outliers, highest, scores
 from compress.quantise.rtn import Rtn
+from rlcore import plugins
 from rlcore.errors import UserError
 
 WEIGHT = torch.tensor([[1.0, 1.1, 1.0, 1.2], [1.0, -1.6, 1.0, 3.3]])  # mean 1
@@ -48,7 +49,7 @@ def test_places_that_no_int32_can_name_are_refused() -> None:
 
 def held(weight: Tensor, score: str) -> tuple[Tensor, Tensor]:
     method = Outliers(Rtn(run=32), 0.01, score, seed=0)  # type: ignore[arg-type]
-    patched = method.hold(weight, None, None, CompressedModel(torch.nn.Module(), torch.float32))  # type: ignore[arg-type]
+    patched = method.hold(weight, None, None, torch.float32)
     assert isinstance(patched.base, Levels)
     assert patched.places.dtype == torch.int32
     assert torch.equal(patched.decode(), patched.base.decode())  # Δ is 0
@@ -63,3 +64,13 @@ def test_a_matrix_is_rounded_and_its_outliers_marked() -> None:
     assert lost[places].min() >= lost.sort().values[-41]
     others, _ = held(weight, "magnitude")
     assert set(others.tolist()) != set(places.tolist())
+
+
+def test_what_is_held_along_the_other_axis_can_be_patched() -> None:
+    """Its reconstruction is a transposed view."""
+    weight = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
+    base = plugins.bind("compress", "magnitude", {"pattern": [2, 4], "axis": "out"})().hold(weight, None, None, torch.float32)
+    patched = Patched(base.shape, base, torch.tensor([9], dtype=torch.int32), torch.tensor([0.5], dtype=torch.bfloat16))
+    changed = patched.decode() - base.decode()
+    assert changed[1, 1] == 0.5
+    assert changed.count_nonzero() == 1

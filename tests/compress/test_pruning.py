@@ -32,7 +32,7 @@ def held(name: str, weight: Tensor, x: Tensor, **options: object) -> Sparse:
 
     method = plugins.bind("compress", name, options)()
     gram = x.T @ x if method.looks_at == "gram" else x.square().sum(0)
-    found = method.hold(weight, None, Inputs(gram, len(x)), Model())
+    found = method.hold(weight, None, Inputs(gram, len(x)), torch.float32)
     assert isinstance(found, Sparse)
     return found
 
@@ -79,7 +79,7 @@ def held_by(method: Sparsegpt, weight: Tensor, x: Tensor) -> Tensor:
     class Model:
         dtype = torch.float32
 
-    return method.hold(weight, None, Inputs(x.T @ x, len(x)), Model()).decode()  # type: ignore[arg-type]
+    return method.hold(weight, None, Inputs(x.T @ x, len(x)), torch.float32).decode()  # type: ignore[arg-type]
 
 
 def test_inputs_that_are_never_given_are_left_out() -> None:

@@ -83,6 +83,9 @@ def test_what_cannot_be_rounded_is_refused() -> None:
         grids.levels("nf4", 3)
     with pytest.raises(UserError, match="bits cannot be 9"):
         plugins.bind("compress", "rtn", {"bits": 9})
+    for value in (1e5, float("inf"), float("nan")):
+        with pytest.raises(UserError, match="has no scale in float16"):
+            round_to_grid(torch.tensor([[1.0, value]]), "uniform", 4, 0)
 
 
 def test_activations_are_rounded_a_token_at_a_time() -> None:

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from compress.mixture.from_llama import from_llama
+from compress.texts import texts_of
 from rlcore import jobs
 from rlcore.errors import UserError
-from rlcore.evaluation.held_out import texts
 from rlcore.models import ModelSpec, load_tokenizer
 from rlcore.prompts import Prompter
 from rlcore.recipe.load import load
@@ -40,7 +40,7 @@ def test_of_a_llama_by_hand(trained: Callable[..., dict], tiny: Path, tmp_path: 
     model, tokenizer = ModelSpec(str(tmp_path / "run/model"), device="cpu").load(), load_tokenizer(str(tiny))
     recipe = load([str(tmp_path / "mine.yaml")]).recipe
     lost = tokens = context = count = 0.0
-    for text in texts(recipe, Prompter(recipe.prompt, tokenizer), 512):
+    for text in texts_of(recipe.evaluated_on, Prompter(recipe.prompt, tokenizer)):
         assert text.ids[-1] == tokenizer.eos_token_id
         ids = torch.tensor([text.ids])
         labels = torch.tensor([[-100] * len(text.prompt) + [*text.solution]])
@@ -89,7 +89,7 @@ def test_nothing_is_measured_unasked(trained: Callable[..., dict], tiny: Path) -
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("{name: chain, count: 3}", "evaluated_on: problem chain/train/0 has no solution to predict"),
+        ("{name: chain, count: 3}", "problem chain/train/0 has no solution: calibration and evaluated_on"),
         ("{name: chain, count: 1, difficulty: [90, 90], strategies: {steps: 1.0}}", "and the model's context allows 512"),
     ],
 )

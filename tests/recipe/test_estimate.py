@@ -8,6 +8,7 @@ from rlcore.recipe.estimate import Shape, memory, pairs_memory
 from rlcore.recipe.load import load
 from rlcore.recipe.schema import RL, Preference
 from rollout.engines.transformers import Transformers
+from rollout.engines.vllm import Vllm
 
 SHAPE = Shape(parameters=1000, layers=2, hidden=10, vocabulary=50, kv_width=4)
 BASE = [
@@ -68,6 +69,16 @@ def test_memory_of_a_worked_example(trained: str, different: dict[str, int]) -> 
         "logits of a chunk": 18000,  # logits, their softmax and gradient: 3 · 30 positions · 50 · 4 bytes
     }
     assert memory(recipe, SHAPE, 5, Transformers) == {"this process": expected | different}
+
+
+def test_a_draft_model_is_a_second_copy_for_the_rollouts() -> None:
+    """Its keys and values are in vLLM's cache, which is as large as it is said to be."""
+    drafter = "rollout.drafter={name: compressed, methods: rtn}"
+    without, drafted = (load([*BASE, "rollout.engine=vllm", *more]).recipe for more in ([], [drafter]))
+    assert isinstance(without, RL)
+    assert isinstance(drafted, RL)
+    expected = memory(without, SHAPE, 5, Vllm)["this process"] | {"draft model": 2000}  # 2 bytes · 1000
+    assert memory(drafted, SHAPE, 5, Vllm) == {"this process": expected}
 
 
 def test_a_reward_that_learns_takes_a_second_model_to_train_and_its_reference() -> None:

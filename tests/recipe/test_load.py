@@ -233,6 +233,23 @@ def test_what_is_refused_of_compressed_rollouts(recipe: Path, overrides: list[st
         load([str(recipe), "rollout.compression={methods: {name: rtn, bits: 8}}", *overrides])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["rollout.engine=transformers"], "transformers verifies no drafts; set rollout.engine=vllm"),
+        (["rollout.min_p=0.1", "algorithm.correction=token_tis"], "without min_p"),
+        (["rollout.compression={methods: rtn}", "algorithm.correction=token_tis"], "leave out one of them"),
+        (["lora={serve: adapter}"], "set lora.serve=merged"),
+        (["quantised_base=rtn", "outliers={}"], "set outliers.serve=merged"),
+    ],
+)
+def test_what_is_refused_of_drafters(recipe: Path, overrides: list[str], message: str) -> None:
+    drafted = ["rollout.engine=vllm", "rollout.drafter={name: compressed, methods: rtn}"]
+    assert load([str(recipe), *drafted]).recipe.rollout.drafter is not None
+    with pytest.raises(UserError, match=message):
+        load([str(recipe), *drafted, *overrides])
+
+
 @pytest.mark.parametrize("more", [["algorithm.correction=token_tis"], ["rollout.compression.uncorrected=true"]])
 def test_rollouts_are_compressed_with_a_correction_or_explicitly_without(recipe: Path, more: list[str]) -> None:
     loaded = load([str(recipe), "rollout.compression={methods: rtn}", *more]).recipe

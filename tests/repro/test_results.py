@@ -267,3 +267,10 @@ def test_what_reward_models_choose_is_read_and_told(tmp_path: Path, monkeypatch:
 def test_reward_models_of_whole_solutions_are_ranked_by_these() -> None:
     values = {"whole_1": summarise({100: 0.3}), "whole_4": summarise({100: 0.5}), "stepwise_4": summarise({100: None})}
     assert best_of_n.headline({"arms": {"orm": values, "pass": values}}) == "whole_4"
+
+
+def test_an_arm_without_a_value_is_not_the_best_one() -> None:
+    """Whichever way the best is, and where values are below 0."""
+    arms = {"none": {"m": {"mean": None}}, "low": {"m": {"mean": -2.0}}, "high": {"m": {"mean": -1.0}}}
+    assert list(page._best_first(arms, "m", True)) == ["high", "low", "none"]
+    assert list(page._best_first(arms, "m", False)) == ["low", "high", "none"]

@@ -43,15 +43,15 @@ def test_every_arm_runs_and_is_measured(tmp_path: Path, monkeypatch: pytest.Monk
     assert result["kind"] == "supervised"
     found = {arm: {metric: of["mean"] for metric, of in values.items()} for arm, values in result["arms"].items()}
     assert all(value is not None for values in found.values() for value in values.values())
-    vanilla, same, deeper, shallower = (found[arm] for arm in ("vanilla", "mom_same_depth", "mom_deeper", "mom_shallower"))
+    vanilla, same, deeper, skipping = (found[arm] for arm in ("vanilla", "mom_same_depth", "mom_deeper", "mom_skipping"))
     assert (vanilla["layers"], vanilla["depth"], vanilla["skipped"]) == (4, 4, 0)
-    assert (same["depth"], deeper["depth"], shallower["depth"]) == (4, 6, 3)
-    assert same["parameters"] == deeper["parameters"] == shallower["parameters"]
-    assert shallower["flops"] < same["flops"] < deeper["flops"]
-    for arm, rounds in {"mom_same_depth": 2, "mom_deeper": 4, "mom_shallower": 1}.items():
+    assert (same["depth"], deeper["depth"], skipping["depth"]) == (4, 6, 4)
+    assert same["parameters"] == deeper["parameters"] == skipping["parameters"]
+    assert skipping["flops"] < same["flops"] < deeper["flops"]
+    for arm, rounds, chosen in (("mom_same_depth", 2, 2), ("mom_deeper", 4, 2), ("mom_skipping", 2, 1)):
         curve = result["curves"][arm]["100"]
         assert [len(curve[kind]) for kind in ("attention", "feed_forward")] == [rounds, rounds]
-        assert all(sum(shares) == pytest.approx(2) and len(shares) == 3 for shares in curve["attention"])
+        assert all(sum(shares) == pytest.approx(chosen) and len(shares) == 3 for shares in curve["attention"])
     assert result["curves"]["vanilla"]["100"] == {}
     drawn = {element.text for element in ElementTree.parse("docs/results/mom.svg").iter()}
     assert set(experiment.arms) | {"SKIP", "forward FLOPs a token"} <= drawn

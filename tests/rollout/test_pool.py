@@ -21,6 +21,7 @@ from rlcore.batch import TrainingBatch
 from rlcore.errors import UserError
 from rlcore.models import ModelSpec
 from rlcore.protocols import Superseded, WeightUpdate
+from rlcore.run.metrics import Mean, Metrics
 from rlcore.types import Completion, Request, Sampling, seed_from
 from rollout.engines.transformers import Transformers
 from rollout.pool import Pool
@@ -41,6 +42,9 @@ class Hanging(Transformers):
                 open(flag, "w").close()  # noqa: PTH123
                 time.sleep(10_000)
         return super().poll()
+
+    def metrics(self) -> Metrics:
+        return {"drafter/accepted": Mean(1, 2)}
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +98,10 @@ def finish(pool: Pool, done: list[Completion]) -> dict[int, tuple[int, ...]]:
         done += pool.poll()
     assert len({c.seed for c in done}) == len(done)
     return {c.seed: c.token_ids for c in done}
+
+
+def test_what_workers_report_is_added_up(pool: Pool) -> None:
+    assert pool.metrics() == {"drafter/accepted": Mean(2, 4)}
 
 
 def whole(pool: Pool) -> None:

@@ -89,6 +89,25 @@ def test_a_divergence_above_its_cap_ends_it_at_once(capsys: pytest.CaptureFixtur
     assert "0.51 nats a token from the policy, above guard.kl 0.5" in capsys.readouterr().err
 
 
+def test_a_divergence_that_is_no_number_ends_it() -> None:
+    story = Story(gain="none")
+    story.baseline()
+    story.take(kl=float("nan"))
+    assert not story.guard.compresses(9)
+
+
+def test_evaluations_of_the_policy_itself_are_paid_for_by_the_next_step() -> None:
+    """Once, and after a resume too: 1,400 bytes and 1.5 s of syncs there and back."""
+    story = Story()
+    story.baseline()
+    story.guard.besides(FULL + SMALL, 1.5)
+    story.resumed()
+    told = story.take(generate=8.0)
+    assert told["compression/bytes_saved"] == FULL - SMALL - (FULL + SMALL)
+    assert told["compression/seconds_saved"] == pytest.approx(2.0 - 1.5)
+    assert story.take(generate=8.0)["compression/seconds_saved"] == pytest.approx(2.0)
+
+
 def test_a_method_that_sends_more_bytes_than_it_saves_ends() -> None:
     story = Story(gain="bytes")
     story.baseline()

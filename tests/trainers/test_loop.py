@@ -78,6 +78,21 @@ def test_the_same_recipe_runs_on_vllm(launch: Callable, weights: str) -> None:
     trained = [row for row in rows if "parity" in row]
     assert all(row["parity"] < 1e-5 for row in trained)
     assert all(row["importance/ratio_max"] < 1 + 1e-5 and row["kl/rollout_k3"] < 1e-10 for row in trained)
+
+
+@pytest.mark.xdist_group("vllm")
+def test_a_compressed_copy_drafts_and_is_not_seen_in_what_is_learned_from(launch: Callable) -> None:
+    drafter = "rollout.drafter={name: compressed, methods: {name: rtn, bits: 8, run: 0}}"
+    rows = metrics(launch("run", "rollout.engine={name: vllm, kv_cache_gb: 0.1}", drafter, "optimizer.learning_rate=1e-3"))
+    trained = [row for row in rows if "parity" in row]
+    assert len(trained) == 4
+    for row in trained:
+        assert row["parity"] < 1e-5
+        assert row["importance/ratio_max"] < 1 + 1e-5
+        assert row["kl/rollout_k3"] < 1e-10
+        assert row["drafter/accepted"] > 0.9
+        assert 3 < row["drafter/tokens_per_pass"] <= 4
+        assert row["sync/bytes"] == trained[0]["sync/bytes"]
     assert all(row["grad_norm"] > 0 for row in trained)
 
 

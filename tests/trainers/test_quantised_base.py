@@ -13,6 +13,7 @@ from compress import compressed
 from rlcore.errors import UserError
 from rlcore.models import ModelSpec
 from rlcore.recipe.load import load
+from rlcore.run.folder import claim
 from trainers.build import build_policy
 from trainers.quantised_base import start_of
 
@@ -48,6 +49,22 @@ def test_keep_dense_leaves_matrices_as_they_are(start: Callable, tiny: Path) -> 
     assert set(compressed.load_held(location.parent / "compressed")) == {
         f"model.layers.{layer}.mlp.{part}_proj.weight" for layer in (0, 1) for part in ("gate", "up", "down")
     }
+
+
+def test_a_run_that_holds_nothing_begins_with_a_base_of_its_own(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not with that of a run which was killed, whose recipe may have been another; one that is resumed goes on with its."""
+    monkeypatch.chdir(tmp_path)
+    stale, held = Path("run/base/model"), Path("run/checkpoints/step-1")
+    loaded = load(["quickstart", "output=run"])
+    for begun in (False, True):
+        stale.mkdir(parents=True)
+        if begun:
+            held.mkdir(parents=True)
+            (held / "state.json").write_text("{}")
+        with claim(loaded, resume=begun):
+            assert stale.exists() == begun
 
 
 def test_it_is_made_once_and_whole(start: Callable, tmp_path: Path) -> None:
