@@ -2,5 +2,5 @@
 guesses in one forward pass, and one verifier keeps of them what it would have said itself.
 
 `tree` is what a drafter hands in, `drafter` what it is, `model` reads trees over a key–value cache, `verify` walks them, and
-`decode` is the loop. One drafter a file in `drafters`.
+`decode` is the loop. The drafters themselves are in `rollout.drafters`.
 """

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Generic, TypeVar
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlcore.errors import UserError
+from rlcore.models import ModelSpec, configuration, locate
 from rollout.decoding.drafter import Drafter, Row
 from rollout.decoding.model import BranchedModel
 from rollout.decoding.tree import Tree
@@ -48,11 +50,25 @@ S = TypeVar("S", bound=Shoot)
 
 
 class Companion(Drafter, Generic[S]):
-    """`model` drafts; it has the target's vocabulary, and may be a compressed copy of it. It is drafted from at the rows' own
-    temperature and truncation (greedy rows: at temperature 1). Raises UserError where a row does not fit into its context."""
+    """The model named `model` drafts; it has the target's vocabulary, and may be a compressed copy of it. It is drafted from at
+    the rows' own temperature and truncation (greedy rows: at temperature 1). It learns nothing while the target does. Raises
+    UserError where there is no such model, and where a row does not fit into its context."""
 
-    def __init__(self, model: PreTrainedModel, depth: int) -> None:
-        self.model, self.depth = BranchedModel(model), depth
+    def __init__(self, model: str, depth: int) -> None:
+        self.location, self.depth = locate(model), depth
+
+    def load(self, spec: ModelSpec) -> None:
+        mine, targets = (configuration(each, spec.trust_remote_code).vocab_size for each in (self.location, spec.location))
+        if mine != targets:
+            raise UserError(
+                f"the draft model {self.location} has {mine} tokens in its vocabulary, and the policy {targets}: "
+                "a drafter needs one of the same tokenizer"
+            )
+        self.draft_with(replace(spec, location=self.location, adapter_rank=0).load())
+
+    def draft_with(self, model: PreTrainedModel) -> None:
+        """This is the model."""
+        self.model = BranchedModel(model)
         self.rows: list[Row] = []  # in the model's order
 
     @abstractmethod

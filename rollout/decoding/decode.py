@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlcore.batch import pad
 from rlcore.errors import UserError
@@ -23,6 +23,7 @@ from rollout.decoding.model import BranchedModel
 from rollout.decoding.tree import Tree
 from rollout.decoding.verify import Walk, verify
 from rollout.sampling import SamplingRows
+from rollout.stop_strings import ends_with
 
 
 class Decoded(NamedTuple):
@@ -40,6 +41,7 @@ class Counts:
     tokens: int = 0  # sampled
     target_forwards: int = 0
     draft_forwards: int = 0
+    trees: int = 0  # read by the target: one for each row and round
     drafted: int = 0
     accepted: int = 0
     seconds: float = 0.0
@@ -53,24 +55,36 @@ def decode(
     model's context. Raises UserError as `Decoder` does."""
     decoder = Decoder(model, drafter, stop_ids)
     decoder.enter(requests)
-    done: dict[Row, Decoded] = {}
     rows = list(decoder.rows)
     while decoder.rows:
-        done |= decoder.round()
-    return [done[row] for row in rows], decoder.counts
+        decoder.round()
+    return [_decoded(row) for row in rows], decoder.counts
+
+
+def _decoded(row: Row) -> Decoded:
+    assert row.finish_reason is not None
+    return Decoded(tuple(row.sampled), tuple(row.logprobs), row.finish_reason)
 
 
 class Decoder:
-    """Requests under way, a row each. Raises UserError, with the drafter's name, where the drafter fails."""
+    """Requests under way, a row each. Raises UserError, with the drafter's name, where the drafter fails. `tokenizer`: reads
+    completions that have stop strings; without it they are refused."""
 
-    def __init__(self, model: PreTrainedModel, drafter: Drafter, stop_ids: Collection[int]) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        drafter: Drafter,
+        stop_ids: Collection[int],
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
         self.target, self.drafter, self.stop_ids = BranchedModel(model), drafter, frozenset(stop_ids)
+        self.tokenizer = tokenizer
         self.rows: list[Row] = []  # in the target's order
         self.counts = Counts()
 
     @torch.inference_mode()
     def enter(self, requests: Sequence[Request]) -> None:
-        """Begin rows. Raises UserError for a request that leaves nothing to decode, and for one with stop strings."""
+        """Begin rows. Raises UserError for a request that leaves nothing to decode."""
         rows = [self._row(request) for request in requests]
         hidden = self.target.enter([row.ids[:-1] for row in rows])
         with blamed(self.drafter):
@@ -79,7 +93,7 @@ class Decoder:
         self._settle()
 
     @torch.inference_mode()
-    def round(self) -> dict[Row, Decoded]:
+    def round(self) -> list[Row]:
         """One forward pass of the target for all rows, of which there is one at least; those that are done leave, and are
         returned."""
         began, forwards = time.perf_counter(), self.drafter.forwards
@@ -89,17 +103,25 @@ class Decoder:
         walks = verify(logits, trees, self._settings, *self._randomness(trees))
         self.target.keep([walk.nodes for walk in walks])
 
-        done: dict[Row, Decoded] = {}
         for row, walk, states in zip(self.rows, walks, hidden, strict=True):
-            if ended := self._say(row, walk, states):
-                done[row] = ended
+            self._say(row, walk, states)
+        done = [row for row in self.rows if row.finish_reason]
         self._leave(done)
         self.counts.target_forwards += 1
+        self.counts.trees += len(trees)
         self.counts.draft_forwards += self.drafter.forwards - forwards
         self.counts.drafted += sum(len(tree.tokens) - 1 for tree in trees)
         self.counts.draft_seconds += drafted - began
         self.counts.seconds += time.perf_counter() - began
         return done
+
+    def interrupt(self) -> list[Row]:
+        """Stop all rows; they leave as they are."""
+        stopped = list(self.rows)
+        for row in stopped:
+            row.finish_reason = "interrupted"
+        self._leave(stopped)
+        return stopped
 
     def _row(self, request: Request) -> Row:
         prompt, sampling = len(request.prompt_ids), request.sampling
@@ -109,8 +131,8 @@ class Decoder:
                 f"{request.problem_id}: a prompt of {prompt} tokens leaves nothing to decode, in a context of "
                 f"{self.target.context} and with max_new_tokens {sampling.max_new_tokens}"
             )
-        if sampling.stop:
-            raise UserError(f"{request.problem_id}: speculative decoding stops at token ids, not at strings: {sampling.stop}")
+        if sampling.stop and self.tokenizer is None:
+            raise UserError(f"{request.problem_id}: without a tokenizer nothing stops at strings: {sampling.stop}")
         return Row(request, limit)
 
     def _randomness(self, trees: Sequence[Tree]) -> tuple[Tensor, Tensor]:
@@ -120,18 +142,17 @@ class Decoder:
         v = pad([row.v[a:b].tolist() for row, (a, b) in zip(self.rows, spans, strict=True)], torch.float32)
         return u.to(self.target.model.device), v.to(self.target.model.device)
 
-    def _say(self, row: Row, walk: Walk, hidden: Tensor) -> Decoded | None:
-        """Add a walk's tokens to its row, up to one that ends it; what was sampled of the row if one does."""
-        reason: FinishReason | None = None
+    def _say(self, row: Row, walk: Walk, hidden: Tensor) -> None:
+        """Add a walk's tokens to its row, up to one that ends it."""
         before = len(row.ids)
         for token, logprob in zip(walk.tokens, walk.logprobs, strict=True):
             row.ids.append(token)
             row.logprobs.append(logprob)
-            if token in self.stop_ids:
-                reason = "stop"
+            if self._stops(row):
+                row.finish_reason = "stop"
             elif row.drawn == row.limit:
-                reason = "length"
-            if reason:
+                row.finish_reason = "length"
+            if row.finish_reason:
                 break
         said = row.ids[before:]
         accepted = said[: len(walk.nodes) - 1]
@@ -139,7 +160,13 @@ class Decoder:
         self.counts.accepted += len(accepted)
         with blamed(self.drafter):
             self.drafter.observe(row, accepted, hidden[walk.nodes[: 1 + len(accepted)]])
-        return Decoded(tuple(row.ids[-len(row.logprobs) :]), tuple(row.logprobs), reason) if reason else None
+
+    def _stops(self, row: Row) -> bool:
+        """By its last token."""
+        if row.ids[-1] in self.stop_ids:
+            return True
+        stop = row.request.sampling.stop
+        return bool(stop) and self.tokenizer is not None and ends_with(stop, row.tokens, self.tokenizer)
 
     def _leave(self, done: Collection[Row]) -> None:
         """As in the cache, the last row takes the place of one that leaves."""

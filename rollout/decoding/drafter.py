@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from rlcore.errors import UserError
+from rlcore.models import ModelSpec
 from rlcore.protocols import Tokens
-from rlcore.types import Request, seed_from
+from rlcore.types import FinishReason, Request, seed_from
 from rollout.decoding.tree import Tree
 from rollout.sampling import uniforms
 
@@ -28,6 +29,7 @@ class Row:
     logprobs: list[float] = field(default_factory=list)  # of those that were sampled
     u: np.ndarray = field(init=False)  # (limit,) that draw the tokens, as in plain decoding
     v: np.ndarray = field(init=False)  # (limit,) that accept what was drafted at random
+    finish_reason: FinishReason | None = None  # None: under way
 
     def __post_init__(self) -> None:
         self.ids = [*self.request.prompt_ids, *self.request.prefix.token_ids]
@@ -38,6 +40,11 @@ class Row:
     def tokens(self) -> list[int]:
         """The completion so far, forced prefix included."""
         return self.ids[len(self.request.prompt_ids) :]
+
+    @property
+    def sampled(self) -> list[int]:
+        """The completion so far, without the forced prefix."""
+        return self.tokens[len(self.request.prefix.token_ids) :]
 
     @property
     def drawn(self) -> int:
@@ -51,7 +58,10 @@ class Row:
 
 
 class Drafter(ABC):
-    """Proposes what comes next."""
+    """Proposes what comes next, as a tree. Made by name from its options alone; what it takes of a machine, it takes in `load`."""
+
+    def load(self, spec: ModelSpec) -> None:  # noqa: B027 - a hook
+        """Once, before all else: this is the target, and how it is held. Raises UserError where the drafter is not one for it."""
 
     @property
     def forwards(self) -> int:
@@ -71,7 +81,7 @@ class Drafter(ABC):
         (1 + accepted, H): the target's last hidden states at the root and at these."""
 
     def forget(self, row: Row) -> None:  # noqa: B027 - a hook
-        """The row is done, and leaves."""
+        """The row leaves: it is done, or `interrupted`."""
 
 
 @contextmanager

@@ -32,7 +32,7 @@ DRAFTERS = [(name, options) for name, each in OPTIONS.items() for options in eac
 
 
 def made(name: str, options: dict[str, Any], draft: PreTrainedModel) -> Drafter:
-    kind = find("rollout.decoding.drafters", name)
+    kind = find("rollout.drafters", name)
     return kind(deepcopy(draft), **options) if issubclass(kind, Companion) else kind(**options)
 
 
@@ -42,7 +42,7 @@ class Plain(Drafter):
 
 
 def test_every_drafter_of_the_folder_is_tested() -> None:
-    assert set(OPTIONS) == set(names("rollout.decoding.drafters"))
+    assert set(OPTIONS) == set(names("rollout.drafters"))
 
 
 # -- lossless -------------------------------------------------------------------------------------------------------------

@@ -20,8 +20,8 @@ from transformers import PreTrainedModel
 from rlcore.types import Request, Sampling
 from rollout.decoding.decode import decode
 from rollout.decoding.drafter import Drafter, Row
-from rollout.decoding.drafters.draft_model import DraftModel, Shoot
-from rollout.decoding.drafters.gsd import Gsd
+from rollout.drafters.draft_model import DraftModel, Shoot
+from rollout.drafters.gsd import Gsd
 from rollout.decoding.tree import Tree
 from rollout.sampling import SamplingRows, processed
 

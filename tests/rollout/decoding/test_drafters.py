@@ -17,10 +17,10 @@ from rlcore.types import Request, Sampling
 from rollout.decoding.automaton import SuffixAutomaton
 from rollout.decoding.decode import decode
 from rollout.decoding.drafter import Drafter, Row
-from rollout.decoding.drafters.draft_model import DraftModel, in_turn
-from rollout.decoding.drafters.gsd import Graph, Gsd
-from rollout.decoding.drafters.history import START, History
-from rollout.decoding.drafters.ngram import Ngram
+from rollout.drafters.draft_model import DraftModel, in_turn
+from rollout.drafters.gsd import Graph, Gsd
+from rollout.drafters.history import START, History
+from rollout.drafters.ngram import Ngram
 
 sequences = st.lists(st.integers(0, 2), max_size=24)
 

@@ -6,7 +6,8 @@ matched by its longest suffix that stands there, its own start included, and con
 
     P(x | suffix) = count(suffix · x) / count(suffix)
 
-until the product of these falls below a threshold. A row that is done is history for the rows that begin after it.
+until the product of these falls below a threshold. A row that is done is history for the rows that begin after it. Other
+weights forget nothing of it: what an older policy said is as good a guess as it is like the newer one.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class History(Drafter):
     def learn(self, prompt_ids: Tokens, token_ids: Tokens) -> None:
         """Remember a completion of a prompt, for the rows that begin after it."""
         prompt = tuple(prompt_ids)
-        self._said.setdefault(prompt, deque(maxlen=self.completions)).append(array("q", token_ids))
+        self._said.setdefault(prompt, deque(maxlen=self.completions)).append(array("i", token_ids))
         self._said.move_to_end(prompt)
         self._automata.pop(prompt, None)
         if len(self._said) > self.prompts:
@@ -75,7 +76,8 @@ class History(Drafter):
 
     def forget(self, row: Row) -> None:
         del self._matches[row]
-        self.learn(row.request.prompt_ids, row.tokens)
+        if row.finish_reason != "interrupted":  # it comes again, with this for its prefix
+            self.learn(row.request.prompt_ids, row.tokens)
 
     def _automaton(self, prompt: tuple[int, ...]) -> SuffixAutomaton:
         if prompt not in self._automata:

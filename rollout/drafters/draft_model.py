@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from pydantic import PositiveInt
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from rlcore.types import seed_from
 from rollout.decoding import companion
@@ -34,11 +33,9 @@ class Shoot(companion.Shoot):
 
 
 class DraftModel(Companion[Shoot]):
-    """Drafts trees that are `depth` deep; with one child a node they are chains."""
+    """Drafts trees that are `depth` deep, by the model of that name; with one child a node they are chains."""
 
-    def __init__(
-        self, model: PreTrainedModel, *, depth: PositiveInt = 4, children: PositiveInt = 1, width: PositiveInt = 4
-    ) -> None:
+    def __init__(self, *, model: str, depth: PositiveInt = 4, children: PositiveInt = 1, width: PositiveInt = 4) -> None:
         super().__init__(model, depth)
         self.children, self.width = children, width
         self._w: dict[Row, np.ndarray] = {}  # (limit, children) random numbers that draw drafts

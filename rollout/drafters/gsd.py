@@ -22,7 +22,6 @@ from typing import Annotated
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from rollout.decoding.companion import Companion, Shoot
 from rollout.decoding.drafter import Row
@@ -78,12 +77,12 @@ class Graph(Shoot):
 
 
 class Gsd(Companion[Graph]):
-    """Drafts graphs that are `depth` deep. What is merged goes on from there, so that a tree may be deeper."""
+    """Drafts graphs that are `depth` deep, by the model of that name. What is merged goes on from there, so that a tree may be deeper."""
 
     def __init__(
         self,
-        model: PreTrainedModel,
         *,
+        model: str,
         depth: PositiveInt = 6,
         children: PositiveInt = 4,
         sibling: Share = 0.2,
