@@ -58,10 +58,10 @@ class Row:
 
 
 class Drafter(ABC):
-    """Proposes what comes next, as a tree. Made by name from its options alone; what it takes of a machine, it takes in `load`."""
+    """Proposes what comes next, as a tree. It is made of its options alone; what it takes of a machine, it takes in `load`."""
 
     def load(self, spec: ModelSpec) -> None:  # noqa: B027 - a hook
-        """Once, before all else: this is the target, and how it is held. Raises UserError where the drafter is not one for it."""
+        """Once, before all else: this is the target, and how it is held. Raises UserError where it cannot be drafted for."""
 
     @property
     def forwards(self) -> int:

@@ -23,8 +23,8 @@ from rlcore.recipe.schema import Methods
 
 
 class Compressed:
-    """`methods`, `keep_dense` and `reassign` are those of `rollout.compression`; `tokens` are drafted for each pass of the policy. Raises
-    UserError for methods that cannot be done to weights that keep changing."""
+    """`methods`, `keep_dense` and `reassign` are those of `rollout.compression`; `tokens` are drafted for each pass of the
+    policy. Raises UserError for methods that cannot be done to weights that keep changing."""
 
     def __init__(
         self,

@@ -77,7 +77,8 @@ class Graph(Shoot):
 
 
 class Gsd(Companion[Graph]):
-    """Drafts graphs that are `depth` deep, by the model of that name. What is merged goes on from there, so that a tree may be deeper."""
+    """Drafts graphs that are `depth` deep, by the model of that name. What is merged goes on from there, so that a tree may be
+    deeper."""
 
     def __init__(
         self,

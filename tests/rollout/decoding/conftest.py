@@ -6,12 +6,14 @@ import random
 from collections.abc import Callable, Collection, Sequence
 from copy import deepcopy
 from functools import cache
+from typing import Any, TypeVar
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from rlcore.types import Request, Sampling
+from rollout.decoding.companion import Companion
 from rollout.decoding.drafter import Drafter, Row
 from rollout.decoding.tree import Tree
 
@@ -46,6 +48,16 @@ def blurred(model: PreTrainedModel, by: float) -> PreTrainedModel:
         for parameter in copy.parameters():
             parameter.add_(torch.randn_like(parameter) * by)
     return copy
+
+
+C = TypeVar("C", bound=Companion[Any])
+
+
+def drafting(kind: type[C], model: PreTrainedModel, **options: Any) -> C:
+    """A drafter of a copy of this model, which is in no folder."""
+    drafter = kind(model="nowhere", **options)
+    drafter.draft_with(deepcopy(model))
+    return drafter
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from rollout.decoding.decode import Decoder, decode
 from rollout.decoding.drafter import Drafter, Row
 from rollout.decoding.tree import Tree
 from rollout.engines.transformers import Transformers
+from tests.rollout.decoding.conftest import drafting
 
 STOP = [3, 7]
 OPTIONS: dict[str, list[dict[str, Any]]] = {
@@ -33,7 +34,7 @@ DRAFTERS = [(name, options) for name, each in OPTIONS.items() for options in eac
 
 def made(name: str, options: dict[str, Any], draft: PreTrainedModel) -> Drafter:
     kind = find("rollout.drafters", name)
-    return kind(deepcopy(draft), **options) if issubclass(kind, Companion) else kind(**options)
+    return drafting(kind, draft, **options) if issubclass(kind, Companion) else kind(**options)
 
 
 class Plain(Drafter):
@@ -41,8 +42,9 @@ class Plain(Drafter):
         return [Tree.chain(row.ids[-1:]) for row in rows]
 
 
-def test_every_drafter_of_the_folder_is_tested() -> None:
-    assert set(OPTIONS) == set(names("rollout.drafters"))
+def test_every_drafter_of_trees_is_tested() -> None:
+    every = {name: find("rollout.drafters", name) for name in names("rollout.drafters")}
+    assert set(OPTIONS) == {name for name, kind in every.items() if issubclass(kind, Drafter)}
 
 
 # -- lossless -------------------------------------------------------------------------------------------------------------
@@ -204,7 +206,7 @@ def test_requests_that_leave_nothing_to_decode_are_refused(target: PreTrainedMod
     for request in (asked(64), asked(0)):
         with pytest.raises(UserError, match=f"p7: a prompt of {len(request.prompt_ids)} tokens leaves nothing to decode"):
             decode(target, [request], Plain(), [])
-    with pytest.raises(UserError, match="not at strings"):
+    with pytest.raises(UserError, match="without a tokenizer nothing stops at strings"):
         decode(target, [asked(3, stop=("\n",))], Plain(), [])
 
 
@@ -220,12 +222,12 @@ def test_rows_enter_while_others_are_under_way(
         replace(request, sampling=replace(request.sampling, max_new_tokens=3 + 2 * i)) for i, request in enumerate(requests)
     ]
     expected = {request.seed: plainly(request, STOP) for request in waiting}
-    decoder, done = Decoder(target, made(name, options, draft), STOP), {}
+    decoder, done = Decoder(target, made(name, options, draft), STOP), list[Row]()
     while waiting or decoder.rows:
         if waiting:
             decoder.enter([waiting.pop() for _ in range(min(3, len(waiting)))])
-        done |= decoder.round()
-    assert {row.request.seed: each.token_ids for row, each in done.items()} == expected
+        done += decoder.round()
+    assert {row.request.seed: tuple(row.sampled) for row in done} == expected
 
 
 def test_a_drafter_sees_the_targets_hidden_states(

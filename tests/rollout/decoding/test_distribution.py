@@ -20,10 +20,11 @@ from transformers import PreTrainedModel
 from rlcore.types import Request, Sampling
 from rollout.decoding.decode import decode
 from rollout.decoding.drafter import Drafter, Row
+from rollout.decoding.tree import Tree
 from rollout.drafters.draft_model import DraftModel, Shoot
 from rollout.drafters.gsd import Gsd
-from rollout.decoding.tree import Tree
 from rollout.sampling import SamplingRows, processed
+from tests.rollout.decoding.conftest import drafting
 
 VOCABULARY, LENGTH, STOP, PROMPT, SAMPLES = 5, 3, 4, (1, 2), 3000
 PLAIN = Sampling(max_new_tokens=LENGTH)
@@ -80,9 +81,9 @@ class Fixed(Drafter):
 
 
 DRAFTERS: dict[str, Callable[[PreTrainedModel], Drafter]] = {
-    "chain": lambda draft: DraftModel(draft, depth=2),
-    "tree": lambda draft: DraftModel(draft, depth=2, children=3, width=2),
-    "graph": lambda draft: Gsd(draft, depth=2, children=3, same=0, sibling=0.1, probable=0.01),
+    "chain": lambda draft: drafting(DraftModel, draft, depth=2),
+    "tree": lambda draft: drafting(DraftModel, draft, depth=2, children=3, width=2),
+    "graph": lambda draft: drafting(Gsd, draft, depth=2, children=3, same=0, sibling=0.1, probable=0.01),
     "fixed": lambda draft: Fixed(),
 }
 
@@ -107,4 +108,4 @@ def test_a_drafter_that_drops_what_it_drew_would_be_found_out(small: PreTrainedM
             return Tree.chain(tree.tokens[:1])
 
     with pytest.raises(AssertionError):
-        assert_distributed(sampled(small, PLAIN, Dropping(blur(small, 0.15), depth=2)), enumerated(small, PLAIN))
+        assert_distributed(sampled(small, PLAIN, drafting(Dropping, blur(small, 0.15), depth=2)), enumerated(small, PLAIN))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from dataclasses import replace
 from itertools import permutations
 
@@ -21,6 +20,7 @@ from rollout.drafters.draft_model import DraftModel, in_turn
 from rollout.drafters.gsd import Graph, Gsd
 from rollout.drafters.history import START, History
 from rollout.drafters.ngram import Ngram
+from tests.rollout.decoding.conftest import drafting
 
 sequences = st.lists(st.integers(0, 2), max_size=24)
 
@@ -111,6 +111,11 @@ def test_history_is_of_rows_that_are_done_and_forgets_the_oldest() -> None:
     at = row((1,))
     drafter.begin([at], [])
     assert proposed(drafter, at) == [7, 8] or proposed(drafter, at) == [7, 9]
+    at.ids += [3]
+    at.finish_reason = "interrupted"
+    drafter.forget(at)
+    assert [list(said) for said in drafter._said[(1,)]] == [[7, 8], [7, 9]]
+    drafter.begin([row((1,))], [])
     assert SuffixAutomaton([START, 5]).following[0].keys() == {START, 5}
     assert 5 not in drafter._automata[(1,)].following[0]
     drafter.learn((2,), [1])
@@ -149,14 +154,14 @@ def test_a_draft_model_as_the_target_is_accepted_whole(target: PreTrainedModel, 
             replace(request, sampling=replace(request.sampling, max_new_tokens=5 + 20 * (i % 3 != 1)))
             for i, request in enumerate(ask(6, temperature=temperature))
         ]  # the rows that leave first are not the last ones
-        _, counts = decode(target, requests, DraftModel(deepcopy(oracle), depth=4), [])
+        _, counts = decode(target, requests, drafting(DraftModel, oracle, depth=4), [])
         assert (counts.tokens, counts.accepted, counts.target_forwards) == (4 * 25 + 2 * 5, counts.drafted, 5)
         assert counts.draft_forwards == 20
 
 
 def test_a_draft_model_cuts_off_what_was_rejected(target: PreTrainedModel, oracle: PreTrainedModel, ask: Callable) -> None:
     """As the target, with a second child everywhere, which is always wrong: what it reads next builds on the first alone."""
-    drafter = DraftModel(deepcopy(oracle), depth=4, children=2, width=16)
+    drafter = drafting(DraftModel, oracle, depth=4, children=2, width=16)
     _, counts = decode(target, ask(6, temperature=0, max_new_tokens=25), drafter, [])
     assert (counts.target_forwards, counts.accepted) == (5, 6 * 20)
 
