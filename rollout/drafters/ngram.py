@@ -10,15 +10,18 @@ from collections.abc import Sequence
 from pydantic import PositiveInt
 from torch import Tensor
 
+from rlcore.errors import UserError
 from rlcore.protocols import Tokens
 from rollout.decoding.drafter import Drafter, Row
 from rollout.decoding.tree import Tree
 
 
 class Ngram(Drafter):
-    """Drafts a chain of `depth` tokens after an n-gram of `least` to `most` tokens."""
+    """Drafts a chain of `depth` tokens after an n-gram of `least` to `most` tokens. Raises UserError where `least` is more."""
 
     def __init__(self, *, depth: PositiveInt = 8, least: PositiveInt = 1, most: PositiveInt = 3) -> None:
+        if least > most:
+            raise UserError(f"'ngram': least {least} is more than most {most}")
         self.depth, self.sizes = depth, range(most, least - 1, -1)
         self._places: dict[Row, Places] = {}
 

@@ -18,12 +18,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlcore import plugins
 from rlcore.errors import UserError
 from rlcore.models import ModelSpec
+from rlcore.recipe.load import load
+from rlcore.recipe.schema import RL
 from rlcore.run.metrics import Mean, values
 from rlcore.types import Completion, Prefix, Request, Sampling, seed_from
 from rollout.decoding.drafter import Drafter, Row
 from rollout.decoding.tree import Tree
 from rollout.engines.transformers import Transformers
 from tests.rollout.test_contract import expected_logprobs, going_on, interrupted, updating, weights
+from trainers.plan import plan
 
 MATCHED = ["ngram", "history", "gsd"]  # drafts that are no random draws
 CASES = [(name, temperature) for name in MATCHED for temperature in (0.0, 1.0)] + [("draft_model", 0.0)]
@@ -251,6 +254,32 @@ def test_a_draft_model_of_another_vocabulary_is_refused(
     drafter = plugins.bind("rollout.drafters", "gsd", {"model": str(tmp_path)})()
     with pytest.raises(UserError, match="a drafter needs one of the same tokenizer"):
         Transformers(sharp, tokenizer, [1], drafter=drafter)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["rollout.drafter={name: compressed, methods: rtn}"],
+            "transformers verifies no drafts of compressed; it does those of ",
+        ),
+        (
+            ["rollout.engine=vllm", "rollout.drafter=history"],
+            "vllm verifies no drafts of history; it does those of compressed$",
+        ),
+        (["rollout.drafter=histroy"], "did you mean 'history'"),
+        (["rollout.drafter={name: ngram, dept: 3}"], "no option 'dept'; did you mean 'depth'"),
+        (["rollout.drafter={name: ngram, least: 4, most: 3}"], "'ngram': least 4 is more than most 3"),
+        (["rollout.drafter=gsd"], "needs the option 'model'"),
+        (["rollout.drafter={name: gsd, model: ./nowhere}"], "model folder './nowhere' does not exist"),
+        (["rollout.drafter={name: history, probable: 0}"], "probable cannot be 0"),
+    ],
+)
+def test_what_cannot_draft_is_refused_with_the_recipe(overrides: list[str], message: str) -> None:
+    recipe = load(["quickstart", "data.count=20", "eval=null", *overrides]).recipe
+    assert isinstance(recipe, RL)
+    with pytest.raises(UserError, match=message):
+        plan(recipe)
 
 
 def test_an_engine_without_a_drafter_tells_nothing(start: Callable) -> None:
