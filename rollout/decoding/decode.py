@@ -115,6 +115,7 @@ class Decoder:
         self.counts.seconds += time.perf_counter() - began
         return done
 
+    @torch.inference_mode()
     def interrupt(self) -> list[Row]:
         """Stop all rows; they leave as they are."""
         stopped = list(self.rows)

@@ -43,7 +43,11 @@ class BranchedModel:
         self.lengths: list[int] = []  # settled tokens of each row
         self._lines: list[list[list[int]]] = []  # of each row's open nodes: the nodes from its branch's first to itself
         self._names: list[dict[tuple[int, int], int]] = []  # of each row: (parent, token) → open node
-        self._cache = SlotCache(model.config, 0, 0, model.dtype, model.device)
+        self.release()
+
+    def release(self) -> None:
+        """Free the cache, in which nothing is that is still needed."""
+        self._cache = SlotCache(self.model.config, 0, 0, self.model.dtype, self.model.device)
 
     def enter(self, contexts: Sequence[Tokens]) -> list[Tensor]:
         """Rows behind those there are, with tokens that are settled; the same ones are read once. The last hidden states
@@ -153,6 +157,9 @@ class BranchedModel:
         old = self._cache
         if slots <= old.slots and capacity <= old.capacity:
             return
-        capacity = old.capacity if capacity <= old.capacity else capacity * 3 // 2
-        self._cache = SlotCache(self.model.config, max(slots, old.slots), capacity, self.model.dtype, self.model.device)
+        slots, capacity = max(slots, old.slots), old.capacity if capacity <= old.capacity else capacity * 3 // 2
+        if not self.lengths:
+            self.release()  # nothing to carry over: the old cache need not stand beside the new one
+            old = self._cache
+        self._cache = SlotCache(self.model.config, slots, capacity, self.model.dtype, self.model.device)
         self._cache.take(old, len(self.lengths))

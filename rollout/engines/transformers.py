@@ -197,6 +197,8 @@ class Transformers(Engine):
 
     def close(self) -> None:
         self._release()
+        if self._decoder is not None:
+            self._decoder.target.release()
 
     @staticmethod
     def cache_bytes(sequences: int, sequence_bytes: int, *, batch_size: int = DEFAULT_BATCH, **_: Any) -> int:
