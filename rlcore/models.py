@@ -240,8 +240,12 @@ def parameters(location: str) -> int:
 
 
 def context(location: str, trust_remote_code: bool = False) -> int:
+    """`context_of` the model at a location."""
+    return context_of(configuration(location, trust_remote_code))
+
+
+def context_of(config: PretrainedConfig) -> int:
     """The longest sequence, in tokens, that a model's configuration allows; a very large number where it names none."""
-    config = configuration(location, trust_remote_code)
     return int(getattr(config, "max_position_embeddings", 0) or 1 << 30)
 
 

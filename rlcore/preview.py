@@ -40,6 +40,8 @@ from rlcore.toy import warmstart
 from rlcore.types import Problem
 from rollout import annotate
 from rollout.anytime import forced
+from rollout.decoding.companion import Companion
+from rollout.decoding.drafter import Drafter
 from rollout.drafters.compressed import Compressed
 from trainers.algorithm import needing
 from trainers.build import build_drafter
@@ -80,8 +82,9 @@ def _rl(recipe: RL) -> Iterator[str]:
     )
     if recipe.rollout.compression is not None:
         yield from _compressed(recipe, recipe.rollout.compression, location)
-    if recipe.rollout.drafter is not None:
-        yield _drafted(recipe, build_drafter(recipe.rollout.drafter), location)
+    shape, drafter = _shape(location, recipe.trust_remote_code), build_drafter(recipe)
+    if drafter is not None:
+        yield _drafted(recipe, drafter, location)
     spec = recipe.rollout.engine
     plugins.bind("rollout.engines", spec.name, spec.options)
     engine = plugins.find("rollout.engines", spec.name)
@@ -89,7 +92,8 @@ def _rl(recipe: RL) -> Iterator[str]:
     learned = [label for label, reward in components.items() if isinstance(reward, LearnedReward)]
     judges = {label: reward.judge.weights for label, reward in components.items() if isinstance(reward, Process)}
     loaded = {label: reward.weights for label, reward in components.items() if isinstance(reward, PreferenceReward)}
-    yield from _memory(memory(recipe, _shape(location, recipe.trust_remote_code), longest, engine, learned, judges, loaded))
+    drafting = _parameters(drafter, shape)
+    yield from _memory(memory(recipe, shape, longest, engine, learned, judges, loaded, drafting))
 
 
 def _compressed(recipe: RL, compression: Compression, location: str) -> Iterator[str]:
@@ -108,11 +112,21 @@ def _compressed(recipe: RL, compression: Compression, location: str) -> Iterator
     yield f"that ends {' or '.join(ends) or 'never'}; corrected by {corrected.name if corrected else 'nothing'}"
 
 
-def _drafted(recipe: RL, drafter: Compressed, location: str) -> str:
+def _drafted(recipe: RL, drafter: Drafter | Compressed, location: str) -> str:
     """What drafts."""
+    if isinstance(drafter, Drafter):
+        assert recipe.rollout.drafter is not None
+        return f"drafts of {_told([(recipe.rollout.drafter.name, recipe.rollout.drafter.options)])}"
     model = models.without_weights(location, recipe.trust_remote_code)
     held = trial(drafter.methods, drafter.keep_dense, getattr(torch, recipe.dtype), model)
     return f"a copy of the policy drafts {drafter.tokens} tokens a pass: {_told(drafter.methods)}; {len(held)} matrices"
+
+
+def _parameters(drafter: Drafter | Compressed | None, policy: Shape) -> int:
+    """Of the model that drafts, if one does."""
+    if isinstance(drafter, Compressed):
+        return policy.parameters
+    return models.parameters(drafter.location) if isinstance(drafter, Companion) else 0
 
 
 def _told(methods: Sequence[Named]) -> str:

@@ -82,6 +82,7 @@ class Engine(ABC):
 
     context: int  # tokens that the longest prompt and its completion can have together
     capacity: int  # sequences that are decoded together; more wait in a queue
+    verifies: type | None = None  # the kind of drafter (`rollout.drafters`) that it takes as `drafter`; None: it takes none
 
     @property
     @abstractmethod

@@ -1,7 +1,8 @@
-"""A preallocated key–value cache of slots, one row of the batch each. Used by the transformers engine only.
+"""A preallocated key–value cache of slots, one row of the batch each. For the transformers engine and `rollout.decoding`.
 
 The rows in use are always slots 0…n−1: new rows are prefilled behind them, and when a row leaves, the last one moves into its
-slot (one row copied, whatever the batch). Each row writes at its own length, so rows of any age share a forward pass.
+slot (one row copied, whatever the batch). Each row writes at its own length, so rows of any age share a forward pass. How long
+a row is, its owner knows: to truncate one is to count fewer of its columns.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin
+
+from rlcore.errors import UserError
 
 
 @dataclass
@@ -24,7 +27,7 @@ class Prefill:
 
 @dataclass
 class Decode:
-    """One more token for rows 0…n−1, written at each row's length; attention reads columns 0…width−1."""
+    """So many more tokens for rows 0…n−1, written from each row's length on; attention reads columns 0…width−1."""
 
     lengths: Tensor  # (n,) long
     width: int
@@ -53,9 +56,10 @@ class SlotLayer(CacheLayerMixin):
             return key_states, value_states
         assert isinstance(self.phase, Decode)
         count, width = len(self.phase.lengths), self.phase.width
-        index = torch.arange(count, device=key_states.device)
-        self.keys[index, :, self.phase.lengths] = key_states[:, :, 0]
-        self.values[index, :, self.phase.lengths] = value_states[:, :, 0]
+        index = torch.arange(count, device=key_states.device)[:, None]
+        columns = self.phase.lengths[:, None] + torch.arange(key_states.shape[2], device=key_states.device)
+        self.keys[index, :, columns] = key_states.transpose(1, 2)
+        self.values[index, :, columns] = value_states.transpose(1, 2)
         return self.keys[:count, :, :width], self.values[:count, :, :width]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -72,6 +76,9 @@ class SlotCache(Cache):
     def __init__(self, config: PretrainedConfig, slots: int, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        slides = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+        if slides or "sliding_attention" in (getattr(config, "layer_types", None) or []):
+            raise UserError("the transformers engine's cache has no sliding-window attention: use another model or engine")
         super().__init__(
             layers=[SlotLayer(slots, heads, capacity, width, dtype, device) for _ in range(config.num_hidden_layers)]
         )
@@ -87,6 +94,13 @@ class SlotCache(Cache):
         for layer in self.layers:
             layer.keys[target, :, :length] = layer.keys[source, :, :length]
             layer.values[target, :, :length] = layer.values[source, :, :length]
+
+    def gather(self, rows: Tensor, sources: Tensor, targets: Tensor) -> None:
+        """Copy within each of `rows` column `sources` to column `targets`; all three (M,) long. All are read before any is
+        written."""
+        for layer in self.layers:
+            layer.keys[rows, :, targets] = layer.keys[rows, :, sources]
+            layer.values[rows, :, targets] = layer.values[rows, :, sources]
 
     def take(self, old: SlotCache, rows: int) -> None:
         """Carry over the first `rows` slots of a smaller cache."""

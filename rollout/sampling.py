@@ -41,7 +41,7 @@ class SamplingRows:
             truncates=any(s.truncates for s in samplings),
         )
 
-    def rows(self, index: slice) -> SamplingRows:
+    def rows(self, index: slice | Tensor) -> SamplingRows:
         picked = {name: value[index] for name, value in vars(self).items() if isinstance(value, Tensor)}
         return SamplingRows(**picked, truncates=self.truncates)
 
@@ -59,15 +59,28 @@ def uniforms(seed: int, count: int) -> np.ndarray:
 
 def sample(logits: Tensor, rows: SamplingRows, u: Tensor) -> tuple[Tensor, Tensor]:
     """Tokens (R,) and their log-probs (R,) under the distribution sampled from, for logits (R, V) and uniforms (R,)."""
+    return draw(processed(logits, rows), rows, u)
+
+
+def processed(logits: Tensor, rows: SamplingRows) -> Tensor:
+    """Logits (R, V) → those whose softmax is sampled from, float32: divided by the temperature (greedy rows: as they are), −inf
+    where truncated."""
     scaled = logits.float() / rows.temperature[:, None]
-    if rows.truncates:
-        scaled = truncate(scaled, rows)
+    return truncate(scaled, rows) if rows.truncates else scaled
+
+
+def draw(scaled: Tensor, rows: SamplingRows, u: Tensor) -> tuple[Tensor, Tensor]:
+    """`sample`, from logits that are processed."""
     logprobs = scaled.log_softmax(-1)
-    cumulative = logprobs.exp().cumsum(-1, dtype=torch.float64)  # float32 sums on CUDA are not monotone
-    drawn = torch.searchsorted(cumulative, (u * cumulative[:, -1])[:, None], right=True)[:, 0]
-    tokens = torch.where(rows.greedy, scaled.argmax(-1), drawn)
+    tokens = torch.where(rows.greedy, scaled.argmax(-1), inverse_cdf(logprobs.exp(), u))
     chosen = logprobs.gather(1, tokens[:, None])[:, 0]
     return tokens, torch.where(rows.greedy, 0.0, chosen)
+
+
+def inverse_cdf(p: Tensor, u: Tensor) -> Tensor:
+    """Tokens (R,): the first whose cumulative share of p (R, V), which need not sum to one, is above u (R,)."""
+    cumulative = p.cumsum(-1, dtype=torch.float64)  # float32 sums on CUDA are not monotone
+    return torch.searchsorted(cumulative, (u * cumulative[:, -1])[:, None], right=True)[:, 0]
 
 
 def truncate(scaled: Tensor, rows: SamplingRows) -> Tensor:

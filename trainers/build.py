@@ -14,10 +14,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from compress.codec import Codec, codec
 from rewards.process.prime import Prime
 from rlcore import plugins
+from rlcore.errors import UserError
 from rlcore.models import ModelSpec, without_weights
 from rlcore.prompts import Prompter, stop_ids
 from rlcore.protocols import Engine
-from rlcore.recipe.schema import RL, Job, Plugin, RewardModel
+from rlcore.recipe.schema import RL, Job, RewardModel
+from rollout.decoding.drafter import Drafter
 from rollout.drafters.compressed import Compressed
 from trainers.critic import Critic, TokenValues, ValueObjective
 from trainers.implicit import ImplicitObjective
@@ -34,7 +36,7 @@ def build_engine(recipe: RL, location: str, tokenizer: PreTrainedTokenizerBase, 
     spec = recipe.rollout.engine
     split = recipe.cluster.tensor_parallel if recipe.cluster else 1
     own: dict[str, Any] = {"tensor_parallel": split} if split > 1 else {}
-    own |= {"drafter": build_drafter(drafter)} if (drafter := recipe.rollout.drafter) else {}
+    own |= {"drafter": drafter} if (drafter := build_drafter(recipe)) else {}
     make = plugins.bind("rollout.engines", spec.name, spec.options | own)
     rank = recipe.lora.rank if recipe.lora and recipe.lora.serve == "adapter" else 0
     model = ModelSpec(location, recipe.dtype, recipe.device, recipe.trust_remote_code, adapter_rank=rank)
@@ -42,9 +44,21 @@ def build_engine(recipe: RL, location: str, tokenizer: PreTrainedTokenizerBase, 
     return engine
 
 
-def build_drafter(asked: Plugin) -> Compressed:
-    """Without a model. Raises UserError where there is none of that name, or not with these options."""
-    drafter: Compressed = plugins.bind("rollout.drafters", asked.name, asked.options)()
+def build_drafter(recipe: RL) -> Drafter | Compressed | None:
+    """What drafts, if something does; without a model. Raises UserError where there is none of that name, or not with these
+    options, or not for the recipe's engine."""
+    asked, engine = recipe.rollout.drafter, recipe.rollout.engine.name
+    if asked is None:
+        return None
+    drafter: Drafter | Compressed = plugins.bind("rollout.drafters", asked.name, asked.options)()
+    kind = plugins.find("rollout.engines", engine).verifies
+    if kind is None or not isinstance(drafter, kind):
+        known = {name: plugins.find("rollout.drafters", name) for name in plugins.names("rollout.drafters")}
+        fit = [name for name, each in known.items() if kind is not None and issubclass(each, kind)]
+        raise UserError(
+            f"rollout.drafter: the engine {engine} verifies no drafts of {asked.name}; it does those of "
+            f"{', '.join(sorted(fit)) or 'none'}"
+        )
     return drafter
 
 

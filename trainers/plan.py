@@ -64,8 +64,7 @@ def plan(recipe: RL) -> Plan:
             component.judge_with(component.make_judge())  # without its weights, which `trainers.parts` loads
     if recipe.rollout.compression is not None:
         bound([(m.name, m.options) for m in recipe.rollout.compression.methods], recipe.rollout.compression.reassign)
-    if recipe.rollout.drafter is not None:
-        build_drafter(recipe.rollout.drafter)
+    build_drafter(recipe)
     problems = Mixture(recipe.data, recipe.seed)
     held_out = load_problems(recipe.eval.data)[: recipe.eval.limit] if recipe.eval else []
     refuse_overlap(problems.problems, held_out)

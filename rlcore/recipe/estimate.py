@@ -32,12 +32,13 @@ def memory(
     learned: Sequence[str] = (),
     judges: Mapping[str, int] | None = None,
     loaded: Mapping[str, int] | None = None,
+    drafting: int = 0,
 ) -> dict[str, dict[str, int]]:
     """Bytes by process and purpose, every completion as long as `max_new_tokens` lets it be. `learned` are the labels of the
     reward components that learn, `judges` the bytes of those that ask a reward model, `loaded` of those that hold models in the
-    process that launches."""
+    process that launches. `drafting`: parameters of the model that drafts, if one does."""
     tokens = longest_prompt + recipe.rollout.max_new_tokens
-    sampling, training = _sampling(recipe, shape, tokens, engine), _training(recipe, shape, tokens)
+    sampling, training = _sampling(recipe, shape, tokens, engine, drafting), _training(recipe, shape, tokens)
     reference = {"reference model": _reference(recipe, shape)}
     critic = _critic(recipe, shape, tokens) if recipe.algorithm.has_own_critic else {}
     rewards = {label: _learned_reward(recipe, shape, tokens, label) for label in learned}
@@ -65,14 +66,14 @@ def pairs_memory(recipe: Preference, shape: Shape, tokens: int) -> dict[str, dic
     return {"this process": _learning(recipe, None, shape, 2 * tokens)}
 
 
-def _sampling(recipe: RL, shape: Shape, tokens: int, engine: type[Engine]) -> dict[str, int]:
+def _sampling(recipe: RL, shape: Shape, tokens: int, engine: type[Engine], drafting: int) -> dict[str, int]:
     width = WIDTH[recipe.dtype]
     workers = recipe.cluster.workers if recipe.cluster else 1
     sequences = -(-recipe.rollout.prompts_per_step * recipe.rollout.samples // workers)
     sequence_cache = 2 * width * tokens * shape.layers * shape.kv_width
     return {
         "rollout copy of the weights": width * shape.parameters,
-        **({"draft model": width * shape.parameters} if recipe.rollout.drafter else {}),
+        **({"draft model": width * drafting} if drafting else {}),
         "key-value cache": engine.cache_bytes(sequences, sequence_cache, **recipe.rollout.engine.options),
     }
 

@@ -713,12 +713,10 @@ class RL(Job):
         return self
 
     @model_validator(mode="after")
-    def _drafted(self) -> RL:
+    def _drafted_in_vllm(self) -> RL:
         rollout = self.rollout
-        if rollout.drafter is None:
+        if rollout.drafter is None or rollout.engine.name != "vllm":
             return self
-        if rollout.engine.name != "vllm":
-            raise ValueError(f"rollout.drafter: {rollout.engine.name} verifies no drafts; set rollout.engine=vllm")
         if rollout.min_p:
             raise ValueError(
                 "rollout.drafter: vLLM verifies drafts without min_p; leave out one of them (top_p and top_k work)"

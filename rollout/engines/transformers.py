@@ -2,6 +2,8 @@
 
 Continuous batching over a slot cache (`rollout.cache`): rows enter when a slot is free, identical prompts are prefilled once,
 finished rows leave at once. It keeps its own copy of the weights, which only `sync` changes.
+
+With a drafter (`rollout.drafters`) the rows are those of a `rollout.decoding.decode.Decoder` instead, and a poll is one round.
 """
 
 from __future__ import annotations
@@ -18,14 +20,18 @@ from transformers import PreTrainedTokenizerBase
 from rlcore.batch import pad
 from rlcore.errors import UserError
 from rlcore.latent import load_latent
-from rlcore.models import ModelSpec
+from rlcore.models import ModelSpec, context_of
 from rlcore.protocols import Bucket, Engine, Manifest, Tokens
+from rlcore.run.metrics import Mean, Metrics
 from rlcore.types import Code, Completion, FinishReason, Request
 from rollout import attention
 from rollout.admission import refuse_unfit
 from rollout.cache import Decode, Prefill, SlotCache
+from rollout.decoding.decode import Counts, Decoder
+from rollout.decoding.drafter import Drafter, Row
 from rollout.latent import LATENT_ASKED, LATENT_SYNCED, CodeChooser, refuse_code
 from rollout.sampling import SamplingRows, sample, uniforms
+from rollout.stop_strings import ends_with
 from rollout.sync import Intake, adapted, checksum, patches
 
 DEFAULT_BATCH = 256
@@ -33,7 +39,11 @@ DEFAULT_BATCH = 256
 
 class Transformers(Engine):
     """`batch_size` is the number of rows decoded together; memory grows with it times the longest request. `code`: the usual
-    one of a model with latent codes (`rollout.latent`), which otherwise answers with the expected one."""
+    one of a model with latent codes (`rollout.latent`), which otherwise answers with the expected one. `drafter` guesses tokens
+    that the model verifies; it keeps what it learned over weight syncs. Raises UserError for a drafter where there are latent
+    codes, and for one that is not for this model."""
+
+    verifies = Drafter
 
     def __init__(
         self,
@@ -43,28 +53,31 @@ class Transformers(Engine):
         *,
         batch_size: PositiveInt = DEFAULT_BATCH,
         code: Code | None = None,
+        drafter: Drafter | None = None,
     ) -> None:
-        model = spec.load()
         latent = load_latent(spec.location)
         if latent is None:
             refuse_code(code, spec.location)
-        config = model.config
-        slides = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
-        if slides or "sliding_attention" in (getattr(config, "layer_types", None) or []):
-            raise UserError("the transformers engine's cache has no sliding-window attention: use another model or engine")
+        elif drafter is not None:
+            raise UserError(f"no draft is verified for a model with latent codes, as {spec.location} is: leave out the drafter")
+        model = spec.load()
         model.set_attn_implementation(attention.NAME)
         self.model, self.tokenizer = model.eval(), tokenizer
         self._chooser = None if latent is None else CodeChooser(latent, model.get_decoder(), code)
         self._code_logits = None if latent is None else latent.logits(model.get_output_embeddings().weight)
         self.stop_ids = torch.tensor(sorted(stop_ids), device=model.device)
         self.capacity = batch_size
-        self.context = int(getattr(model.config, "max_position_embeddings", 0)) or 1 << 30
+        self.context = context_of(model.config)
         self._intake = Intake({name: tuple(p.shape) for name, p in model.named_parameters()})
         self._arriving: dict[str, Tensor] = {}  # of an adapter or a sparse update
         self._merged: dict[str, Tensor] = {}  # the weights under the adapter that is served
         self._patched: dict[str, tuple[Tensor | slice, Tensor]] = {}  # by sparse updates: where, and what was there
         self._waiting: deque[Request] = deque()
         self._rows: list[Request] = []  # the request in each used slot
+        self._decoder: Decoder | None = None
+        if drafter is not None:
+            drafter.load(spec)
+            self._decoder = Decoder(model, drafter, stop_ids, tokenizer)
         self._release()
 
     @property
@@ -73,7 +86,7 @@ class Transformers(Engine):
 
     @property
     def busy(self) -> bool:
-        return bool(self._rows or self._waiting)
+        return bool(self._rows or self._waiting or (self._decoder and self._decoder.rows))
 
     def submit(self, requests: Sequence[Request]) -> None:
         self._intake.refuse_torn()
@@ -85,6 +98,8 @@ class Transformers(Engine):
 
     @torch.inference_mode()
     def poll(self) -> list[Completion]:
+        if self._decoder is not None:
+            return self._verify_drafts(self._decoder)
         self._admit()
         if (finished := self._leave()) or not self._rows:
             return finished
@@ -94,6 +109,7 @@ class Transformers(Engine):
     @torch.inference_mode()
     def interrupt(self) -> list[Completion]:
         stopped = [self._completion(slot, "interrupted") for slot in range(len(self._rows))]
+        stopped += [self._told(row) for row in (self._decoder.interrupt() if self._decoder else ())]
         stopped += [
             request.completed((), (), self.version, "interrupted", self._decoded(request.prefix.token_ids))
             for request in self._waiting
@@ -170,8 +186,19 @@ class Transformers(Engine):
             self._patched[name] = where, served[name][where].clone()
             served[name][where] = values.to(served[name])
 
+    def metrics(self) -> Metrics:
+        if self._decoder is None:
+            return {}
+        counts, self._decoder.counts = self._decoder.counts, Counts()
+        return {
+            "drafter/accepted": Mean(counts.accepted, counts.drafted),
+            "drafter/tokens_per_pass": Mean(counts.tokens, counts.trees),
+        }
+
     def close(self) -> None:
         self._release()
+        if self._decoder is not None:
+            self._decoder.target.release()
 
     @staticmethod
     def cache_bytes(sequences: int, sequence_bytes: int, *, batch_size: int = DEFAULT_BATCH, **_: Any) -> int:
@@ -181,11 +208,23 @@ class Transformers(Engine):
         self._cache = SlotCache(self.model.config, 0, 0, self.model.dtype, self.model.device)
         self._state = RowState(0, 0, self.model.device)
 
+    # -- with a drafter ---------------------------------------------------------------------------------------------------
+
+    def _verify_drafts(self, decoder: Decoder) -> list[Completion]:
+        """Prefill waiting requests into free rows; then one round of all rows."""
+        if entering := self._entering(len(decoder.rows)):
+            decoder.enter(entering)
+        return [self._told(row) for row in decoder.round()] if decoder.rows else []
+
+    def _told(self, row: Row) -> Completion:
+        assert row.finish_reason is not None
+        return row.request.completed(row.sampled, row.logprobs, self.version, row.finish_reason, self._decoded(row.tokens))
+
     # -- one round of the batch: admit, draw, leave -----------------------------------------------------------------------
 
     def _admit(self) -> None:
         """Prefill waiting requests into free slots and draw the token after each prompt."""
-        entering = [self._waiting.popleft() for _ in range(min(self.capacity - len(self._rows), len(self._waiting)))]
+        entering = self._entering(len(self._rows))
         if not entering:
             return
         self._reserve(entering)
@@ -201,6 +240,10 @@ class Transformers(Engine):
             self._state.codes[start : len(self._rows)] = self._chooser.weights(entering)
         self._settings = SamplingRows.of([r.sampling for r in self._rows], logits.shape[-1], device)
         self._draw(logits, slice(start, len(self._rows)))
+
+    def _entering(self, rows: int) -> list[Request]:
+        """The waiting requests that there is room for beside so many rows."""
+        return [self._waiting.popleft() for _ in range(min(self.capacity - rows, len(self._waiting)))]
 
     def _prefill(self, prompts: list[tuple[int, ...]], phase: Prefill) -> Tensor:
         """Logits (prompts, V) after each prompt. Right-padded: under causal attention no token sees the padding."""
@@ -271,11 +314,8 @@ class Transformers(Engine):
     # -- what a row leaves behind ----------------------------------------------------------------------------------------
 
     def _at_stop_string(self, slot: int) -> bool:
-        stop, drawn = self._rows[slot].sampling.stop, int(self._state.drawn[slot])
-        tail = self._state.tokens[
-            slot, max(0, drawn - max(map(len, stop)) - 4) : drawn
-        ].tolist()  # a token may be part of a letter
-        return any(string in self.tokenizer.decode(tail) for string in stop)
+        drawn = int(self._state.drawn[slot])
+        return ends_with(self._rows[slot].sampling.stop, self._state.tokens[slot, :drawn].tolist(), self.tokenizer)
 
     def _completion(self, slot: int, reason: FinishReason) -> Completion:
         request, state = self._rows[slot], self._state

@@ -61,6 +61,8 @@ class Vllm(Engine):
     with the expected one; its backbone is held a second time, to read prompts with. `drafter` guesses tokens that the model
     verifies: a second copy of the weights, whose keys and values are in `kv_cache_gb` too."""
 
+    verifies = Compressed
+
     def __init__(
         self,
         spec: ModelSpec,

@@ -78,7 +78,7 @@ def test_a_draft_model_is_a_second_copy_for_the_rollouts() -> None:
     assert isinstance(without, RL)
     assert isinstance(drafted, RL)
     expected = memory(without, SHAPE, 5, Vllm)["this process"] | {"draft model": 2000}  # 2 bytes · 1000
-    assert memory(drafted, SHAPE, 5, Vllm) == {"this process": expected}
+    assert memory(drafted, SHAPE, 5, Vllm, drafting=1000) == {"this process": expected}
 
 
 def test_a_reward_that_learns_takes_a_second_model_to_train_and_its_reference() -> None:

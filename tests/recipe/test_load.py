@@ -236,7 +236,6 @@ def test_what_is_refused_of_compressed_rollouts(recipe: Path, overrides: list[st
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["rollout.engine=transformers"], "transformers verifies no drafts; set rollout.engine=vllm"),
         (["rollout.min_p=0.1", "algorithm.correction=token_tis"], "without min_p"),
         (["rollout.compression={methods: rtn}", "algorithm.correction=token_tis"], "leave out one of them"),
         (["lora={serve: adapter}"], "set lora.serve=merged"),

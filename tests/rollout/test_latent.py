@@ -16,6 +16,7 @@ from rlcore.latent import LatentCodes, load_latent
 from rlcore.models import ModelSpec
 from rlcore.protocols import Engine
 from rlcore.types import Code, Completion, Request, Sampling
+from rollout.drafters.ngram import Ngram
 from rollout.engines.transformers import Transformers
 from rollout.engines.vllm import Vllm
 from rollout.latent import CodeChooser, language_head
@@ -158,6 +159,11 @@ def test_speculative_decoding_is_refused(folder: Path) -> None:
     config = SimpleNamespace(speculative_config=object(), model_config=SimpleNamespace(model=str(folder)))
     with pytest.raises(UserError, match="cannot be decoded speculatively: leave the drafter out"):
         LatentProcessor(config, torch.device("cpu"), False)
+
+
+def test_drafts_are_refused(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(UserError, match=r"with latent codes, as .* is: leave out the drafter"):
+        Transformers(ModelSpec(str(folder), device="cpu"), tokenizer, [1], drafter=Ngram())
 
 
 def test_a_plain_model_has_no_codes(tiny: Path, tokenizer: PreTrainedTokenizerBase, make: Callable) -> None:

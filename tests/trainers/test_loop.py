@@ -9,15 +9,18 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from transformers import PreTrainedTokenizerBase
 
 from rlcore import jobs
 from rlcore.errors import UserError
+from rlcore.models import ModelSpec
 from rlcore.protocols import Reward, StatefulReward
 from rlcore.recipe.load import load
 from rlcore.run.folder import Interrupted, Run
 from rlcore.run.metrics import Mean, union
 from rlcore.types import Scored
 from tests.conftest import broken_off
+from tests.rollout.test_tree_drafters import sharpened
 
 DIGITS = f"{{name: '{__name__}:Digits'}}"
 COUNTING = f"rewards=[answer, {DIGITS}, {{name: '{__name__}:Counting'}}]"
@@ -94,6 +97,26 @@ def test_a_compressed_copy_drafts_and_is_not_seen_in_what_is_learned_from(launch
         assert 3 < row["drafter/tokens_per_pass"] <= 4
         assert row["sync/bytes"] == trained[0]["sync/bytes"]
     assert all(row["grad_norm"] > 0 for row in trained)
+
+
+def test_what_was_said_an_epoch_ago_drafts_what_is_said_now(
+    launch: Callable, tiny_spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """8 problems in 2 steps, twice, at a rate that changes next to nothing, and so cold that little is left to chance: most of
+    what `history` drafts is accepted when the problems come back. What is learned from is what it is without drafts."""
+    model = sharpened(tiny_spec, tmp_path / "sharp", 0.0, tokenizer)
+    cold = [f"model={model.location}", "rollout.temperature=0.02", "optimizer.learning_rate=1e-9", "data.count=8", "eval=null"]
+    plain, rows = (
+        [row for row in metrics(launch(name, *cold, *drafter)) if "parity" in row]
+        for name, drafter in (("plain", []), ("drafted", ["rollout.drafter=history"]))
+    )
+    assert len(rows) == 4
+    for without, row in zip(plain, rows, strict=True):
+        told = {name: row.pop(name) for name in list(row) if name.startswith("drafter/")}
+        assert row == pytest.approx(without, abs=1e-4)
+        if row["step"] > 2:
+            assert told["drafter/accepted"] > 0.5
+            assert told["drafter/tokens_per_pass"] > 2
 
 
 class Digits(Reward):

@@ -1,0 +1,187 @@
+"""The loop of speculative decoding: propose → one forward pass of the target over all trees → verify → gather its cache.
+
+Rows may enter and leave between any two rounds. A round draws at least one token for every row; the tokens, log-probs and
+random numbers are those of plain decoding, but where a drafter drew at random (see `verify`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlcore.batch import pad
+from rlcore.errors import UserError
+from rlcore.types import FinishReason, Request
+from rollout.decoding.drafter import Drafter, Row, blamed, proposed
+from rollout.decoding.model import BranchedModel
+from rollout.decoding.tree import Tree
+from rollout.decoding.verify import Walk, verify
+from rollout.sampling import SamplingRows
+from rollout.stop_strings import ends_with
+
+
+class Decoded(NamedTuple):
+    """What was sampled for a request, after its forced prefix; `logprobs` as in `rlcore.types.Completion`."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: FinishReason
+
+
+@dataclass
+class Counts:
+    """Of all rounds so far. Prefills are no forwards here; `draft_forwards` are those of the drafter's own model."""
+
+    tokens: int = 0  # sampled
+    target_forwards: int = 0
+    draft_forwards: int = 0
+    trees: int = 0  # read by the target: one for each row and round
+    drafted: int = 0
+    accepted: int = 0
+    seconds: float = 0.0
+    draft_seconds: float = 0.0  # of these
+
+
+def decode(
+    model: PreTrainedModel, requests: Sequence[Request], drafter: Drafter, stop_ids: Collection[int]
+) -> tuple[list[Decoded], Counts]:
+    """Completions of all requests, decoded together; each ends at a stop id, at its `max_new_tokens` or at the end of the
+    model's context. Raises UserError as `Decoder` does."""
+    decoder = Decoder(model, drafter, stop_ids)
+    decoder.enter(requests)
+    rows = list(decoder.rows)
+    while decoder.rows:
+        decoder.round()
+    return [_decoded(row) for row in rows], decoder.counts
+
+
+def _decoded(row: Row) -> Decoded:
+    assert row.finish_reason is not None
+    return Decoded(tuple(row.sampled), tuple(row.logprobs), row.finish_reason)
+
+
+class Decoder:
+    """Requests under way, a row each. Raises UserError, with the drafter's name, where the drafter fails. `tokenizer`: reads
+    completions that have stop strings; without it they are refused."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        drafter: Drafter,
+        stop_ids: Collection[int],
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        self.target, self.drafter, self.stop_ids = BranchedModel(model), drafter, frozenset(stop_ids)
+        self.tokenizer = tokenizer
+        self.rows: list[Row] = []  # in the target's order
+        self.counts = Counts()
+
+    @torch.inference_mode()
+    def enter(self, requests: Sequence[Request]) -> None:
+        """Begin rows. Raises UserError for a request that leaves nothing to decode."""
+        rows = [self._row(request) for request in requests]
+        hidden = self.target.enter([row.ids[:-1] for row in rows])
+        with blamed(self.drafter):
+            self.drafter.begin(rows, hidden)
+        self.rows += rows
+        self._settle()
+
+    @torch.inference_mode()
+    def round(self) -> list[Row]:
+        """One forward pass of the target for all rows, of which there is one at least; those that are done leave, and are
+        returned."""
+        began, forwards = time.perf_counter(), self.drafter.forwards
+        trees = proposed(self.drafter, self.rows, self.target.vocabulary)
+        drafted = time.perf_counter()
+        logits, hidden = self.target.read([(tree.tokens, tree.parents) for tree in trees])
+        walks = verify(logits, trees, self._settings, *self._randomness(trees))
+        self.target.keep([walk.nodes for walk in walks])
+
+        for row, walk, states in zip(self.rows, walks, hidden, strict=True):
+            self._say(row, walk, states)
+        done = [row for row in self.rows if row.finish_reason]
+        self._leave(done)
+        self.counts.target_forwards += 1
+        self.counts.trees += len(trees)
+        self.counts.draft_forwards += self.drafter.forwards - forwards
+        self.counts.drafted += sum(len(tree.tokens) - 1 for tree in trees)
+        self.counts.draft_seconds += drafted - began
+        self.counts.seconds += time.perf_counter() - began
+        return done
+
+    @torch.inference_mode()
+    def interrupt(self) -> list[Row]:
+        """Stop all rows; they leave as they are."""
+        stopped = list(self.rows)
+        for row in stopped:
+            row.finish_reason = "interrupted"
+        self._leave(stopped)
+        return stopped
+
+    def _row(self, request: Request) -> Row:
+        prompt, sampling = len(request.prompt_ids), request.sampling
+        limit = min(sampling.max_new_tokens, self.target.context - prompt)
+        if not prompt or limit <= len(request.prefix.token_ids):
+            raise UserError(
+                f"{request.problem_id}: a prompt of {prompt} tokens leaves nothing to decode, in a context of "
+                f"{self.target.context} and with max_new_tokens {sampling.max_new_tokens}"
+            )
+        if sampling.stop and self.tokenizer is None:
+            raise UserError(f"{request.problem_id}: without a tokenizer nothing stops at strings: {sampling.stop}")
+        return Row(request, limit)
+
+    def _randomness(self, trees: Sequence[Tree]) -> tuple[Tensor, Tensor]:
+        """`u` and `v` of the positions that a walk can draw: (rows, 1 + the depth of the deepest tree)."""
+        spans = [(row.drawn, row.drawn + 1 + max(tree.depths)) for row, tree in zip(self.rows, trees, strict=True)]
+        u = pad([row.u[a:b].tolist() for row, (a, b) in zip(self.rows, spans, strict=True)], torch.float32)
+        v = pad([row.v[a:b].tolist() for row, (a, b) in zip(self.rows, spans, strict=True)], torch.float32)
+        return u.to(self.target.model.device), v.to(self.target.model.device)
+
+    def _say(self, row: Row, walk: Walk, hidden: Tensor) -> None:
+        """Add a walk's tokens to its row, up to one that ends it."""
+        before = len(row.ids)
+        for token, logprob in zip(walk.tokens, walk.logprobs, strict=True):
+            row.ids.append(token)
+            row.logprobs.append(logprob)
+            if self._stops(row):
+                row.finish_reason = "stop"
+            elif row.drawn == row.limit:
+                row.finish_reason = "length"
+            if row.finish_reason:
+                break
+        said = row.ids[before:]
+        accepted = said[: len(walk.nodes) - 1]
+        self.counts.tokens += len(said)
+        self.counts.accepted += len(accepted)
+        with blamed(self.drafter):
+            self.drafter.observe(row, accepted, hidden[walk.nodes[: 1 + len(accepted)]])
+
+    def _stops(self, row: Row) -> bool:
+        """By its last token."""
+        if row.ids[-1] in self.stop_ids:
+            return True
+        stop = row.request.sampling.stop
+        return bool(stop) and self.tokenizer is not None and ends_with(stop, row.tokens, self.tokenizer)
+
+    def _leave(self, done: Collection[Row]) -> None:
+        """As in the cache, the last row takes the place of one that leaves."""
+        for row in done:
+            place = self.rows.index(row)
+            self.target.leave(place)
+            self.rows[place] = self.rows[-1]
+            self.rows.pop()
+            with blamed(self.drafter):
+                self.drafter.forget(row)
+        if done:
+            self._settle()
+
+    def _settle(self) -> None:
+        """What depends on which rows there are."""
+        samplings = [row.request.sampling for row in self.rows]
+        self._settings = SamplingRows.of(samplings, self.target.vocabulary, self.target.model.device)

@@ -1,0 +1,165 @@
+"""A model that reads trees of tokens, one a row, over the slot cache. The target is one, and so is a draft model.
+
+A row has `length` tokens that are settled, and *open* nodes in the columns behind them, in the order in which they were read:
+
+    column of open node i = length + i          position of open node i = length + its depth
+
+An open node attends to what is settled, to its ancestors and to itself, and to nothing else (tree attention: Miao et al. 2023,
+SpecInfer, arXiv 2305.09781, §4.2; a dense mask here). To `keep` a path is to gather its columns behind the settled ones; all
+other branches are cut off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rlcore.batch import pad
+from rlcore.errors import UserError
+from rlcore.models import context_of
+from rlcore.protocols import Tokens
+from rollout import attention
+from rollout.cache import Decode, Prefill, SlotCache
+
+RESCALED = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+
+
+class BranchedModel:
+    """`forwards` counts passes that read trees, and not prefills. Changes the attention implementation of `model`.
+
+    Raises UserError for a model with sliding-window attention, and for one that rescales what its head puts out.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        if rescaled := [name for name in RESCALED if getattr(model.config, name, None) not in (None, 1)]:
+            raise UserError(f"{model.name_or_path} has {rescaled[0]}, which speculative decoding does not know of")
+        model.set_attn_implementation(attention.NAME)
+        self.model = model.eval()
+        self.vocabulary, self.context = int(model.config.vocab_size), context_of(model.config)
+        self.forwards = 0
+        self.lengths: list[int] = []  # settled tokens of each row
+        self._lines: list[list[list[int]]] = []  # of each row's open nodes: the nodes from its branch's first to itself
+        self._names: list[dict[tuple[int, int], int]] = []  # of each row: (parent, token) → open node
+        self.release()
+
+    def release(self) -> None:
+        """Free the cache, in which nothing is that is still needed."""
+        self._cache = SlotCache(self.model.config, 0, 0, self.model.dtype, self.model.device)
+
+    def enter(self, contexts: Sequence[Tokens]) -> list[Tensor]:
+        """Rows behind those there are, with tokens that are settled; the same ones are read once. The last hidden states
+        (tokens, H) of each."""
+        start, device = len(self.lengths), self.model.device
+        distinct = {tuple(ids): i for i, ids in enumerate(dict.fromkeys(map(tuple, contexts)))}
+        source = [distinct[tuple(ids)] for ids in contexts]
+        padded = pad(list(distinct), torch.long).to(device)  # on the right: no token sees the padding
+        columns = torch.arange(padded.shape[1], device=device)
+        self._reserve(start + len(contexts), len(columns))
+        self._cache.enter(Prefill(start, torch.tensor(source, device=device)))
+        hidden = self._hidden(
+            padded, columns.expand_as(padded), (columns[None, :] <= columns[:, None]).expand(len(padded), -1, -1)
+        )
+        self.lengths += map(len, contexts)
+        self._lines += ([] for _ in contexts)
+        self._names += ({} for _ in contexts)
+        return [hidden[i, : len(ids)] for i, ids in zip(source, contexts, strict=True)]
+
+    def read(self, branches: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tuple[Tensor, Tensor]:
+        """Open more nodes of every row: their tokens and parents, which are open nodes, or −1 for the last settled token. The
+        nodes are numbered on from the row's open ones. Logits (rows, nodes, V) and last hidden states (rows, nodes, H); those
+        of a row with fewer nodes than others mean nothing beyond them."""
+        device = self.model.device
+        begins = [length + len(lines) for length, lines in zip(self.lengths, self._lines, strict=True)]
+        new = [self._open(row, tokens, parents) for row, (tokens, parents) in enumerate(branches)]
+        padded = pad([tokens for tokens, _ in branches], torch.long).to(device)
+        depths = pad([[len(line) - 1 for line in lines] for lines in new], torch.long).to(device)
+        width = max(begins) + padded.shape[1]
+        self._reserve(len(begins), width)
+        starts, lengths = torch.tensor(begins, device=device), torch.tensor(self.lengths, device=device)
+        self._cache.enter(Decode(starts, width))
+        hidden = self._hidden(padded, lengths[:, None] + depths, self._seen(new, starts, width))
+        self.forwards += 1
+        return self.model.get_output_embeddings()(hidden), hidden
+
+    def keep(self, paths: Sequence[Sequence[int]]) -> None:
+        """Settle a path of open nodes in every row, the first node first, and cut off all others."""
+        moves = [
+            (row, self.lengths[row] + node, self.lengths[row] + place)
+            for row, path in enumerate(paths)
+            for place, node in enumerate(path)
+            if node != place
+        ]
+        if moves:
+            self._cache.gather(*torch.tensor(moves, device=self.model.device).T)
+        for row, path in enumerate(paths):
+            self.lengths[row] += len(path)
+            self._lines[row], self._names[row] = [], {}
+
+    def follow(self, row: int, tokens: Sequence[int]) -> list[int]:
+        """The path of open nodes that says as much as there is of `tokens`."""
+        path: list[int] = []
+        for token in tokens:
+            node = self._names[row].get((path[-1] if path else -1, token))
+            if node is None:
+                break
+            path.append(node)
+        return path
+
+    def leave(self, row: int) -> None:
+        """The last row takes the place of this one, with what is open in it."""
+        self._cache.move(len(self.lengths) - 1, row, self.lengths[-1] + len(self._lines[-1]))
+        for each in (self.lengths, self._lines, self._names):
+            each[row : row + 1] = each[-1:]  # type: ignore[assignment]
+            each.pop()
+
+    def _open(self, row: int, tokens: Sequence[int], parents: Sequence[int]) -> list[list[int]]:
+        lines = self._lines[row]
+        before = len(lines)
+        for token, parent in zip(tokens, parents, strict=True):
+            self._names[row][parent, token] = len(lines)
+            lines.append([*(lines[parent] if parent >= 0 else ()), len(lines)])
+        return lines[before:]
+
+    def _seen(self, new: Sequence[Sequence[Sequence[int]]], starts: Tensor, width: int) -> Tensor:
+        """(rows, nodes, width), whether a node attends to a column. So does padding to itself: a softmax of nothing is NaN."""
+        device, count = starts.device, max(map(len, new))
+        lengths = torch.tensor(self.lengths, device=device)
+        columns, nodes = torch.arange(width, device=device), torch.arange(count, device=device)
+        settled = (columns < lengths[:, None])[:, None, :]
+        seen = settled | (columns == (starts[:, None] + nodes)[:, :, None])
+        ancestors = [
+            (row, node, self.lengths[row] + each)
+            for row, lines in enumerate(new)
+            for node, line in enumerate(lines)
+            for each in line[:-1]
+        ]
+        if ancestors:
+            seen[tuple(torch.tensor(ancestors, device=device).T)] = True
+        return seen
+
+    def _hidden(self, tokens: Tensor, positions: Tensor, seen: Tensor) -> Tensor:
+        if not tokens.numel():
+            return torch.zeros(*tokens.shape, self.model.config.hidden_size, dtype=self.model.dtype, device=tokens.device)
+        hidden: Tensor = self.model.get_decoder()(
+            tokens,
+            position_ids=positions,
+            attention_mask=torch.where(seen, 0.0, -torch.inf).to(self.model.dtype)[:, None],
+            past_key_values=self._cache,
+            use_cache=True,
+        ).last_hidden_state
+        return hidden
+
+    def _reserve(self, slots: int, capacity: int) -> None:
+        """Make room: half as much again as is asked for, so that a cache that grows token by token is seldom copied."""
+        old = self._cache
+        if slots <= old.slots and capacity <= old.capacity:
+            return
+        slots, capacity = max(slots, old.slots), old.capacity if capacity <= old.capacity else capacity * 3 // 2
+        if not self.lengths:
+            self.release()  # nothing to carry over: the old cache need not stand beside the new one
+            old = self._cache
+        self._cache = SlotCache(self.model.config, slots, capacity, self.model.dtype, self.model.device)
+        self._cache.take(old, len(self.lengths))

@@ -1,0 +1,50 @@
+"""A draft of what a row will say next. Drafters make it, the target model reads it, `verify` walks it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Tree:
+    """N nodes, a token each; node 0, the root, is the last token of the row, which the target has not read yet. A chain is a
+    tree, and a tree of the root alone drafts nothing.
+
+    `tokens` and `parents` have length N; a parent stands before its children, the root's is −1, and the children of a node are
+    different tokens. `q` has, for a node whose children were drawn at random, the distribution (V,) that they were drawn from:
+    one after the other in their order, without replacement. Their number must not depend on what was drawn (dropping a child
+    because it came out unlikely would shift what is sampled). A node that is not in `q` may have got its children in any way.
+
+    Raises ValueError for anything else.
+    """
+
+    tokens: Sequence[int]
+    parents: Sequence[int]
+    q: Mapping[int, Tensor] = field(default_factory=dict)
+    depths: list[int] = field(init=False)  # of every node; the root's is 0
+    children: list[dict[int, int]] = field(init=False)  # of every node, by their token and in their order
+
+    def __post_init__(self) -> None:
+        if len(self.tokens) != len(self.parents) or not self.tokens or self.parents[0] != -1:
+            raise ValueError(f"{len(self.tokens)} tokens and {len(self.parents)} parents, {list(self.parents)}, are no tree")
+        depths: list[int] = [0]
+        children: list[dict[int, int]] = [{} for _ in self.tokens]
+        for node, (token, parent) in enumerate(zip(self.tokens[1:], self.parents[1:], strict=True), 1):
+            if not 0 <= parent < node:
+                raise ValueError(f"node {node} of a tree has the parent {parent}, which does not stand before it")
+            if token in children[parent]:
+                raise ValueError(f"node {parent} of a tree has two children with token {token}")
+            children[parent][token] = node
+            depths.append(depths[parent] + 1)
+        if missing := [node for node in self.q if not 0 <= node < len(self.tokens)]:
+            raise ValueError(f"a tree of {len(self.tokens)} nodes has distributions for the nodes {missing}")
+        object.__setattr__(self, "depths", depths)
+        object.__setattr__(self, "children", children)
+
+    @classmethod
+    def chain(cls, tokens: Sequence[int]) -> Tree:
+        """One draft, the root first."""
+        return cls(tokens, range(-1, len(tokens) - 1))
