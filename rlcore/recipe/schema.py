@@ -166,12 +166,21 @@ class Decoding(Section):
     top_p: PositiveShare = 1.0
     top_k: NonNegativeInt = 0
     min_p: Share = 0.0
+    top_h: PositiveShare = 1.0  # `rollout/top_h.py`
+    top_h_normalized: bool = False  # by the entropy of what is left once renormalised
     max_new_tokens: PositiveInt = 512
     stop: list[str] = []
 
+    @model_validator(mode="after")
+    def _entropy_bounded(self) -> Decoding:
+        if self.top_h_normalized and self.top_h == 1:
+            raise ValueError("top_h_normalized says how top_h is reckoned: set top_h below 1")
+        return self
+
     @property
     def sampling(self) -> Sampling:
-        return Sampling(self.temperature, self.top_p, self.top_k, self.min_p, self.max_new_tokens, tuple(self.stop))
+        drawn = ("temperature", "top_p", "top_k", "min_p", "top_h", "top_h_normalized", "max_new_tokens")
+        return Sampling(**{name: getattr(self, name) for name in drawn}, stop=tuple(self.stop))
 
 
 class Guard(Section):
@@ -658,7 +667,7 @@ class RL(Job):
             raise ValueError("rollout.tree grows the completions of a problem from one root: set rollout.samples >= 2")
         if self.rollout.sampling.truncates and self.algorithm.correction is None:
             raise ValueError(
-                "top_p, top_k and min_p bend the sampling distribution away from the policy: "
+                "top_h, top_p, top_k and min_p bend the sampling distribution away from the policy: "
                 "set algorithm.correction (token_tis is usual), or sample without them"
             )
         if self.cluster and self.cluster.transport == "nccl":
