@@ -901,7 +901,34 @@ class Preference(Job):
         return self
 
 
-class Annotate(Job):
+class Untrained(Job):
+    """A job that looks at a model, or changes it otherwise than by training."""
+
+    @model_validator(mode="after")
+    def _trains_nothing(self) -> Untrained:
+        if self.adapts or self.quantised_base or self.optimizer != Optimizer():
+            raise ValueError("nothing is trained: leave out lora, quantised_base, outliers and optimizer")
+        return self
+
+
+class Asked(Decoding):
+    """Problems that a model is to solve."""
+
+    data: Sources
+    limit: PositiveInt | None = None  # problems
+    samples: PositiveInt = 1  # completions per problem
+
+
+class Evaluate(Untrained):
+    """A model, measured by problems, in a run folder: what `rlcore eval` tells of a model, for experiments."""
+
+    job: Literal["eval"] = "eval"
+    prompt: PromptWithoutBudget = Prompt()
+    eval: Asked
+    max_invalid_fraction: Share = 0.2  # more solutions than this without a verdict are an error
+
+
+class Annotate(Untrained):
     """Trees of solutions, grown step by step and graded: what came of each step is what a reward model can learn of it."""
 
     job: Literal["annotate"] = "annotate"
@@ -919,8 +946,6 @@ class Annotate(Job):
             raise ValueError("separator is where a step ends: it cannot be empty")
         if self.rollout.temperature == 0:
             raise ValueError("rollout.temperature 0 samples every step of a node alike: a tree would have one branch")
-        if self.adapts or self.quantised_base or self.optimizer != Optimizer():
-            raise ValueError("nothing is trained: leave out lora, quantised_base, outliers and optimizer")
         return self
 
 
@@ -933,15 +958,7 @@ class CalibrationText(Section):
     rows_at_once: PositiveInt = 8  # of a pass, and of a step of training
 
 
-class Asked(Decoding):
-    """Problems that the compressed model is to solve."""
-
-    data: Sources
-    limit: PositiveInt | None = None  # problems
-    samples: PositiveInt = 1  # completions per problem
-
-
-class Altered(Job):
+class Altered(Untrained):
     """A model that is changed, and measured by what it still knows."""
 
     keep_dense: list[str] = ["lm_head"]  # matrices whose name contains one of these are left as they are
@@ -949,12 +966,6 @@ class Altered(Job):
     evaluated_on: Annotated[list[SourceSpec], BeforeValidator(_listed)] = []  # problems whose solutions it is to predict
     eval: Asked | None = None  # None: it solves nothing
     max_invalid_fraction: Share = 0.2  # more solutions than this without a verdict are an error
-
-    @model_validator(mode="after")
-    def _trains_nothing(self) -> Altered:
-        if self.adapts or self.quantised_base or self.optimizer != Optimizer():
-            raise ValueError("nothing is trained: leave out lora, quantised_base, outliers and optimizer")
-        return self
 
 
 class Compress(Altered):
@@ -1016,7 +1027,7 @@ class Sensitivity(Altered):
         return self
 
 
-Recipe = RL | Sft | RewardModel | Preference | Annotate | Compress | Sensitivity
+Recipe = RL | Sft | RewardModel | Preference | Annotate | Compress | Sensitivity | Evaluate
 JOBS: dict[str, type[Job]] = {
     "rl": RL,
     "sft": Sft,
@@ -1025,4 +1036,5 @@ JOBS: dict[str, type[Job]] = {
     "annotate": Annotate,
     "compress": Compress,
     "sensitivity": Sensitivity,
+    "eval": Evaluate,
 }
