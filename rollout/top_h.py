@@ -7,8 +7,8 @@ Let p_1 ≥ p_2 ≥ … be a distribution, Γ_k = Σ_{i≤k} p_i and h_k = −Σ
 
 and never less than 1. Both left sides rise with k. The first does: with λ = p_{k+1} / Γ_{k+1} the entropy goes from H to
 (1 − λ)H + b(λ), b the entropy of a coin, and b(λ)/λ ≥ ln 1/λ ≥ ln(k + 1) > H, as token k + 1 is no likelier than any before it.
-Where the model is sure, H(p) is small and little beside its first choice is left, whatever the temperature; where it is not,
-as much as a share α of its doubt.
+Where the model is in doubt much is left, and little where it is sure; but of a sure one whose other tokens are many and all
+unlikely, some of those, that min-p would cut: a share of their entropy is theirs.
 """
 
 from __future__ import annotations
