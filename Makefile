@@ -21,7 +21,7 @@ check: ## style and types
 	.venv/bin/ruff format --check --quiet .
 	.venv/bin/mypy
 
-BENCHMARKS = step_vs_trl sampler learner pool modes trees grading process_scoring
+BENCHMARKS = step_vs_trl sampler learner pool modes trees grading process_scoring prepacking
 bench: ## speed and memory, against TRL, transformers and vLLM; writes docs/performance.md
 	@bash scripts/install.sh cpu
 	@mkdir -p runs/benchmarks

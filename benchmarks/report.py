@@ -202,6 +202,22 @@ def process_scoring(result: dict[str, Any]) -> Iterator[str]:
     yield from table(("policy/head", "tokens", "steps", "step without", "step with", "scoring", "share"), rows)
 
 
+def prepacking(result: dict[str, Any]) -> Iterator[str]:
+    yield "`benchmarks/prepacking.py`. Log-normal lengths of 16 to 511 tokens. Prefill: the transformers engine, which packs"
+    yield "prompts, against itself with each in a row of its own, padded, and against `model.generate`. Log-probs, and learning"
+    yield f"(with gradients): packed, against micro-batches of {result['budget']:,} tokens, sorted by length and padded, as the"
+    yield "learner cuts them, and against one padded batch. Ratios above 1: packing is faster. The learner does not pack:"
+    yield "sorted by length and well cut, its batches have little padding, and need no mask."
+    yield ""
+    workloads = {name: row for name, row in result.items() if name != "budget"}
+    measured = list(next(iter(workloads.values()))["ratios"])
+    rows = [
+        (name, row["model"], str(row["sequences"]), *(f"**{row['ratios'][ratio]:.2f}**" for ratio in measured))
+        for name, row in workloads.items()
+    ]
+    yield from table(("workload", "model", "sequences", *measured), rows)
+
+
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[str]:
     yield "| " + " | ".join(head) + " |"
     yield "|" + "---|" * len(head)
@@ -221,6 +237,7 @@ RENDERED = {
     "trees": ("Trees against independent completions", trees),
     "grading": ("Grading", grading),
     "process_scoring": ("Process scoring in the loop", process_scoring),
+    "prepacking": ("Packing sequences of skewed lengths", prepacking),
 }
 
 

@@ -128,10 +128,12 @@ def rows(batch: GradedBatch, index: Sequence[int]) -> GradedBatch:
 
 
 def cut_by_length(lengths: Mapping[int, int], budget: int) -> Iterator[list[int]]:
-    """The keys in order of length, cut so that no part is wider × longer than `budget` (one key at least)."""
+    """The keys in order of length, cut so that no part is wider × longer than `budget` (one key at least), and none has a key
+    more than twice as long as another: so less than half of it is padding, for log2(longest / shortest) more parts at most.
+    With a large budget the short would otherwise be padded to what the long need, which costs more than a pass."""
     part: list[int] = []
     for i in sorted(lengths, key=lambda i: (lengths[i], i)):
-        if part and lengths[i] * (len(part) + 1) > budget:
+        if part and (lengths[i] * (len(part) + 1) > budget or lengths[i] > 2 * lengths[part[0]]):
             yield part
             part = []
         part.append(i)

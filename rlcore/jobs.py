@@ -23,8 +23,10 @@ from rlcore.conversation import ConversationPrompter
 from rlcore.data.mixture import load as load_problems
 from rlcore.errors import UserError
 from rlcore.evaluation import held_out
-from rlcore.evaluation.compressed import solved
+from rlcore.evaluation.compressed import solved_compressed
+from rlcore.evaluation.diversity import diversity
 from rlcore.evaluation.during import PeriodicEvaluation, compare
+from rlcore.evaluation.solved import solved
 from rlcore.grading.pool import Grader
 from rlcore.latent import refuse_latent
 from rlcore.models import ModelSpec
@@ -37,6 +39,7 @@ from rlcore.recipe.schema import (
     Annotate,
     Checkpoint,
     Compress,
+    Evaluate,
     Job,
     Preference,
     RewardModel,
@@ -69,9 +72,10 @@ def run(loaded: Loaded, resume: bool) -> dict[str, Any]:
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     with claim(loaded, resume):
-        if not isinstance(recipe, Annotate):
+        if not isinstance(recipe, Annotate | Evaluate):
             refuse_latent(recipe.model)
-        if isinstance(recipe, Altered) and (done := Path(recipe.folder, "summary.json")).is_file():  # and it is resumed
+        done = Path(recipe.folder, "summary.json")
+        if isinstance(recipe, Altered | Evaluate) and done.is_file():  # and it is resumed
             summary: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
             return summary
         if recipe.quantised_base is not None:
@@ -220,7 +224,7 @@ def _compress(loaded: Loaded, recipe: Compress) -> dict[str, Any]:
     try:
         compressed, found = compress.compress(recipe, asked, run, spec, tokenizer)
         if recipe.eval is not None:
-            found |= solved(recipe, recipe.eval, compressed, prompter)
+            found |= solved_compressed(recipe, recipe.eval, compressed, prompter)
     finally:
         run.console.stop()
     return _finish(run, found)
@@ -239,7 +243,7 @@ def _sensitivity(loaded: Loaded, recipe: Sensitivity) -> dict[str, Any]:
 
     def solve(model: PreTrainedModel) -> float:
         assert recipe.eval is not None
-        return solved(recipe, recipe.eval, CompressedModel(model, torch.float32), prompter)["accuracy"]
+        return solved_compressed(recipe, recipe.eval, CompressedModel(model, torch.float32), prompter)["accuracy"]
 
     try:
         found, summary = sensitivity.sensitivity(recipe, asked, run, spec, solve if recipe.eval else None)
@@ -251,6 +255,21 @@ def _sensitivity(loaded: Loaded, recipe: Sensitivity) -> dict[str, Any]:
     return _finish(run, summary)
 
 
+def _evaluate(loaded: Loaded, recipe: Evaluate) -> dict[str, Any]:
+    location = warmstart.resolve(recipe.model, recipe.seed)
+    prompter = Prompter(recipe.prompt, models.load_tokenizer(location, recipe.trust_remote_code))
+    spec = ModelSpec(location, recipe.dtype, recipe.device, recipe.trust_remote_code)
+    run = Run(loaded, steps=1, keep=Checkpoint(), stop=Stop())
+    run.begin()
+    try:
+        done = solved(recipe, recipe.eval, spec, prompter)
+        found = {**done.summary(), **diversity(done)}
+        run.log(1, {f"eval/{name}": value for name, value in found.items()})
+    finally:
+        run.console.stop()
+    return _finish(run, found)
+
+
 WORK: Mapping[type[Job], Callable[[Loaded, Any], dict[str, Any]]] = {
     RL: _rl,
     Sft: _sft,
@@ -259,6 +278,7 @@ WORK: Mapping[type[Job], Callable[[Loaded, Any], dict[str, Any]]] = {
     Annotate: _annotate,
     Compress: _compress,
     Sensitivity: _sensitivity,
+    Evaluate: _evaluate,
 }
 
 

@@ -29,6 +29,7 @@ from rlcore.recipe.schema import (
     Annotate,
     Compress,
     Compression,
+    Evaluate,
     Job,
     Preference,
     Recipe,
@@ -55,7 +56,7 @@ from trainers.reward_model import stage_steps
 
 def preview(recipe: Recipe) -> Iterator[str]:
     """Lines to print. Everything that a launch would refuse before loading the model is refused here too."""
-    if not isinstance(recipe, Annotate):
+    if not isinstance(recipe, Annotate | Evaluate):
         refuse_latent(recipe.model)
     if recipe.quantised_base is not None:
         quantiser(recipe.quantised_base)
@@ -208,6 +209,14 @@ def _sensitivity(recipe: Sensitivity) -> Iterator[str]:
     yield f"to change: {_matrices(model, recipe)}"
 
 
+def _evaluate(recipe: Evaluate) -> Iterator[str]:
+    plugins.bind("rollout.engines", recipe.eval.engine.name, recipe.eval.engine.options)
+    problems = load_problems(recipe.eval.data)[: recipe.eval.limit]
+    yield f"{len(problems)} problems, {recipe.eval.samples} samples each"
+    location = warmstart.architecture(recipe.model, recipe.seed)
+    yield from _first(Prompter(recipe.prompt, models.load_tokenizer(location, recipe.trust_remote_code)), problems)
+
+
 OF_JOB: Mapping[type[Job], Callable[[Any], Iterator[str]]] = {
     RL: _rl,
     Sft: _sft,
@@ -216,6 +225,7 @@ OF_JOB: Mapping[type[Job], Callable[[Any], Iterator[str]]] = {
     Annotate: _annotate,
     Compress: _compress,
     Sensitivity: _sensitivity,
+    Evaluate: _evaluate,
 }
 
 

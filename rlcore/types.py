@@ -33,21 +33,26 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are drawn: softmax(logits / temperature), truncated by top-k, then top-p, then min-p, renormalised.
+    """How tokens are drawn: softmax(logits / temperature), truncated by top-h, then top-k, then top-p, then min-p, each of what
+    the one before it left, renormalised.
 
-    `temperature` 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 switch the truncations off. `stop` strings end a completion.
+    `temperature` 0 is greedy. `top_h` 1, `top_k` 0, `top_p` 1 and `min_p` 0 switch the truncations off. `top_h` is the α of
+    `rollout.top_h`, in (0, 1]: the share of the distribution's entropy that is left, which is that of the renormalised
+    distribution with `top_h_normalized`. `stop` strings end a completion.
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
+    top_h: float = 1.0
+    top_h_normalized: bool = False
     max_new_tokens: int = 256
     stop: tuple[str, ...] = ()
 
     @property
     def truncates(self) -> bool:
-        return self.top_p < 1.0 or self.top_k > 0 or self.min_p > 0.0
+        return self.top_h < 1.0 or self.top_p < 1.0 or self.top_k > 0 or self.min_p > 0.0
 
 
 @dataclass(frozen=True, slots=True)

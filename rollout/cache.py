@@ -15,14 +15,27 @@ from transformers import PretrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from rlcore.errors import UserError
+from rlcore.packing import Packed
 
 
 @dataclass
 class Prefill:
-    """New rows: slot `start + i` gets the keys of forward row `source[i]` (rows of one prompt are computed once)."""
+    """New rows, of which several may have one prompt: what stands at `column[i]` of the forward pass's row `row[i]` goes to
+    `target[i]` of slot `slot[i]`. All are (tokens,) long."""
 
-    start: int
-    source: Tensor  # (rows,) long
+    row: Tensor
+    column: Tensor
+    slot: Tensor
+    target: Tensor
+
+    @classmethod
+    def of(cls, packed: Packed, source: Tensor, start: int) -> Prefill:
+        """Each slot from `start` on gets the sequence of `source`, from its first column on."""
+        length = packed.length[source]
+        slot = torch.arange(len(source), device=source.device).repeat_interleave(length)
+        target = torch.arange(len(slot), device=source.device) - (length.cumsum(0) - length)[slot]
+        which = source[slot]
+        return cls(packed.row[which], packed.start[which] + target, start + slot, target)
 
 
 @dataclass
@@ -49,10 +62,9 @@ class SlotLayer(CacheLayerMixin):
     def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
         """Store (rows, heads, tokens, width) and return what attention reads."""
         if isinstance(self.phase, Prefill):
-            rows = slice(self.phase.start, self.phase.start + len(self.phase.source))
-            columns = key_states.shape[2]
-            self.keys[rows, :, :columns] = key_states[self.phase.source]
-            self.values[rows, :, :columns] = value_states[self.phase.source]
+            phase = self.phase
+            self.keys[phase.slot, :, phase.target] = key_states[phase.row, :, phase.column]
+            self.values[phase.slot, :, phase.target] = value_states[phase.row, :, phase.column]
             return key_states, value_states
         assert isinstance(self.phase, Decode)
         count, width = len(self.phase.lengths), self.phase.width

@@ -7,13 +7,14 @@ and the position, so that a completion does not depend on what it was batched wi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rlcore.types import Sampling
+from rollout import top_h
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,14 @@ class SamplingRows:
     """The sampling parameters of R rows as tensors, made once when the rows enter the batch."""
 
     temperature: Tensor  # (R,)
+    top_h: Tensor  # (R,)
+    top_h_normalized: Tensor  # (R,) bool
     top_p: Tensor  # (R,)
     top_k: Tensor  # (R,) long; vocabulary size where off
     min_p: Tensor  # (R,)
     greedy: Tensor  # (R,) bool
-    truncates: bool  # any row truncates
+    truncates: bool  # any row does
+    bounds_entropy: bool  # any row does, by top-h
 
     @classmethod
     def of(cls, samplings: Sequence[Sampling], vocabulary: int, device: torch.device) -> SamplingRows:
@@ -34,16 +38,18 @@ class SamplingRows:
 
         return cls(
             temperature=column([s.temperature or 1.0 for s in samplings]),
+            top_h=column([s.top_h for s in samplings]),
+            top_h_normalized=column([s.top_h_normalized for s in samplings], torch.bool),
             top_p=column([s.top_p for s in samplings]),
             top_k=column([min(s.top_k, vocabulary) or vocabulary for s in samplings], torch.long),
             min_p=column([s.min_p for s in samplings]),
             greedy=column([s.temperature == 0 for s in samplings], torch.bool),
             truncates=any(s.truncates for s in samplings),
+            bounds_entropy=any(s.top_h < 1 for s in samplings),
         )
 
     def rows(self, index: slice | Tensor) -> SamplingRows:
-        picked = {name: value[index] for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return SamplingRows(**picked, truncates=self.truncates)
+        return replace(self, **{name: value[index] for name, value in vars(self).items() if isinstance(value, Tensor)})
 
     def move(self, source: int, target: int) -> None:
         for value in vars(self).values():
@@ -84,9 +90,12 @@ def inverse_cdf(p: Tensor, u: Tensor) -> Tensor:
 
 
 def truncate(scaled: Tensor, rows: SamplingRows) -> Tensor:
-    """Set everything outside top-k, then top-p, then min-p to −inf; the most likely token always stays."""
+    """Set everything outside top-h, then top-k, then top-p, then min-p to −inf; the most likely token always stays."""
     ordered, order = scaled.sort(-1, descending=True)
     rank = torch.arange(ordered.shape[1], device=ordered.device)
+    if rows.bounds_entropy:
+        count = top_h.kept(ordered.softmax(-1), rows.top_h, rows.top_h_normalized)
+        ordered = ordered.masked_fill(rank >= count[:, None], -torch.inf)
     ordered = ordered.masked_fill(rank >= rows.top_k[:, None], -torch.inf)
     probabilities = ordered.softmax(-1)
     before = probabilities.cumsum(-1) - probabilities  # mass of the more likely tokens

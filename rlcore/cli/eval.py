@@ -49,6 +49,16 @@ class EvalOptions:
     dtype: str
     device: str
     max_invalid_fraction: float
+    # as in `rlcore.types.Sampling`
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    top_h: float = 1.0
+    top_h_normalized: bool = False
+
+    def sampling(self, max_new_tokens: int) -> Sampling:
+        drawn = ("temperature", "top_p", "top_k", "min_p", "top_h", "top_h_normalized")
+        return Sampling(**{name: getattr(self, name) for name in drawn}, max_new_tokens=max_new_tokens)
 
 
 @dataclass(frozen=True)
@@ -83,6 +93,8 @@ def asking(options: EvalOptions) -> Iterator[Asking]:
         raise UserError(f"--dtype {options.dtype!r} is neither float32 nor bfloat16")
     if options.template is not None and "{problem}" not in options.template:
         raise UserError("--template must contain {problem}, where the problem's text goes")
+    if options.top_h_normalized and options.top_h == 1:
+        raise UserError("--top-h-normalized says how --top-h is reckoned: give that, below 1")
     plugin = Plugin.model_validate(named(options.engine, "--engine", "transformers"))
     make = plugins.bind("rollout.engines", plugin.name, plugin.options)
     problems = load_problems([_source(options.data)])[: options.limit or None]
@@ -96,7 +108,6 @@ def asking(options: EvalOptions) -> Iterator[Asking]:
     max_new_tokens = options.max_new_tokens or usual
     spec = models.ModelSpec(location, options.dtype, options.device)
     engine: Engine = make(spec, tokenizer, stop_ids(spec, prompter))
-    sampling = Sampling(temperature=options.temperature, max_new_tokens=max_new_tokens)
     stated = {
         **asdict(options),
         "max_new_tokens": max_new_tokens,
@@ -108,7 +119,9 @@ def asking(options: EvalOptions) -> Iterator[Asking]:
     }
     grader = Answer()
     try:
-        yield Asking(problems, prompter, engine, sampling, lambda groups: grader.score(groups, None), stated)
+        yield Asking(
+            problems, prompter, engine, options.sampling(max_new_tokens), lambda groups: grader.score(groups, None), stated
+        )
     finally:
         engine.close()
         grader.close()

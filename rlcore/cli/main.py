@@ -82,6 +82,15 @@ def evaluate(
     limit: Limit = 0,
     seed: Seed = 0,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 1.0,
+    top_p: Annotated[
+        float, typer.Option(min=1e-6, max=1, help="Of the likeliest tokens, those that make up this share.")
+    ] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0, help="Only so many of the likeliest tokens (0: all).")] = 0,
+    min_p: Annotated[float, typer.Option(min=0, max=1, help="Tokens this likely, relative to the likeliest.")] = 0.0,
+    top_h: Annotated[float, typer.Option(min=1e-6, max=1, help="Likeliest tokens, up to this share of the entropy.")] = 1.0,
+    top_h_normalized: Annotated[
+        bool, typer.Option("--top-h-normalized", help="Entropy of what is left, renormalised.")
+    ] = False,
     max_new_tokens: MaxNewTokens = None,
     template: Template = None,
     system: System = None,
@@ -103,6 +112,11 @@ def evaluate(
         limit=limit,
         seed=seed,
         temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        top_h=top_h,
+        top_h_normalized=top_h_normalized,
         max_new_tokens=max_new_tokens,
         template=template,
         system=system,

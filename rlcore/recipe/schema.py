@@ -166,12 +166,21 @@ class Decoding(Section):
     top_p: PositiveShare = 1.0
     top_k: NonNegativeInt = 0
     min_p: Share = 0.0
+    top_h: PositiveShare = 1.0  # `rollout/top_h.py`
+    top_h_normalized: bool = False  # by the entropy of what is left once renormalised
     max_new_tokens: PositiveInt = 512
     stop: list[str] = []
 
+    @model_validator(mode="after")
+    def _entropy_bounded(self) -> Decoding:
+        if self.top_h_normalized and self.top_h == 1:
+            raise ValueError("top_h_normalized says how top_h is reckoned: set top_h below 1")
+        return self
+
     @property
     def sampling(self) -> Sampling:
-        return Sampling(self.temperature, self.top_p, self.top_k, self.min_p, self.max_new_tokens, tuple(self.stop))
+        drawn = ("temperature", "top_p", "top_k", "min_p", "top_h", "top_h_normalized", "max_new_tokens")
+        return Sampling(**{name: getattr(self, name) for name in drawn}, stop=tuple(self.stop))
 
 
 class Guard(Section):
@@ -663,7 +672,7 @@ class RL(Job):
             raise ValueError("rollout.tree grows the completions of a problem from one root: set rollout.samples >= 2")
         if self.rollout.sampling.truncates and self.algorithm.correction is None:
             raise ValueError(
-                "top_p, top_k and min_p bend the sampling distribution away from the policy: "
+                "top_h, top_p, top_k and min_p bend the sampling distribution away from the policy: "
                 "set algorithm.correction (token_tis is usual), or sample without them"
             )
         if self.cluster and self.cluster.transport == "nccl":
@@ -919,7 +928,34 @@ class Preference(Job):
         return self
 
 
-class Annotate(Job):
+class Untrained(Job):
+    """A job that looks at a model, or changes it otherwise than by training."""
+
+    @model_validator(mode="after")
+    def _trains_nothing(self) -> Untrained:
+        if self.adapts or self.quantised_base or self.optimizer != Optimizer():
+            raise ValueError("nothing is trained: leave out lora, quantised_base, outliers and optimizer")
+        return self
+
+
+class Asked(Decoding):
+    """Problems that a model is to solve."""
+
+    data: Sources
+    limit: PositiveInt | None = None  # problems
+    samples: PositiveInt = 1  # completions per problem
+
+
+class Evaluate(Untrained):
+    """A model, measured by problems, in a run folder: what `rlcore eval` tells of a model, for experiments."""
+
+    job: Literal["eval"] = "eval"
+    prompt: PromptWithoutBudget = Prompt()
+    eval: Asked
+    max_invalid_fraction: Share = 0.2  # more solutions than this without a verdict are an error
+
+
+class Annotate(Untrained):
     """Trees of solutions, grown step by step and graded: what came of each step is what a reward model can learn of it."""
 
     job: Literal["annotate"] = "annotate"
@@ -937,8 +973,6 @@ class Annotate(Job):
             raise ValueError("separator is where a step ends: it cannot be empty")
         if self.rollout.temperature == 0:
             raise ValueError("rollout.temperature 0 samples every step of a node alike: a tree would have one branch")
-        if self.adapts or self.quantised_base or self.optimizer != Optimizer():
-            raise ValueError("nothing is trained: leave out lora, quantised_base, outliers and optimizer")
         return self
 
 
@@ -951,15 +985,7 @@ class CalibrationText(Section):
     rows_at_once: PositiveInt = 8  # of a pass, and of a step of training
 
 
-class Asked(Decoding):
-    """Problems that the compressed model is to solve."""
-
-    data: Sources
-    limit: PositiveInt | None = None  # problems
-    samples: PositiveInt = 1  # completions per problem
-
-
-class Altered(Job):
+class Altered(Untrained):
     """A model that is changed, and measured by what it still knows."""
 
     keep_dense: list[str] = ["lm_head"]  # matrices whose name contains one of these are left as they are
@@ -967,12 +993,6 @@ class Altered(Job):
     evaluated_on: Annotated[list[SourceSpec], BeforeValidator(_listed)] = []  # problems whose solutions it is to predict
     eval: Asked | None = None  # None: it solves nothing
     max_invalid_fraction: Share = 0.2  # more solutions than this without a verdict are an error
-
-    @model_validator(mode="after")
-    def _trains_nothing(self) -> Altered:
-        if self.adapts or self.quantised_base or self.optimizer != Optimizer():
-            raise ValueError("nothing is trained: leave out lora, quantised_base, outliers and optimizer")
-        return self
 
 
 class Compress(Altered):
@@ -1034,7 +1054,7 @@ class Sensitivity(Altered):
         return self
 
 
-Recipe = RL | Sft | RewardModel | Preference | Annotate | Compress | Sensitivity
+Recipe = RL | Sft | RewardModel | Preference | Annotate | Compress | Sensitivity | Evaluate
 JOBS: dict[str, type[Job]] = {
     "rl": RL,
     "sft": Sft,
@@ -1043,4 +1063,5 @@ JOBS: dict[str, type[Job]] = {
     "annotate": Annotate,
     "compress": Compress,
     "sensitivity": Sensitivity,
+    "eval": Evaluate,
 }

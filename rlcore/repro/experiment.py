@@ -33,7 +33,7 @@ from pydantic import Field, PositiveInt, ValidationError, model_validator
 from rlcore.errors import UserError, nearest
 from rlcore.recipe.load import differences, job, load
 from rlcore.recipe.schema import RL, Recipe, Section, Sft, Share
-from rlcore.repro import compression, preferences, sensitivity, supervised, training
+from rlcore.repro import compression, evaluations, preferences, sensitivity, supervised, training
 from rlcore.repro.expression import Claim, parse
 
 KINDS = {
@@ -43,12 +43,14 @@ KINDS = {
     "compress": "compression",
     "sensitivity": "sensitivity",
     "sft": "supervised",
+    "eval": "evaluations",
 }
 METRICS = {
     "training": training.METRICS,
     "preferences": preferences.METRICS,
     "compression": compression.METRICS,
     "supervised": supervised.METRICS,
+    "evaluations": evaluations.METRICS,
 }
 NAME = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z_0-9]*$")]  # as it stands in a claim's brackets
 

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from rlcore.batch import pad
 from rlcore.errors import UserError
 from rlcore.models import context_of
+from rlcore.packing import pack
 from rlcore.protocols import Tokens
 from rollout import attention
 from rollout.cache import Decode, Prefill, SlotCache
@@ -55,17 +56,15 @@ class BranchedModel:
         start, device = len(self.lengths), self.model.device
         distinct = {tuple(ids): i for i, ids in enumerate(dict.fromkeys(map(tuple, contexts)))}
         source = [distinct[tuple(ids)] for ids in contexts]
-        padded = pad(list(distinct), torch.long).to(device)  # on the right: no token sees the padding
-        columns = torch.arange(padded.shape[1], device=device)
-        self._reserve(start + len(contexts), len(columns))
-        self._cache.enter(Prefill(start, torch.tensor(source, device=device)))
-        hidden = self._hidden(
-            padded, columns.expand_as(padded), (columns[None, :] <= columns[:, None]).expand(len(padded), -1, -1)
-        )
+        packed = pack(list(distinct), device)
+        self._reserve(start + len(contexts), packed.ids.shape[1])
+        self._cache.enter(Prefill.of(packed, torch.tensor(source, device=device), start))
+        hidden = self._hidden(packed.ids, packed.positions, packed.mask[:, 0])
         self.lengths += map(len, contexts)
         self._lines += ([] for _ in contexts)
         self._names += ({} for _ in contexts)
-        return [hidden[i, : len(ids)] for i, ids in zip(source, contexts, strict=True)]
+        begin, row = packed.start.tolist(), packed.row.tolist()
+        return [hidden[row[i], begin[i] : begin[i] + len(ids)] for i, ids in zip(source, contexts, strict=True)]
 
     def read(self, branches: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tuple[Tensor, Tensor]:
         """Open more nodes of every row: their tokens and parents, which are open nodes, or −1 for the last settled token. The

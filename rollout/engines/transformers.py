@@ -1,7 +1,8 @@
 """The embedded engine: a transformers model in this process, on any device. Runs everywhere; vLLM is for speed.
 
-Continuous batching over a slot cache (`rollout.cache`): rows enter when a slot is free, identical prompts are prefilled once,
-finished rows leave at once. It keeps its own copy of the weights, which only `sync` changes.
+Continuous batching over a slot cache (`rollout.cache`): rows enter when a slot is free, identical prompts are prefilled once
+and different ones packed (`rlcore.packing`), finished rows leave at once. It keeps its own copy of the weights, which only
+`sync` changes.
 
 With a drafter (`rollout.drafters`) the rows are those of a `rollout.decoding.decode.Decoder` instead, and a poll is one round.
 """
@@ -17,10 +18,10 @@ from pydantic import PositiveInt
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rlcore.batch import pad
 from rlcore.errors import UserError
 from rlcore.latent import load_latent
 from rlcore.models import ModelSpec, context_of
+from rlcore.packing import pack
 from rlcore.protocols import Bucket, Engine, Manifest, Tokens
 from rlcore.run.metrics import Mean, Metrics
 from rlcore.types import Code, Completion, FinishReason, Request
@@ -233,7 +234,7 @@ class Transformers(Engine):
         begun = [(*r.prompt_ids, *r.prefix.token_ids) for r in entering]
         distinct = {ids: i for i, ids in enumerate(dict.fromkeys(begun))}
         source = torch.tensor([distinct[ids] for ids in begun], device=device)
-        logits = self._prefill(list(distinct), Prefill(start, source))[source]
+        logits = self._prefill(list(distinct), source, start)[source]
         for slot, request in enumerate(entering, start):
             self._state.enter(slot, request)
         if self._chooser is not None:
@@ -245,22 +246,18 @@ class Transformers(Engine):
         """The waiting requests that there is room for beside so many rows."""
         return [self._waiting.popleft() for _ in range(min(self.capacity - rows, len(self._waiting)))]
 
-    def _prefill(self, prompts: list[tuple[int, ...]], phase: Prefill) -> Tensor:
-        """Logits (prompts, V) after each prompt. Right-padded: under causal attention no token sees the padding."""
-        device = self.model.device
-        lengths = torch.tensor([len(ids) for ids in prompts], device=device)
-        padded = pad(prompts, torch.long).to(device)
-        columns = torch.arange(padded.shape[1], device=device)
-        self._cache.enter(phase)
+    def _prefill(self, prompts: list[tuple[int, ...]], source: Tensor, start: int) -> Tensor:
+        """Logits (prompts, V) after each prompt. Slot `start + i` gets the keys and values of prompt `source[i]`."""
+        packed = pack(prompts, self.model.device)
+        self._cache.enter(Prefill.of(packed, source, start))
         hidden = self.model.get_decoder()(
-            padded,
-            position_ids=columns.expand_as(padded),
-            attention_mask=(columns[None, :] <= columns[:, None]).expand(len(prompts), 1, -1, -1),
+            packed.ids,
+            position_ids=packed.positions,
+            attention_mask=packed.mask,
             past_key_values=self._cache,
             use_cache=True,
         ).last_hidden_state
-        last = hidden[torch.arange(len(prompts), device=device), lengths - 1]
-        logits: Tensor = self.model.get_output_embeddings()(last)
+        logits: Tensor = self.model.get_output_embeddings()(hidden[packed.row, packed.start + packed.length - 1])
         return logits
 
     def _decode(self) -> None:

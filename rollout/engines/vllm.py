@@ -1,7 +1,7 @@
 """vLLM in this process, on a CPU or a GPU: the fast engine. Same contract as the transformers engine, same recipe.
 
 Where it differs: its random numbers are vLLM's, so the tokens of a seed are other ones, and a completion that goes on from a
-forced prefix continues with fresh numbers instead of the unbroken run's. It applies min-p before top-k and top-p, and
+forced prefix continues with fresh numbers instead of the unbroken run's. It applies min-p after top-h and before the rest, and
 `rlcore.types.Sampling` has it last: with min_p and top_p together the nucleus is made of what min-p left, and is the smaller
 one (the log-probs are those of what it sampled from). In float32 its log-probs are the learner's to 1e-5.
 
@@ -50,16 +50,20 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 DEFAULT_CACHE_GB = 1.0
-PROCESSOR = "rollout.latent_processor"  # imported by vLLM's workers: it imports vLLM
+# Imported by vLLM's workers: they import vLLM.
+LATENT_PROCESSOR = "rollout.latent_processor:LatentProcessor"
+TOP_H_PROCESSOR = "rollout.top_h_processor:TopHProcessor"
+TOP_H_UNKNOWN = "vLLM must be told of top_h before it starts: give the engine its option, {name: vllm, top_h: true}"
 COUNTERS = "vllm:spec_decode_num_"  # passes that verified drafts, tokens drafted, those accepted
 
 
 class Vllm(Engine):
     """`max_num_seqs` is the number of sequences decoded together, `kv_cache_gb` the memory (GiB) of their keys and values,
     `max_model_len` the longest prompt with its completion (default: the model's context), `tensor_parallel` the number of GPUs
-    that the model is split over. `code`: the usual one of a model with latent codes (`rollout.latent`), which otherwise answers
-    with the expected one; its backbone is held a second time, to read prompts with. `drafter` guesses tokens that the model
-    verifies: a second copy of the weights, whose keys and values are in `kv_cache_gb` too."""
+    that the model is split over. `top_h`: requests may ask for it. `code`: the usual one of a model with latent codes
+    (`rollout.latent`), which otherwise answers with the expected one; its backbone is held a second time, to read prompts
+    with. `drafter` guesses tokens that the model verifies: a second copy of the weights, whose keys and values are in
+    `kv_cache_gb` too."""
 
     verifies = Compressed
 
@@ -73,6 +77,7 @@ class Vllm(Engine):
         kv_cache_gb: PositiveFloat = DEFAULT_CACHE_GB,
         max_model_len: PositiveInt | None = None,
         tensor_parallel: PositiveInt = 1,
+        top_h: bool = False,
         code: Code | None = None,
         drafter: Compressed | None = None,
     ) -> None:
@@ -89,9 +94,13 @@ class Vllm(Engine):
         plain = without_weights(spec.location, spec.trust_remote_code)  # to check updates against
         self._intake = Intake({name: tuple(p.shape) for name, p in plain.named_parameters()})
         on_cpu = pick_device(spec.device) == "cpu"
-        self._location, self._chooser, self._drafter = spec.location, _chooser(spec, code), drafter
+        self._location, self._chooser, self._top_h, self._drafter = spec.location, _chooser(spec, code), top_h, drafter
         if drafter is not None:
-            _refuse_drafts(spec, self._chooser)
+            _refuse_drafts(spec, self._chooser, top_h)
+        wanted = {LATENT_PROCESSOR: self._chooser is not None, TOP_H_PROCESSOR: top_h}
+        processors = [name for name, is_wanted in wanted.items() if is_wanted]
+        if processors:
+            os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # there, processors are of another kind
         self._llm = vllm.LLM(
             model=spec.location,
             dtype=spec.dtype,
@@ -114,7 +123,7 @@ class Vllm(Engine):
             disable_log_stats=drafter is None,  # its counters tell what became of the drafts
             speculative_config=drafter.speculation(spec) if drafter else None,
             use_tqdm_on_load=False,
-            logits_processors=[f"{PROCESSOR}:LatentProcessor"] if self._chooser else None,
+            logits_processors=processors or None,
             worker_extension_cls=f"{WeightReceiver.__module__}.{WeightReceiver.__qualname__}",
             weight_transfer_config=WeightTransferConfig(backend="nccl"),  # it needs no GPU until tensors are broadcast
         )
@@ -141,6 +150,8 @@ class Vllm(Engine):
         refuse_unfit(requests, self.context)
         if self._drafter is not None and any(request.sampling.min_p for request in requests):
             raise UserError("vLLM verifies drafts without min_p: leave out rollout.min_p or rollout.drafter")
+        if not self._top_h and any(request.sampling.top_h < 1 for request in requests):
+            raise UserError(TOP_H_UNKNOWN)
         for request, code in zip(requests, self._codes(requests), strict=True):
             self._submitted += 1
             self._requests[str(self._submitted)] = request
@@ -261,19 +272,21 @@ class Vllm(Engine):
     def _add(self, name: str, token_ids: list[int], params: SamplingParams) -> None:
         self._llm.llm_engine.add_request(name, {"prompt_token_ids": token_ids}, params, lora_request=self._adapter)
 
-    def _codes(self, requests: Sequence[Request]) -> list[dict[str, list[float]] | None]:
-        """What the logits processor is to be told of each request."""
+    def _codes(self, requests: Sequence[Request]) -> list[dict[str, Any]]:
+        """What the processor of latent codes is to be told of each request."""
         if self._chooser is not None:
             return [{CODE_WEIGHTS: weights} for weights in self._chooser.weights(requests).tolist()] if requests else []
         for request in requests:
             refuse_code(request.code, self._location)
-        return [None] * len(requests)
+        return [{}] * len(requests)
 
-    def _sampling_params(self, request: Request, code: dict[str, list[float]] | None) -> SamplingParams:
+    def _sampling_params(self, request: Request, told: dict[str, Any]) -> SamplingParams:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         asked, drawn = request.sampling, len(request.prefix.token_ids)
+        if asked.top_h < 1:
+            told = told | {"top_h": (asked.top_h, asked.top_h_normalized)}
         return SamplingParams(
             temperature=asked.temperature,
             top_p=asked.top_p,
@@ -289,7 +302,7 @@ class Vllm(Engine):
             logprobs=0,
             flat_logprobs=True,
             output_kind=RequestOutputKind.FINAL_ONLY,
-            extra_args=code,
+            extra_args=told,
         )
 
     def _completion(self, output: RequestOutput, reason: FinishReason) -> Completion:
@@ -344,7 +357,9 @@ def _chooser(spec: ModelSpec, code: Code | None) -> CodeChooser | None:
     return CodeChooser(latent, spec.load().eval().get_decoder(), code)
 
 
-def _refuse_drafts(spec: ModelSpec, chooser: CodeChooser | None) -> None:
+def _refuse_drafts(spec: ModelSpec, chooser: CodeChooser | None, top_h: bool) -> None:
+    if top_h:
+        raise UserError("vLLM verifies drafts without top_h: leave out that option of the engine, or the drafter")
     if spec.adapter_rank:
         raise UserError("a drafter is made of whole weights, and this engine serves an adapter: set lora.serve=merged")
     if chooser is not None:

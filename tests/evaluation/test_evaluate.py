@@ -141,6 +141,33 @@ def test_the_command_gives_the_same_number_for_the_same_seed(tiny: Path, measure
         assert key in first
 
 
+def test_the_command_truncates_as_it_is_told(tiny: Path, measure: Callable) -> None:
+    """Each truncation lowers the entropy of what is sampled from; the two rules of top-h by different amounts."""
+    ways = [
+        ("--top-p", "0.5"),
+        ("--top-k", "3"),
+        ("--min-p", "0.5"),
+        ("--top-h", "0.4"),
+        ("--top-h", "0.4", "--top-h-normalized"),
+    ]
+    entropies = [measure(tiny, "--temperature", "0.1", *way)["entropy"] for way in [(), *ways]]
+    assert all(0 < entropy < entropies[0] for entropy in entropies[1:])
+    assert len(set(entropies)) == len(entropies)
+
+
+def test_a_rule_of_top_h_without_top_h_is_refused(tiny: Path) -> None:
+    from rlcore.cli.eval import EvalOptions, asking
+
+    told = dict(
+        samples=1, limit=1, seed=0, temperature=1.0, max_new_tokens=4, template=None, system=None, engine="transformers"
+    )
+    options = EvalOptions(
+        str(tiny), "chain", dtype="float32", device="cpu", max_invalid_fraction=0.2, top_h_normalized=True, **told
+    )
+    with pytest.raises(UserError, match="give that, below 1"), asking(options):
+        pass
+
+
 class Parrot(Scripted):
     """An engine of one's own, with an option."""
 

@@ -30,7 +30,7 @@ def make(tiny_spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, reference: Pr
     spec, stop_ids = replace(tiny_spec, adapter_rank=4), [tokenizer.eos_token_id]
     return {
         "transformers": lambda: Transformers(spec, tokenizer, stop_ids, batch_size=7),
-        "vllm": lambda: Vllm(spec, tokenizer, stop_ids, kv_cache_gb=0.1),
+        "vllm": lambda: Vllm(spec, tokenizer, stop_ids, kv_cache_gb=0.1, top_h=True),
         "scripted": lambda: Scripted(tokenizer, said, dict(reference.named_parameters()), context=512),
     }.__getitem__
 

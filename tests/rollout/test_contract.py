@@ -21,6 +21,7 @@ from rlcore.protocols import Bucket, Engine, WeightUpdate
 from rlcore.types import Completion, Request, Sampling, seed_from
 from rollout.scripted import Scripted
 from rollout.sync import SyncError, checksum, weight_update
+from rollout.top_h import kept
 
 RANK = 4  # of the engines' adapters
 SETTINGS = [
@@ -28,6 +29,8 @@ SETTINGS = [
     Sampling(temperature=1.0, max_new_tokens=24),
     Sampling(temperature=1.3, max_new_tokens=24),
     Sampling(temperature=1.0, top_p=0.6, max_new_tokens=24),
+    Sampling(temperature=1.5, top_h=0.5, max_new_tokens=24),
+    Sampling(temperature=1.5, top_h=0.5, top_h_normalized=True, min_p=0.05, max_new_tokens=24),
 ]
 PROMPTS = ["3+5-9=?\n", "1-2=?\n", "7+7+7+7+7=?\n"]
 
@@ -51,6 +54,13 @@ def distribution(model: PreTrainedModel, prompt_ids: tuple[int, ...], token_ids:
     with torch.no_grad():
         logits = model(torch.tensor([[*prompt_ids, *token_ids]])).logits[0, len(prompt_ids) - 1 :].float()
     logits = logits / sampling.temperature
+    if sampling.top_h < 1:
+        alpha, normalized = torch.tensor([sampling.top_h]), torch.tensor([sampling.top_h_normalized])
+        count = kept(logits.softmax(-1).sort(descending=True)[0], alpha, normalized)
+        logits = logits.masked_fill(logits.argsort(descending=True).argsort() >= count[:, None], -torch.inf)
+    if sampling.min_p > 0:
+        p = logits.softmax(-1)
+        logits = logits.masked_fill(p < sampling.min_p * p.amax(-1, keepdim=True), -torch.inf)
     if sampling.top_p < 1:
         p = logits.softmax(-1)
         above = torch.stack([(p * (p > p[:, v : v + 1])).sum(-1) for v in range(p.shape[1])], 1)

@@ -1,8 +1,9 @@
-"""The transformers engine's memory: how its cache grows. What it samples is `test_contract`'s."""
+"""The transformers engine's memory: how its cache grows, and how prompts come into it. What it samples is `test_contract`'s."""
 
 from __future__ import annotations
 
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -60,3 +61,41 @@ def test_what_is_under_way_is_carried_over_into_a_larger_cache(engine: Transform
     while engine.busy:
         done += engine.poll()
     assert [c.token_ids for c in sorted(done, key=lambda c: c.problem_id)] == expected
+
+
+def skewed(samples: int = 1) -> list[Request]:
+    """One long prompt, many short ones."""
+    lengths = [90, 3, 20, 1, 11, 40, 7, 5, 2, 30]
+    prompts = [tuple(5 + (i * 7 + t * t) % 40 for t in range(length)) for i, length in enumerate(lengths)]
+    return [
+        Request(f"p{i}", k, 10 * i + k, ids, Sampling(max_new_tokens=6))
+        for i, ids in enumerate(prompts)
+        for k in range(samples)
+    ]
+
+
+def test_prompts_of_skewed_lengths_are_prefilled_together_as_each_alone(
+    tiny_spec: ModelSpec, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Twice, the second time behind rows that are under way: log-probs of tokens that follow are the model's, which needs the
+    keys of every prompt in its own slot."""
+    engine = Transformers(tiny_spec, tokenizer, [], batch_size=64)
+    engine.submit(skewed(samples=3))
+    engine.poll()
+    done = engine.generate([replace(request, seed=1000 + request.seed) for request in skewed(samples=2)])
+    assert len(done) == 20
+    for completion in done:
+        [expected] = engine.logprobs([(completion.prompt_ids, completion.token_ids)])
+        assert completion.logprobs == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_prefill_of_skewed_lengths_reads_little_more_than_their_tokens(
+    tiny_spec: ModelSpec, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """209 tokens, in 3 rows of 90 instead of 10; each prompt once, whatever the samples."""
+    engine = Transformers(tiny_spec, tokenizer, [], batch_size=64)
+    read: list[tuple[int, ...]] = []
+    engine.model.get_input_embeddings().register_forward_hook(lambda _, given, __: read.append(tuple(given[0].shape)))
+    engine.submit(skewed(samples=3))
+    engine.poll()
+    assert read[0] == (3, 90)

@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedTokenizerBase
 
 from compress.codec import codec
-from rlcore.batch import GradedBatch, TrainingBatch, rows
+from rlcore.batch import GradedBatch, TrainingBatch, cut_by_length, rows
 from rlcore.errors import UserError
 from rlcore.models import ModelSpec, load_tokenizer, without_weights
 from rlcore.protocols import Superseded
@@ -228,6 +228,18 @@ def test_microbatches_keep_the_budget_and_every_row(training: TrainingBatch) -> 
         for part in cut:
             longest = max(3 + LENGTHS[i] for i in part)
             assert len(part) == 1 or longest * len(part) <= budget
+
+
+def test_less_than_half_of_a_microbatch_is_padding() -> None:
+    """Whatever the budget; lengths of 16 to 512 need at most five more parts for it than one budget does."""
+    lengths = dict(enumerate([16] * 40 + [32] * 9 + [33, 66, 67, 200, 512]))
+    assert [sorted({lengths[i] for i in part}) for part in cut_by_length(lengths, 1 << 20)] == [
+        [16, 32],
+        [33, 66],
+        [67],
+        [200],
+        [512],
+    ]
 
 
 def test_cutting_a_batch_measures_its_lengths_once(training: TrainingBatch, monkeypatch: pytest.MonkeyPatch) -> None:
