@@ -281,7 +281,8 @@ def claim(loaded: Loaded, resume: bool) -> Iterator[None]:
     folder = Path(loaded.recipe.folder)
     recipe_file = folder / "recipe.yaml"
     begun = checkpoint.latest(folder / "checkpoints")
-    if begun or (folder / "summary.json").exists():
+    held = begun or (folder / "summary.json").exists()
+    if held:
         if not resume:
             raise UserError(f"{folder} holds a run already: add --resume to go on with it, or choose another with name=NAME")
         _refuse_changes(loaded, recipe_file)
@@ -291,7 +292,7 @@ def claim(loaded: Loaded, resume: bool) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
         before = recipe_file.read_text(encoding="utf-8") if begun else ""
-        if not begun:
+        if not held:
             shutil.rmtree(folder / BASE, ignore_errors=True)  # of a run that was killed: the recipe may have been another
         write_aside(recipe_file, loaded.to_yaml())
     except Timeout:

@@ -65,6 +65,11 @@ def test_a_run_that_holds_nothing_begins_with_a_base_of_its_own(
             (held / "state.json").write_text("{}")
         with claim(loaded, resume=begun):
             assert stale.exists() == begun
+    held.joinpath("state.json").unlink()
+    held.rmdir()
+    Path("run/summary.json").write_text("{}")  # one that ended, of a job without checkpoints, keeps what it was made from
+    with claim(loaded, resume=True):
+        assert stale.exists()
 
 
 def test_it_is_made_once_and_whole(start: Callable, tmp_path: Path) -> None:
