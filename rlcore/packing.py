@@ -53,6 +53,12 @@ def pack(sequences: Sequence[Sequence[int]], device: torch.device) -> Packed:
     )
 
 
+def distinct(sequences: Sequence[Sequence[int]]) -> tuple[list[tuple[int, ...]], list[int]]:
+    """The different ones of them, in the order in which they first come, and which of these each is."""
+    number = {ids: i for i, ids in enumerate(dict.fromkeys(map(tuple, sequences)))}
+    return list(number), [number[tuple(ids)] for ids in sequences]
+
+
 def first_fit(lengths: Sequence[int]) -> list[list[int]]:
     """Rows of indices, none longer than the longest of them."""
     capacity = max(lengths, default=0)

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from rlcore.batch import pad
 from rlcore.errors import UserError
 from rlcore.models import context_of
-from rlcore.packing import pack
+from rlcore.packing import distinct, pack
 from rlcore.protocols import Tokens
 from rollout import attention
 from rollout.cache import Decode, Prefill, SlotCache
@@ -54,9 +54,8 @@ class BranchedModel:
         """Rows behind those there are, with tokens that are settled; the same ones are read once. The last hidden states
         (tokens, H) of each."""
         start, device = len(self.lengths), self.model.device
-        distinct = {tuple(ids): i for i, ids in enumerate(dict.fromkeys(map(tuple, contexts)))}
-        source = [distinct[tuple(ids)] for ids in contexts]
-        packed = pack(list(distinct), device)
+        sequences, source = distinct(contexts)
+        packed = pack(sequences, device)
         self._reserve(start + len(contexts), packed.ids.shape[1])
         self._cache.enter(Prefill.of(packed, torch.tensor(source, device=device), start))
         hidden = self._hidden(packed.ids, packed.positions, packed.mask[:, 0])

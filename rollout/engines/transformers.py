@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from rlcore.errors import UserError
 from rlcore.latent import load_latent
 from rlcore.models import ModelSpec, context_of
-from rlcore.packing import pack
+from rlcore.packing import distinct, pack
 from rlcore.protocols import Bucket, Engine, Manifest, Tokens
 from rlcore.run.metrics import Mean, Metrics
 from rlcore.types import Code, Completion, FinishReason, Request
@@ -231,10 +231,9 @@ class Transformers(Engine):
         self._reserve(entering)
         start, device = len(self._rows), self.model.device
         self._rows += entering
-        begun = [(*r.prompt_ids, *r.prefix.token_ids) for r in entering]
-        distinct = {ids: i for i, ids in enumerate(dict.fromkeys(begun))}
-        source = torch.tensor([distinct[ids] for ids in begun], device=device)
-        logits = self._prefill(list(distinct), source, start)[source]
+        prompts, which = distinct([(*r.prompt_ids, *r.prefix.token_ids) for r in entering])
+        source = torch.tensor(which, device=device)
+        logits = self._prefill(prompts, source, start)[source]
         for slot, request in enumerate(entering, start):
             self._state.enter(slot, request)
         if self._chooser is not None:
