@@ -1,0 +1,18 @@
+"""Hidden transfer (Wu et al. 2024, arXiv 2404.12022): the further ahead a pseudo state is, the higher the layer after which it
+comes in, where those below it, which it attends to, have been worked on. See `rollout.decoding.heads.Carried`."""
+
+from __future__ import annotations
+
+from pydantic import PositiveInt
+from transformers import PretrainedConfig
+
+from rollout.decoding.heads import Carried, usual_layer
+
+
+class HiddenTransfer(Carried):
+    """`layer`: the one after which the first comes in; three quarters of the model's, or as high as all `steps` have room,
+    unless given. The others follow layer by layer."""
+
+    def __init__(self, config: PretrainedConfig, *, steps: PositiveInt = 3, layer: PositiveInt | None = None) -> None:
+        first = layer or max(0, min(usual_layer(config), config.num_hidden_layers - steps))
+        super().__init__(config, range(first, first + steps))
