@@ -40,6 +40,7 @@ from rlcore.recipe.schema import (
     Checkpoint,
     Compress,
     Evaluate,
+    Heads,
     Job,
     Preference,
     RewardModel,
@@ -55,7 +56,7 @@ from rlcore.run.folder import Interrupted, Run, claim, write_aside
 from rlcore.toy import warmstart
 from rollout import annotate
 from rollout.growing import Grower
-from trainers import judged, reward_model, sft
+from trainers import heads, judged, reward_model, sft
 from trainers.build import build_classifier, build_policy
 from trainers.compression import CompressedRollouts
 from trainers.loop import train
@@ -75,7 +76,7 @@ def run(loaded: Loaded, resume: bool) -> dict[str, Any]:
         if not isinstance(recipe, Annotate | Evaluate):
             refuse_latent(recipe.model)
         done = Path(recipe.folder, "summary.json")
-        if isinstance(recipe, Altered | Evaluate) and done.is_file():  # and it is resumed
+        if isinstance(recipe, Altered | Evaluate | Heads) and done.is_file():  # and it is resumed
             summary: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
             return summary
         if recipe.quantised_base is not None:
@@ -158,6 +159,22 @@ def _sft(loaded: Loaded, recipe: Sft) -> dict[str, Any]:
     finally:
         run.console.stop()
     return _finish(run, result)
+
+
+def _heads(loaded: Loaded, recipe: Heads) -> dict[str, Any]:
+    location = warmstart.resolve(recipe.model, recipe.seed)
+    prompter = Prompter(recipe.prompt, models.load_tokenizer(location, recipe.trust_remote_code))
+    for line in heads.describe(recipe, models.without_weights(location, recipe.trust_remote_code).config):
+        say(line)
+    spec = ModelSpec(location, recipe.dtype, recipe.device, recipe.trust_remote_code)
+    steps = len(recipe.heads) * heads.steps(recipe, len(load_problems(recipe.data)))
+    run = Run(loaded, steps=steps, keep=Checkpoint(), stop=Stop())
+    run.begin()
+    try:
+        found = heads.train(recipe, run, spec, prompter, models.context(location, recipe.trust_remote_code))
+    finally:
+        run.console.stop()
+    return _finish(run, found)
 
 
 def _reward_model(loaded: Loaded, recipe: RewardModel) -> dict[str, Any]:
@@ -273,6 +290,7 @@ def _evaluate(loaded: Loaded, recipe: Evaluate) -> dict[str, Any]:
 WORK: Mapping[type[Job], Callable[[Loaded, Any], dict[str, Any]]] = {
     RL: _rl,
     Sft: _sft,
+    Heads: _heads,
     RewardModel: _reward_model,
     Preference: _preference,
     Annotate: _annotate,

@@ -30,6 +30,7 @@ from rlcore.recipe.schema import (
     Compress,
     Compression,
     Evaluate,
+    Heads,
     Job,
     Preference,
     Recipe,
@@ -44,6 +45,7 @@ from rollout.anytime import forced
 from rollout.decoding.companion import Companion
 from rollout.decoding.drafter import Drafter
 from rollout.drafters.compressed import Compressed
+from trainers import heads
 from trainers.algorithm import needing
 from trainers.build import build_drafter
 from trainers.judged import material
@@ -190,6 +192,16 @@ def _annotate(recipe: Annotate) -> Iterator[str]:
     yield f"longest sequence: {longest + asked.max_new_tokens}"
 
 
+def _heads(recipe: Heads) -> Iterator[str]:
+    plugins.bind("rollout.engines", recipe.rollout.engine.name, recipe.rollout.engine.options)
+    problems, held_out = load_problems(recipe.data), load_problems(recipe.evaluated_on)
+    location = warmstart.architecture(recipe.model, recipe.seed)
+    yield f"{len(problems)} problems, {recipe.samples} samples each; {len(held_out)} held out"
+    yield from _first(Prompter(recipe.prompt, models.load_tokenizer(location, recipe.trust_remote_code)), problems)
+    yield from heads.describe(recipe, models.without_weights(location, recipe.trust_remote_code).config)
+    yield f"optimiser steps of each: {heads.steps(recipe, len(problems))}"
+
+
 def _compress(recipe: Compress) -> Iterator[str]:
     location = warmstart.architecture(recipe.model, recipe.seed)
     prompter = Prompter(recipe.prompt, models.load_tokenizer(location, recipe.trust_remote_code))
@@ -220,6 +232,7 @@ def _evaluate(recipe: Evaluate) -> Iterator[str]:
 OF_JOB: Mapping[type[Job], Callable[[Any], Iterator[str]]] = {
     RL: _rl,
     Sft: _sft,
+    Heads: _heads,
     RewardModel: _reward_model,
     Preference: _preference,
     Annotate: _annotate,

@@ -849,6 +849,33 @@ class FirstStage(Section):
     learning_rate: PositiveFloat = 1e-4
 
 
+Label = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]  # of what is compared, as it stands in files and claims
+
+
+class Heads(Job):
+    """Heads that guess a model's next tokens, trained on what it says; see `rollout/decoding/heads.py`. The model stays as it
+    is."""
+
+    job: Literal["heads"] = "heads"
+    heads: Annotated[dict[Label, Annotated[Plugin, BeforeValidator(_named)]], Field(min_length=1)]  # kinds (`rollout/heads`)
+    data: Sources  # problems of which it samples completions
+    evaluated_on: Sources  # others, of which the heads are to guess the completions
+    prompt: PromptWithoutBudget = Prompt()
+    rollout: Decoding = Decoding()
+    samples: PositiveInt = 1  # completions per problem
+    epochs: PositiveInt = 2
+    batch_size: PositiveInt = 16  # completions
+    tokens_at_once: PositiveInt = 8192  # of a pass, pseudo states included (memory only)
+    decay: PositiveShare = 0.8  # γ: what a step weighs beside the one before it
+    optimizer: SftOptimizer = SftOptimizer(learning_rate=1e-3, schedule="cosine")
+
+    @model_validator(mode="after")
+    def _leaves_the_model(self) -> Heads:
+        if self.adapts or self.quantised_base:
+            raise ValueError("heads learn, and the model does not: leave out lora, quantised_base and outliers")
+        return self
+
+
 class RewardModel(Job):
     """A classifier of steps or solutions, from judged solutions."""
 
@@ -1054,10 +1081,11 @@ class Sensitivity(Altered):
         return self
 
 
-Recipe = RL | Sft | RewardModel | Preference | Annotate | Compress | Sensitivity | Evaluate
+Recipe = RL | Sft | Heads | RewardModel | Preference | Annotate | Compress | Sensitivity | Evaluate
 JOBS: dict[str, type[Job]] = {
     "rl": RL,
     "sft": Sft,
+    "heads": Heads,
     "reward_model": RewardModel,
     "preference": Preference,
     "annotate": Annotate,

@@ -37,10 +37,10 @@ class Heads(nn.Module, ABC):
         self.width, self.steps = int(config.hidden_size), steps
 
     @abstractmethod
-    def forward(self, model: PreTrainedModel, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, model: PreTrainedModel, ids: Tensor, first: int) -> tuple[Tensor, Tensor]:
         """For whole sequences (b, T), padded on the right: the target's last hidden states (b, T, H), without gradient, and
-        those that the heads make at each token, (b, T, k, H), with the gradient of the heads. The last ones of a sequence lead
-        beyond it."""
+        those that the heads make at each token from `first` on, (b, T − first, k, H), with the gradient of the heads. The last
+        ones of a sequence lead beyond it."""
 
 
 class Pointwise(Heads):
@@ -50,10 +50,10 @@ class Pointwise(Heads):
     def ahead(self, hidden: Tensor) -> Tensor:
         """(…, H) → (…, k, H)."""
 
-    def forward(self, model: PreTrainedModel, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, model: PreTrainedModel, ids: Tensor, first: int) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             hidden = model.get_decoder()(ids, use_cache=False).last_hidden_state
-        return hidden, self.ahead(hidden)
+        return hidden, self.ahead(hidden[:, first:])
 
 
 class Carried(Heads):
@@ -84,32 +84,34 @@ class Carried(Heads):
             nn.init.eye_(each.weight)
             nn.init.zeros_(each.bias)
 
-    def forward(self, model: PreTrainedModel, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, model: PreTrainedModel, ids: Tensor, first: int) -> tuple[Tensor, Tensor]:
         rows, tokens = ids.shape
         place = torch.arange(tokens, device=ids.device)
-        step = torch.arange(1 + self.steps, device=ids.device).repeat_interleave(tokens)  # 0: a real token
-        at = place.repeat(1 + self.steps)
+        at = torch.cat([place, *[place[first:]] * self.steps])  # the token that a state is of, or grows from
+        step = torch.tensor(
+            [0] * tokens + [i for i in range(1, 1 + self.steps) for _ in range(tokens - first)], device=ids.device
+        )
         real = (step == 0) & (at <= at[:, None])
         pseudo = (step > 0) & (step <= step[:, None]) & (at == at[:, None])
         seen = (real | pseudo).expand(rows, 1, -1, -1)
-        with self.carrying(model, tokens, (at + step).expand(rows, -1), seen):
+        with self.carrying(model, slice(first, tokens), (at + step).expand(rows, -1), seen):
             hidden = model.get_decoder()(ids, use_cache=False).last_hidden_state
-        return hidden[:, :tokens].detach(), hidden[:, tokens:].unflatten(1, (self.steps, tokens)).transpose(1, 2)
+        return hidden[:, :tokens].detach(), hidden[:, tokens:].unflatten(1, (self.steps, -1)).transpose(1, 2)
 
     @contextmanager
     def carrying(
         self,
         model: PreTrainedModel,
-        tokens: int,
+        grown: slice,
         positions: Tensor,
         seen: Tensor,
         grows: Callable[[int], None] = lambda tokens: None,
     ) -> Iterator[None]:
-        """Within it, a forward pass over (b, tokens) takes up the pseudo states of each token, so that its last hidden states
-        are (b, (1 + k) · tokens, H): the real ones, those of step 1, of step 2 … `positions` (b, (1 + k) · tokens) and
-        `seen` (b, 1, (1 + k) · tokens, columns), whether a token attends to a column, where the last columns are those of the
-        pseudo states. `grows` hears how many tokens a row has from each of `layers` on. Raises UserError for a model whose
-        decoder is not built of layers that share their positions."""
+        """Within it, a forward pass over N tokens a row takes up the pseudo states of M of them, `grown`, so that its last
+        hidden states are (b, N + k · M, H): the real ones, those of step 1, of step 2 … `positions` (b, N + k · M) and `seen`
+        (b, 1, N + k · M, columns), whether a state attends to a column, of which the last are those of the pseudo states.
+        `grows` hears how many states a row has from each of `layers` on. Raises UserError for a model whose decoder is not
+        built of layers that share their positions."""
         decoder = model.get_decoder()
         if not all(hasattr(decoder, part) for part in ("layers", "rotary_emb")):
             raise UserError(f"{model.name_or_path}: its layers cannot be given more states than it was asked for")
@@ -119,7 +121,7 @@ class Carried(Heads):
         def grow(layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
             hidden, *rest = args
             if new := [each for each, after in zip(self.maps, self.layers, strict=True) if after == layer]:
-                states = hidden[:, :tokens]
+                states = hidden[:, grown]
                 hidden = torch.cat([hidden, *(each(states.to(each.weight.dtype)).to(states.dtype) for each in new)], 1)
                 grows(hidden.shape[1])
             if not rotary:

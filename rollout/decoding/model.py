@@ -99,7 +99,7 @@ class BranchedModel:
         if carried:
             ahead = torch.arange(1 + steps, device=device).repeat_interleave(count)
             every = _beside(seen, starts, steps)
-            carrying = carried.carrying(self.model, count, positions.repeat(1, 1 + steps) + ahead, every[:, None], write)
+            carrying = carried.carrying(self.model, slice(count), positions.repeat(1, 1 + steps) + ahead, every[:, None], write)
         with carrying:
             hidden = self._hidden(padded, positions, seen)
         self.forwards += 1

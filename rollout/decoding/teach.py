@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from rlcore.batch import pad
 from rollout.decoding.heads import Heads
 
-LOGITS_AT_ONCE = 1024  # positions whose logits over the vocabulary exist at one time
+PLACES_AT_ONCE = 256  # of a text, whose logits over the vocabulary exist at one time
 
 
 class Text(NamedTuple):
@@ -54,7 +54,7 @@ def learn(heads: Heads, model: PreTrainedModel, texts: Sequence[Text], tokens_at
     weight = decay ** torch.arange(heads.steps) / found.places.clamp(min=1)
     parameters = list(heads.parameters())  # the target's own get no gradient, whoever learns beside
     for part in _parts(texts, tokens_at_once // (1 + heads.steps)):
-        real, ahead = heads(model, _padded(part, model))
+        real, ahead = heads(model, *_read(part, model))
         leaf = ahead.detach().requires_grad_()  # so that logits, made piece by piece, are gone before the passes' own backward
         for loss in _compared(found, part, real, leaf, model):
             (loss * weight.to(loss)).sum().backward(inputs=[leaf])
@@ -67,7 +67,7 @@ def measure(heads: Heads, model: PreTrainedModel, texts: Sequence[Text], tokens_
     """What heads say of these texts."""
     found = _nothing(heads, texts)
     for part in _parts(texts, tokens_at_once // (1 + heads.steps)):
-        real, ahead = heads(model, _padded(part, model))
+        real, ahead = heads(model, *_read(part, model))
         for _ in _compared(found, part, real, ahead, model):
             pass
     return found
@@ -90,26 +90,28 @@ def _parts(texts: Sequence[Text], tokens: int) -> Iterator[list[Text]]:
         yield part
 
 
-def _padded(texts: Sequence[Text], model: PreTrainedModel) -> Tensor:
-    return pad([text.ids for text in texts], torch.long).to(model.device)
+def _read(texts: Sequence[Text], model: PreTrainedModel) -> tuple[Tensor, int]:
+    """What heads read of texts: their tokens, padded, and the first place from which they are to guess."""
+    return pad([text.ids for text in texts], torch.long).to(model.device), min(text.begin for text in texts) - 1
 
 
 def _compared(found: Found, texts: Sequence[Text], real: Tensor, ahead: Tensor, model: PreTrainedModel) -> Iterator[Tensor]:
     """The divergences (k,) of some places at a time, summed; all of it is added to `found` too."""
-    steps, head = ahead.shape[2], model.get_output_embeddings()
-    places = [(row, n) for row, text in enumerate(texts) for n in range(text.begin - 1, len(text.ids) - 1)]
-    ends = torch.tensor([len(text.ids) for text in texts], device=real.device)
-    for part in torch.tensor(places, device=real.device).reshape(-1, 2).split(max(1, LOGITS_AT_ONCE // steps)):
-        row, n = part.T
-        later = n[:, None] + torch.arange(1, 1 + steps, device=real.device)  # (places, k)
-        there = later < ends[row][:, None]
-        wanted = head(real[row[:, None], later.clamp(max=real.shape[1] - 1)]).float().log_softmax(-1)
-        said = head(ahead[row, n]).float().log_softmax(-1)
-        divergence = ((wanted.exp() * (wanted - said)).sum(-1) * there).sum(0)
-        agreed = (wanted.argmax(-1) == said.argmax(-1)) & there
-        found.divergence += divergence.detach().cpu()
-        found.agreed += agreed.sum(0).cpu()
-        whole = there[:, -1]
-        found.whole += int(whole.sum())
-        found.run += int(agreed[whole].long().cumprod(1).sum())
-        yield divergence
+    steps, head, device = ahead.shape[2], model.get_output_embeddings(), real.device
+    first = real.shape[1] - ahead.shape[1]
+    for row, text in enumerate(texts):
+        for begin in range(text.begin - 1, len(text.ids) - 1, PLACES_AT_ONCE):
+            n = torch.arange(begin, min(begin + PLACES_AT_ONCE, len(text.ids) - 1), device=device)
+            target = head(real[row, begin + 1 : int(n[-1]) + 1 + steps]).float().log_softmax(-1)
+            later = n[:, None] - begin + torch.arange(steps, device=device)  # (places, k) in `target`
+            there = later < len(text.ids) - begin - 1
+            wanted = target[later.clamp(max=len(target) - 1)]
+            said = head(ahead[row, n - first]).float().log_softmax(-1)
+            divergence = ((wanted.exp() * (wanted - said)).sum(-1) * there).sum(0)
+            agreed = (wanted.argmax(-1) == said.argmax(-1)) & there
+            found.divergence += divergence.detach().cpu()
+            found.agreed += agreed.sum(0).cpu()
+            whole = there[:, -1]
+            found.whole += int(whole.sum())
+            found.run += int(agreed[whole].long().cumprod(1).sum())
+            yield divergence

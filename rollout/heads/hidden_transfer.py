@@ -11,8 +11,9 @@ from rollout.decoding.heads import Carried, usual_layer
 
 class HiddenTransfer(Carried):
     """`layer`: the one after which the first comes in; three quarters of the model's, or as high as all `steps` have room,
-    unless given. The others follow layer by layer."""
+    unless given. The others follow layer by layer, up to the last but one."""
 
     def __init__(self, config: PretrainedConfig, *, steps: PositiveInt = 3, layer: PositiveInt | None = None) -> None:
-        first = layer or max(0, min(usual_layer(config), config.num_hidden_layers - steps))
-        super().__init__(config, range(first, first + steps))
+        last = config.num_hidden_layers - 1
+        first = layer or max(min(usual_layer(config), last - steps + 1), min(1, last))
+        super().__init__(config, [first, *(min(first + i, last) for i in range(1, steps))])

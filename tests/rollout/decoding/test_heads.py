@@ -87,9 +87,12 @@ def test_pseudo_states_are_those_of_the_formulas(model: PreTrainedModel, name: s
     assert isinstance(carried, Carried)
     ids = [5, 6, 7, 8, 9, 10, 11]
     with torch.no_grad():
-        hidden, ahead = carried(model, torch.tensor([ids, ids[::-1]]))
+        hidden, ahead = carried(model, torch.tensor([ids, ids[::-1]]), 0)
         plain = model.get_decoder()(torch.tensor([ids, ids[::-1]])).last_hidden_state
     torch.testing.assert_close(hidden, plain, atol=1e-5, rtol=0)
+    with torch.no_grad():
+        late, ahead_late = carried(model, torch.tensor([ids, ids[::-1]]), 3)
+    torch.testing.assert_close((late, ahead_late), (hidden, ahead[:, 3:]), atol=1e-5, rtol=0)
     for at in (0, 3, 6):
         torch.testing.assert_close(ahead[0, at], by_hand(model, carried, ids[: at + 1]), atol=1e-5, rtol=0)
 
@@ -163,13 +166,13 @@ def test_the_gradient_is_that_of_the_loss_however_it_is_cut(
     for i in range(1, 4):
         each = []
         for text in asked:
-            real, ahead = made(model, torch.tensor([text.ids]))
+            real, ahead = made(model, torch.tensor([text.ids]), 0)
             wanted = model.lm_head(real[0]).log_softmax(-1)
             said = model.lm_head(ahead[0, :, i - 1]).log_softmax(-1)
             each += [(wanted[n + i].exp() * (wanted[n + i] - said[n])).sum() for n in range(text.begin - 1, len(text.ids) - i)]
         loss = loss + decay ** (i - 1) * torch.stack(each).mean()
     expected = torch.autograd.grad(loss, list(made.parameters()))
-    monkeypatch.setattr(teach, "LOGITS_AT_ONCE", 15)
+    monkeypatch.setattr(teach, "PLACES_AT_ONCE", 5)
     for tokens_at_once in (1, 10_000):
         made.zero_grad()
         teach.learn(made, model, asked, tokens_at_once, decay)
