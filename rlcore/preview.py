@@ -44,7 +44,9 @@ from rollout import annotate
 from rollout.anytime import forced
 from rollout.decoding.companion import Companion
 from rollout.decoding.drafter import Drafter
+from rollout.decoding.heads import load as load_heads
 from rollout.drafters.compressed import Compressed
+from rollout.drafters.heads import Heads as HeadsDrafter
 from trainers import heads
 from trainers.algorithm import needing
 from trainers.build import build_drafter
@@ -117,6 +119,8 @@ def _compressed(recipe: RL, compression: Compression, location: str) -> Iterator
 
 def _drafted(recipe: RL, drafter: Drafter | Compressed, location: str) -> str:
     """What drafts."""
+    if isinstance(drafter, HeadsDrafter):
+        load_heads(drafter.folder, models.configuration(location, recipe.trust_remote_code))
     if isinstance(drafter, Drafter):
         assert recipe.rollout.drafter is not None
         return f"drafts of {_told([(recipe.rollout.drafter.name, recipe.rollout.drafter.options)])}"

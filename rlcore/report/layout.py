@@ -82,6 +82,11 @@ SECTIONS: Mapping[str, Sequence[_Together | _Each]] = {
         _Together("each layer alone, by its number", ("layer_divergence/*",)),
         _Each(("strength",)),
     ],
+    "Heads": [
+        _Together("tokens a pass, one guess a step", ("heads/tokens_per_pass/*",)),
+        *(_Together(f"KL {i} tokens ahead", (f"heads/kl_{i}/*",)) for i in range(1, 9)),
+        _Each(("heads/*",)),
+    ],
     "Update": [_Each(("loss", "clip_fraction", "grad_norm", "ratio/*", "importance/*", "learning_rate"))],
     "Critic": [_Each(("critic/*",))],
     "Sampling": [_Each(("staleness/*", "tree/*", "curriculum/*", "replay/*", "budget/*", "drafter/*"))],
