@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from rlcore.recipe.schema import (
     Annotate,
     Compress,
     Compression,
+    DecodeBench,
     Evaluate,
     Heads,
     Job,
@@ -42,6 +44,7 @@ from rlcore.toy import warmstart
 from rlcore.types import Problem
 from rollout import annotate
 from rollout.anytime import forced
+from rollout.decoding import bench
 from rollout.decoding.companion import Companion
 from rollout.decoding.drafter import Drafter
 from rollout.decoding.heads import load as load_heads
@@ -225,6 +228,15 @@ def _sensitivity(recipe: Sensitivity) -> Iterator[str]:
     yield f"to change: {_matrices(model, recipe)}"
 
 
+def _decode_bench(recipe: DecodeBench) -> Iterator[str]:
+    location = warmstart.architecture(recipe.model, recipe.seed)
+    prompter = Prompter(recipe.prompt, models.load_tokenizer(location, recipe.trust_remote_code))
+    architecture = partial(warmstart.architecture, seed=recipe.seed)
+    asked = bench.plan(recipe, prompter, models.context(location, recipe.trust_remote_code), architecture)
+    yield from bench.describe(recipe, asked)
+    yield from _first(prompter, asked.problems)
+
+
 def _evaluate(recipe: Evaluate) -> Iterator[str]:
     plugins.bind("rollout.engines", recipe.eval.engine.name, recipe.eval.engine.options)
     problems = load_problems(recipe.eval.data)[: recipe.eval.limit]
@@ -242,6 +254,7 @@ OF_JOB: Mapping[type[Job], Callable[[Any], Iterator[str]]] = {
     Annotate: _annotate,
     Compress: _compress,
     Sensitivity: _sensitivity,
+    DecodeBench: _decode_bench,
     Evaluate: _evaluate,
 }
 

@@ -93,6 +93,10 @@ class Companion(Drafter, Generic[S]):
     def forwards(self) -> int:
         return self.model.forwards
 
+    @property
+    def cache_bytes(self) -> int:
+        return self.model.cache_bytes
+
     def begin(self, rows: Sequence[Row], hidden: Sequence[Tensor]) -> None:
         for row in rows:
             if (longest := len(row.request.prompt_ids) + row.limit) > self.model.context:

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -62,6 +63,8 @@ class Row:
 class Drafter(ABC):
     """Proposes what comes next, as a tree. It is made of its options alone; what it takes of a machine, it takes in `load`."""
 
+    draws: ClassVar[bool] = False  # its drafts at random, for rows that are not greedy: then tokens depend on it
+
     def load(self, spec: ModelSpec) -> None:  # noqa: B027 - a hook
         """Once, before all else: this is the target, and how it is held. Raises UserError where it cannot be drafted for."""
 
@@ -76,6 +79,11 @@ class Drafter(ABC):
     @property
     def forwards(self) -> int:
         """How many forward passes its own model has made, if it has one; prefills are not counted."""
+        return 0
+
+    @property
+    def cache_bytes(self) -> int:
+        """How much the keys and values of its own model take, if it has one."""
         return 0
 
     @abstractmethod

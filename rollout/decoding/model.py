@@ -57,6 +57,11 @@ class BranchedModel:
         self._names: list[dict[tuple[int, int], int]] = []  # of each row: (parent, token) → open node
         self.release()
 
+    @property
+    def cache_bytes(self) -> int:
+        """Of the keys and values that there is room for now; it grows, and never shrinks but by `release`."""
+        return self._cache.bytes
+
     def release(self) -> None:
         """Free the cache, in which nothing is that is still needed."""
         self._cache = SlotCache(self.model.config, 0, 0, self.model.dtype, self.model.device)
