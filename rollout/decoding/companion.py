@@ -94,6 +94,10 @@ class Companion(Drafter, Generic[S]):
         return self.model.forwards
 
     @property
+    def read(self) -> int:
+        return self.model.tokens
+
+    @property
     def cache_bytes(self) -> int:
         return self.model.cache_bytes
 

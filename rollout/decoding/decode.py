@@ -41,6 +41,7 @@ class Counts:
     tokens: int = 0  # sampled
     target_forwards: int = 0
     draft_forwards: int = 0
+    draft_read: int = 0  # tokens, by these
     trees: int = 0  # read by the target: one for each row and round
     drafted: int = 0
     accepted: int = 0
@@ -98,7 +99,7 @@ class Decoder:
     def round(self) -> list[Row]:
         """One forward pass of the target for all rows, of which there is one at least; those that are done leave, and are
         returned."""
-        began, forwards = time.perf_counter(), self.drafter.forwards
+        began, forwards, read_before = time.perf_counter(), self.drafter.forwards, self.drafter.read
         trees = proposed(self.drafter, self.rows, self.target.vocabulary)
         drafted = time.perf_counter()
         read = self.target.read([(tree.tokens, tree.parents) for tree in trees], self.drafter.carried)
@@ -112,6 +113,7 @@ class Decoder:
         self.counts.target_forwards += 1
         self.counts.trees += len(trees)
         self.counts.draft_forwards += self.drafter.forwards - forwards
+        self.counts.draft_read += self.drafter.read - read_before
         self.counts.drafted += sum(len(tree.tokens) - 1 for tree in trees)
         self.counts.draft_seconds += drafted - began
         self.counts.seconds += time.perf_counter() - began

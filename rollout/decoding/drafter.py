@@ -82,6 +82,11 @@ class Drafter(ABC):
         return 0
 
     @property
+    def read(self) -> int:
+        """How many tokens these have read."""
+        return 0
+
+    @property
     def cache_bytes(self) -> int:
         """How much the keys and values of its own model take, if it has one."""
         return 0

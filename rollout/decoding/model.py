@@ -40,7 +40,8 @@ class Read(NamedTuple):
 
 
 class BranchedModel:
-    """`forwards` counts passes that read trees, and not prefills. Changes the attention implementation of `model`.
+    """`forwards` counts passes that read trees, and `tokens` those that they read; prefills are in neither. Changes the
+    attention implementation of `model`.
 
     Raises UserError for a model with sliding-window attention, and for one that rescales what its head puts out.
     """
@@ -51,7 +52,7 @@ class BranchedModel:
         model.set_attn_implementation(attention.NAME)
         self.model = model.eval()
         self.vocabulary, self.context = int(model.config.vocab_size), context_of(model.config)
-        self.forwards = 0
+        self.forwards = self.tokens = 0
         self.lengths: list[int] = []  # settled tokens of each row
         self._lines: list[list[list[int]]] = []  # of each row's open nodes: the nodes from its branch's first to itself
         self._names: list[dict[tuple[int, int], int]] = []  # of each row: (parent, token) → open node
@@ -108,6 +109,7 @@ class BranchedModel:
         with carrying:
             hidden = self._hidden(padded, positions, seen)
         self.forwards += 1
+        self.tokens += sum(len(tokens) for tokens, _ in branches)
         hidden, pseudo = hidden[:, :count], hidden[:, count:]
         return Read(
             self.model.get_output_embeddings()(hidden),
