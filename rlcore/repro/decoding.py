@@ -65,10 +65,9 @@ def table(result: Mapping[str, Any]) -> tuple[Sequence[str], Iterable[Sequence[s
     """A row for each method at each batch size, two columns for each arm."""
     arms, seeds = result["arms"], len(result["seeds"])
     head = [f"{arm}: {what}" for arm in arms for what in ("fewer passes", "speed-up")]
-    shown = [name for name in _measured(result) if name != "plain"]
     rows = (
         [name, *(cell(of[f"{quantity}_{name}"], seeds) for of in arms.values() for quantity in ("reduction", "speedup"))]
-        for name in shown
+        for name in _measured(result)
     )
     return ["method", *head], rows
 

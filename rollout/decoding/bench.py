@@ -31,6 +31,7 @@ from transformers import PreTrainedModel
 from rlcore.data.mixture import load as load_problems
 from rlcore.models import ModelSpec
 from rlcore.prompts import Prompter, stop_ids
+from rlcore.protocols import Progress
 from rlcore.recipe.schema import UNDRAFTED, DecodeBench, Plugin
 from rlcore.run.console import warn, watched
 from rlcore.run.folder import Run
@@ -219,7 +220,7 @@ def bench(recipe: DecodeBench, asked: Plan, run: Run, spec: ModelSpec, prompter:
 
 
 def _at(
-    size: int, recipe: DecodeBench, asked: Plan, spec: ModelSpec, prompter: Prompter, progress: Callable[[int], None]
+    size: int, recipe: DecodeBench, asked: Plan, spec: ModelSpec, prompter: Prompter, progress: Progress
 ) -> list[Measurement]:
     stops = stop_ids(spec, prompter)
     engine = Transformers(spec, prompter.tokenizer, stops, batch_size=size)
@@ -229,14 +230,18 @@ def _at(
         drafter = make()
         drafter.load(spec)
         methods[label] = Drafted(Decoder(engine.model, drafter, stops, prompter.tokenizer), size)
-    turns: dict[str, list[Turn]] = {label: [] for label in methods}
-    for repeat in range(1 + recipe.repeats):
-        for label, method in methods.items():
-            turn = method.turn(asked.requests(repeat))
-            progress(1)
-            if repeat:
-                turns[label].append(turn)
+    turns = in_turns(methods, asked, recipe.repeats, progress)
     return [_measured(size, label, method, turns, asked, engine.model) for label, method in methods.items()]
+
+
+def in_turns(methods: Mapping[str, Method], asked: Plan, repeats: int, progress: Progress) -> dict[str, list[Turn]]:
+    """Of each method so many turns, after one to warm up that is left out."""
+    turns: dict[str, list[Turn]] = {label: [] for label in methods}
+    for repeat in range(1 + repeats):
+        for label, method in methods.items():
+            turns[label].append(method.turn(asked.requests(repeat)))
+            progress(1)
+    return {label: taken[1:] for label, taken in turns.items()}
 
 
 def _measured(
