@@ -1089,6 +1089,11 @@ class Sensitivity(Altered):
 UNDRAFTED = ("plain", "engine")  # what drafters are measured against: one token a pass, in the decoder and in the engine
 
 
+def _without_nulls(value: Any) -> Any:
+    """A layer of a recipe can add to a mapping, and take away from it by null."""
+    return {key: each for key, each in value.items() if each is not None} if isinstance(value, dict) else value
+
+
 class DecodeBench(Drawing, Untrained):
     """Drafters against decoding without drafts, on the same prompts; see `rollout/decoding/bench.py`."""
 
@@ -1097,7 +1102,10 @@ class DecodeBench(Drawing, Untrained):
     data: Sources
     limit: PositiveInt | None = None  # prompts, which the seed draws; None: all of them
     prompt: PromptWithoutBudget = Prompt()
-    methods: Annotated[dict[Label, Annotated[Plugin, BeforeValidator(_named)]], Field(min_length=1)]  # drafters, by a label
+    # Drafters (`rollout/drafters`) by a label; null: one that is left out, of those of an earlier layer
+    methods: Annotated[
+        dict[Label, Annotated[Plugin, BeforeValidator(_named)]], Field(min_length=1), BeforeValidator(_without_nulls)
+    ]
     batch_sizes: Annotated[list[PositiveInt], Field(min_length=1)] = [1]
     repeats: PositiveInt = 3  # after one that is not measured
     temperature: NonNegativeFloat = 0.0
@@ -1106,6 +1114,8 @@ class DecodeBench(Drawing, Untrained):
     def _told_apart(self) -> DecodeBench:
         if len(set(self.batch_sizes)) < len(self.batch_sizes):
             raise ValueError(f"batch_sizes {self.batch_sizes} name one twice")
+        if "name" in self.methods:
+            raise ValueError("methods: drafters go by a label, as in methods: {short: {name: ngram, depth: 4}}")
         if taken := [label for label in self.methods if label in UNDRAFTED]:
             raise ValueError(f"methods: {taken[0]!r} is measured anyway, without drafts: give the drafter another label")
         names = [self.named(label, size) for size in self.batch_sizes for label in (*UNDRAFTED, *self.methods)]

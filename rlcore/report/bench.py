@@ -98,10 +98,8 @@ def _bars(axes: Any, seeds: Sequence[Curve], quantity: str, looks: Mapping[str, 
     sizes, width = seeds[0]["batch_sizes"], 0.8 / len(names)
     for index, name in enumerate(names):
         values, method = np.array([seed[name] for seed in seeds]), name.partition("/")[2]
-        mean = values.mean(0)
         x = np.arange(len(sizes)) + (index - (len(names) - 1) / 2) * width
-        spread = np.stack([mean - values.min(0), values.max(0) - mean])
-        line = {"elinewidth": 0.8, "ecolor": INK}
-        axes.bar(x, mean, width, label=method, yerr=spread, error_kw=line, **looks[method])
+        axes.bar(x, values.mean(0), width, label=method, **looks[method])
+        axes.vlines(x, values.min(0), values.max(0), colors=INK, linewidth=0.8)
     axes.axhline(1, color=INK, linewidth=0.6, linestyle=":")
     axes.set_xticks(np.arange(len(sizes)), [str(size) for size in sizes])

@@ -7,6 +7,7 @@ reduction_LABEL           passes of plain decoding, in multiples of its own for 
 tokens_per_pass_LABEL     of one row
 accepted_LABEL            share of the tokens drafted
 draft_forwards_LABEL      of the draft model, for each pass of the target
+draft_tokens_LABEL        that its passes read, for each token sampled
 draft_share_LABEL         of the time of rounds that went into proposing drafts
 tokens_per_second_LABEL
 cache_bytes_LABEL         of keys and values, those of a draft model included
@@ -65,10 +66,9 @@ def table(result: Mapping[str, Any]) -> tuple[Sequence[str], Iterable[Sequence[s
     """A row for each method at each batch size, two columns for each arm."""
     arms, seeds = result["arms"], len(result["seeds"])
     head = [f"{arm}: {what}" for arm in arms for what in ("fewer passes", "speed-up")]
-    shown = [name for name in _measured(result) if name != "plain"]
     rows = (
         [name, *(cell(of[f"{quantity}_{name}"], seeds) for of in arms.values() for quantity in ("reduction", "speedup"))]
-        for name in shown
+        for name in _measured(result)
     )
     return ["method", *head], rows
 

@@ -31,6 +31,7 @@ from transformers import PreTrainedModel
 from rlcore.data.mixture import load as load_problems
 from rlcore.models import ModelSpec
 from rlcore.prompts import Prompter, stop_ids
+from rlcore.protocols import Progress
 from rlcore.recipe.schema import UNDRAFTED, DecodeBench, Plugin
 from rlcore.run.console import warn, watched
 from rlcore.run.folder import Run
@@ -92,6 +93,7 @@ class Measurement:
     reduction: float | None
     accepted: float | None  # share of the tokens drafted
     draft_forwards: float | None  # of the drafter's own model, for each of the target
+    draft_tokens: float | None  # that its passes read, prefills excluded, for each token sampled
     draft_share: float | None  # of the time of rounds that went by until drafts were proposed
     cache_bytes: int | None  # of keys and values that there was room for in the end, those of a draft model included
     exact: float | None  # share of the completions that are plain decoding's, token for token; None: drafts are drawn at random
@@ -219,7 +221,7 @@ def bench(recipe: DecodeBench, asked: Plan, run: Run, spec: ModelSpec, prompter:
 
 
 def _at(
-    size: int, recipe: DecodeBench, asked: Plan, spec: ModelSpec, prompter: Prompter, progress: Callable[[int], None]
+    size: int, recipe: DecodeBench, asked: Plan, spec: ModelSpec, prompter: Prompter, progress: Progress
 ) -> list[Measurement]:
     stops = stop_ids(spec, prompter)
     engine = Transformers(spec, prompter.tokenizer, stops, batch_size=size)
@@ -229,14 +231,18 @@ def _at(
         drafter = make()
         drafter.load(spec)
         methods[label] = Drafted(Decoder(engine.model, drafter, stops, prompter.tokenizer), size)
-    turns: dict[str, list[Turn]] = {label: [] for label in methods}
-    for repeat in range(1 + recipe.repeats):
-        for label, method in methods.items():
-            turn = method.turn(asked.requests(repeat))
-            progress(1)
-            if repeat:
-                turns[label].append(turn)
+    turns = in_turns(methods, asked, recipe.repeats, progress)
     return [_measured(size, label, method, turns, asked, engine.model) for label, method in methods.items()]
+
+
+def in_turns(methods: Mapping[str, Method], asked: Plan, repeats: int, progress: Progress) -> dict[str, list[Turn]]:
+    """Of each method so many turns, after one to warm up that is left out."""
+    turns: dict[str, list[Turn]] = {label: [] for label in methods}
+    for repeat in range(1 + repeats):
+        for label, method in methods.items():
+            turns[label].append(method.turn(asked.requests(repeat)))
+            progress(1)
+    return {label: taken[1:] for label, taken in turns.items()}
 
 
 def _measured(
@@ -271,6 +277,7 @@ def _passes(turns: Sequence[Turn], plain: Sequence[Turn]) -> dict[str, Any]:
         "reduction": _ratio(counts.tokens * beside.target_forwards, beside.tokens * counts.target_forwards),
         "accepted": _ratio(counts.accepted, counts.drafted),
         "draft_forwards": _ratio(counts.draft_forwards, counts.target_forwards),
+        "draft_tokens": _ratio(counts.draft_read, counts.tokens),
         "draft_share": _ratio(counts.draft_seconds, counts.seconds),
     }
 
@@ -339,6 +346,7 @@ QUANTITIES = (
     "tokens_per_pass",
     "accepted",
     "draft_forwards",
+    "draft_tokens",
     "draft_share",
     "tokens_per_second",
     "cache_bytes",
