@@ -48,6 +48,7 @@ class Proposer:
         """Draft by this drafter for the policy `spec`, as long as vLLM's model runner has no more than `at_most` sequences."""
         drafter.load(spec)
         self.drafter, self.at_most, self.runner = drafter, at_most, runner
+        self._rows = {}  # of another drafter, this one knows nothing
         # vLLM would draft for no sequence as long as one is so near this end that the longest draft does not fit; ours keep to
         # the room of their rows.
         runner.effective_drafter_max_model_len = self.longest + self.tokens
