@@ -955,6 +955,29 @@ class Evaluate(Untrained):
     max_invalid_fraction: Share = 0.2  # more solutions than this without a verdict are an error
 
 
+Layout = Literal["plain", "repeated", "rdsca"]  # `rollout/demonstrations.py`
+
+
+class InContext(Untrained):
+    """What a model makes of demonstrations in its prompt, by their number and layout; see `rlcore/evaluation/in_context.py`."""
+
+    job: Literal["in_context"] = "in_context"
+    data: Sources  # of episodes: `classification`
+    episodes: PositiveInt = 100  # that the seed draws of them
+    prompt: PromptWithoutBudget = Prompt()  # `template` is for an input; `system` is seen by all, and never repeated
+    demonstrations: Annotated[list[PositiveInt], Field(min_length=1)] = [1, 2, 4, 8, 16]  # the first so many of an episode
+    layouts: Annotated[list[Layout], Field(min_length=1)] = list(get_args(Layout))
+
+    @model_validator(mode="after")
+    def _possible(self) -> InContext:
+        for key, values in (("demonstrations", self.demonstrations), ("layouts", self.layouts)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{key} {values} names one twice")
+        if self.prompt.examples:
+            raise ValueError("prompt.examples would be demonstrations that no layout knows of: leave them out")
+        return self
+
+
 class Annotate(Untrained):
     """Trees of solutions, grown step by step and graded: what came of each step is what a reward model can learn of it."""
 
@@ -1054,7 +1077,7 @@ class Sensitivity(Altered):
         return self
 
 
-Recipe = RL | Sft | RewardModel | Preference | Annotate | Compress | Sensitivity | Evaluate
+Recipe = RL | Sft | RewardModel | Preference | Annotate | Compress | Sensitivity | Evaluate | InContext
 JOBS: dict[str, type[Job]] = {
     "rl": RL,
     "sft": Sft,
@@ -1064,4 +1087,5 @@ JOBS: dict[str, type[Job]] = {
     "compress": Compress,
     "sensitivity": Sensitivity,
     "eval": Evaluate,
+    "in_context": InContext,
 }

@@ -33,7 +33,7 @@ from pydantic import Field, PositiveInt, ValidationError, model_validator
 from rlcore.errors import UserError, nearest
 from rlcore.recipe.load import differences, job, load
 from rlcore.recipe.schema import RL, Recipe, Section, Sft, Share
-from rlcore.repro import compression, evaluations, preferences, sensitivity, supervised, training
+from rlcore.repro import compression, evaluations, in_context, preferences, sensitivity, supervised, training
 from rlcore.repro.expression import Claim, parse
 
 KINDS = {
@@ -44,6 +44,7 @@ KINDS = {
     "sensitivity": "sensitivity",
     "sft": "supervised",
     "eval": "evaluations",
+    "in_context": "in_context",
 }
 METRICS = {
     "training": training.METRICS,
@@ -52,6 +53,7 @@ METRICS = {
     "supervised": supervised.METRICS,
     "evaluations": evaluations.METRICS,
 }
+OF_RECIPE = {"sensitivity": sensitivity.metrics, "in_context": in_context.metrics}  # kinds whose metrics a recipe names
 NAME = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z_0-9]*$")]  # as it stands in a claim's brackets
 
 
@@ -107,9 +109,9 @@ class Experiment(Section):
     def metrics(self) -> tuple[str, ...]:
         if self.best_of_n is not None:
             return self.best_of_n.metrics
-        if self.kind == "sensitivity":
+        if self.kind in OF_RECIPE:
             recipes = [load(self.layers(arm)).recipe for arm in self.arms]
-            return tuple(dict.fromkeys(metric for recipe in recipes for metric in sensitivity.metrics(recipe)))
+            return tuple(dict.fromkeys(metric for recipe in recipes for metric in OF_RECIPE[self.kind](recipe)))
         return METRICS[self.kind]
 
     def layers(self, arm: str) -> list[str]:
