@@ -44,7 +44,10 @@ def test_no_rule_is_in_both_splits() -> None:
 
 
 def test_random_labels_say_nothing_of_the_rule() -> None:
-    told = [dict(each.meta["demonstrations"]).get(each.prompt) == each.answer for each in classification(count=400, demonstrations=60)]
+    told = [
+        dict(each.meta["demonstrations"]).get(each.prompt) == each.answer
+        for each in classification(count=400, demonstrations=60)
+    ]
     control = classification(count=400, demonstrations=60, random_labels=True)
     random = [dict(each.meta["demonstrations"]).get(each.prompt) == each.answer for each in control]
     assert sum(told) / 400 > 0.99

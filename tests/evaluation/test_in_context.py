@@ -17,7 +17,7 @@ from rlcore.recipe.load import load
 from rlcore.recipe.schema import Example, InContext, Prompt
 from rlcore.repro import in_context as kind
 from rlcore.repro import page
-from rlcore.repro.experiment import plan, read
+from rlcore.repro.experiment import Experiment, plan, read
 from rlcore.types import Problem
 
 SMALL = ["data.count=8", "episodes=4", "demonstrations=[1, 3]", "device=cpu"]
@@ -105,7 +105,7 @@ def test_the_shipped_experiment_is_measured_and_drawn(tiny: Path) -> None:
     claims = {"c": "own_repeated_3[toy] - own_plain_3[toy] > 0"}
     arms = {arm: layers for arm, layers in experiment.arms.items() if arm.startswith("toy")}
     base = [*experiment.base, f"model={tiny}", *SMALL]
-    small = experiment.model_copy(update={"base": base, "arms": arms, "claims": claims})
+    small = Experiment.model_validate({**experiment.model_dump(), "base": base, "arms": arms, "claims": claims})
     results = {}
     for run in plan(name, small, [100]):
         jobs.run(load([word for word in run.command if word not in ("train", "--resume")]), resume=False)
