@@ -15,7 +15,17 @@ from typing import Any
 from rlcore import __version__
 from rlcore.errors import UserError
 from rlcore.report.headline import duration
-from rlcore.repro import best_of_n, compression, evaluations, in_context, preferences, sensitivity, supervised, training
+from rlcore.repro import (
+    best_of_n,
+    compression,
+    decoding,
+    evaluations,
+    in_context,
+    preferences,
+    sensitivity,
+    supervised,
+    training,
+)
 from rlcore.repro.experiment import Experiment
 from rlcore.repro.intervals import interval
 from rlcore.repro.results import Result, judge, summarise
@@ -29,6 +39,7 @@ KINDS: dict[str, Any] = {
     "preferences": preferences,
     "compression": compression,
     "sensitivity": sensitivity,
+    "decoding": decoding,
     "supervised": supervised,
     "evaluations": evaluations,
     "in_context": in_context,
