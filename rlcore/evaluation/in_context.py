@@ -66,7 +66,7 @@ def plan(recipe: InContext, prompter: Prompter, context: int) -> list[Episode]:
     if len(problems) < recipe.episodes:
         raise UserError(f"data has {len(problems)} episodes, and episodes is {recipe.episodes}: lower it")
     drawn = random.Random(recipe.seed).sample(problems, recipe.episodes)
-    episodes = [_episode(problem, prompter, max(recipe.demonstrations)) for problem in drawn]
+    episodes = [_episode(problem, prompter, recipe.written, max(recipe.demonstrations)) for problem in drawn]
     longest = max(_longest(recipe, episode) for episode in episodes)
     if longest > context:
         raise UserError(
@@ -111,8 +111,8 @@ def _measure(model: PreTrainedModel, episode: Episode, layout: Layout, k: int) -
     return float(likelihoods.argmax() == episode.answer), float(greedy[episode.answer]), sum(own) / k
 
 
-def _episode(problem: Problem, prompter: Prompter, most: int) -> Episode:
-    """Blocks are what the prompter writes for a base model, encoded one by one: where they meet, no token spans both."""
+def _episode(problem: Problem, prompter: Prompter, written: str, most: int) -> Episode:
+    """Each piece of text is encoded by itself: where they meet, no token spans both."""
     pairs, labels = problem.meta.get("demonstrations"), problem.meta.get("labels")
     if pairs is None or labels is None:
         raise UserError(f"problem {problem.id} has no demonstrations and labels: use data of episodes, such as classification")
@@ -122,14 +122,16 @@ def _episode(problem: Problem, prompter: Prompter, most: int) -> Episode:
     def encoded(text: str) -> Tokens:
         return tuple(prompter.tokenizer(text, add_special_tokens=False).input_ids)
 
+    before, after = written.split("{answer}")
+
     def asked(text: str) -> Tokens:
-        return encoded(f"{prompter.user(Problem('', text, ''))}\n")
+        return encoded(before.replace("{problem}", prompter.user(Problem("", text, ""))))
 
     tokenizer, system = prompter.tokenizer, prompter.spec.system
     opening = tokenizer(f"{system}\n\n" if system else "").input_ids
     return Episode(
         prefix=tuple(without_trailing_eos(opening, tokenizer.eos_token_id)),
-        demonstrations=[Demonstration(asked(text), encoded(label), encoded("\n\n")) for text, label in pairs],
+        demonstrations=[Demonstration(asked(text), encoded(label), encoded(after)) for text, label in pairs],
         query=asked(problem.prompt),
         labels=[encoded(label) for label in labels],
         answer=list(labels).index(problem.answer),

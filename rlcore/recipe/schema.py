@@ -997,6 +997,7 @@ class InContext(Untrained):
     data: Sources  # of episodes: `classification`
     episodes: PositiveInt = 100  # that the seed draws of them
     prompt: PromptWithoutBudget = Prompt()  # `template` is for an input; `system` is seen by all, and never repeated
+    written: str = "{problem}\n{answer}\n\n"  # an input and its label; up to {answer}, the query
     demonstrations: Annotated[list[PositiveInt], Field(min_length=1)] = [1, 2, 4, 8, 16]  # the first so many of an episode
     layouts: Annotated[list[Layout], Field(min_length=1)] = list(get_args(Layout))
 
@@ -1005,6 +1006,9 @@ class InContext(Untrained):
         for key, values in (("demonstrations", self.demonstrations), ("layouts", self.layouts)):
             if len(set(values)) < len(values):
                 raise ValueError(f"{key} {values} names one twice")
+        asked, answer, _ = self.written.partition("{answer}")
+        if asked.count("{problem}") != 1 or not answer or "{answer}" in self.written.replace("{answer}", "", 1):
+            raise ValueError("written must have {problem} once, and {answer} once behind it")
         if self.prompt.examples:
             raise ValueError("prompt.examples would be demonstrations that no layout knows of: leave them out")
         return self

@@ -17,7 +17,7 @@ def rules(split: str, **options: object) -> set[tuple]:
 
 @pytest.mark.parametrize("vocabulary", ["letters", "words"])
 def test_one_rule_labels_the_demonstrations_and_the_problem(vocabulary: str) -> None:
-    for each in classification(count=50, demonstrations=100, labels=4, vocabulary=vocabulary):
+    for each in classification(count=50, demonstrations=100, values=8, labels=4, vocabulary=vocabulary):
         names = dict(each.meta["demonstrations"])
         assert all(names[text] == label for text, label in each.meta["demonstrations"])
         assert names.get(each.prompt, each.answer) == each.answer
@@ -46,16 +46,16 @@ def test_no_rule_is_in_both_splits() -> None:
 def test_random_labels_say_nothing_of_the_rule() -> None:
     told = [
         dict(each.meta["demonstrations"]).get(each.prompt) == each.answer
-        for each in classification(count=400, demonstrations=60)
+        for each in classification(count=400, demonstrations=60, labels=2)
     ]
-    control = classification(count=400, demonstrations=60, random_labels=True)
+    control = classification(count=400, demonstrations=60, labels=2, random_labels=True)
     random = [dict(each.meta["demonstrations"]).get(each.prompt) == each.answer for each in control]
     assert sum(told) / 400 > 0.99
     assert sum(random) / 400 == pytest.approx(0.5, abs=0.08)
 
 
-def test_written_episodes_are_few_shot_text() -> None:
-    [plain] = classification(count=1, demonstrations=2, seed=3)
-    [written] = classification(count=1, demonstrations=2, seed=3, written=True)
-    shots = "".join(f"{text}\n{label}\n\n" for text, label in plain.meta["demonstrations"])
-    assert f"{written.prompt}\n{written.meta['solution']}" == f"{shots}{plain.prompt}\n{plain.answer}"
+def test_written_episodes_are_lines() -> None:
+    [plain] = classification(count=1, demonstrations=2, vocabulary="words", seed=3)
+    [written] = classification(count=1, demonstrations=2, vocabulary="words", seed=3, written=True)
+    lines = [f"{text} {label}" for text, label in (*plain.meta["demonstrations"], (plain.prompt, plain.answer))]
+    assert f"{written.prompt}\n{written.meta['solution']}".split("\n") == lines

@@ -43,7 +43,9 @@ def test_blocks_side_by_side_are_a_few_shot_prompt(tiny: Path) -> None:
     recipe = asked(tiny)
     tokenizer = load_tokenizer(recipe.model)
     problem = Problem("", "c", "7", meta={"demonstrations": [("a", "3"), ("b", "7")], "labels": ["3", "7"]})
-    episode = in_context._episode(problem, Prompter(recipe.prompt, tokenizer), most=2)
+    episode = in_context._episode(
+        problem, Prompter(recipe.prompt, tokenizer), InContext.model_fields["written"].default, most=2
+    )
     examples = [Example(prompt="a", answer="3"), Example(prompt="b", answer="7")]
     whole = Prompter(Prompt(system=recipe.prompt.system, examples=examples), tokenizer).render(problem)
     assert (*episode.prefix, *(token for each in episode.demonstrations for token in each.block), *episode.query) == whole
@@ -77,7 +79,7 @@ def test_the_seed_draws_the_episodes(tiny: Path) -> None:
         (["data={name: chain, count: 8}"], "problem chain/train/. has no demonstrations and labels"),
         (["data.demonstrations=2"], "has 2 demonstrations, and 3 are asked for"),
         (["data.count=3"], "data has 3 episodes, and episodes is 4"),
-        (["data.demonstrations=60", "demonstrations=[60]"], "and the model's context is 512: lower demonstrations"),
+        (["data.demonstrations=90", "demonstrations=[90]"], "and the model's context is 512: lower demonstrations"),
         (["model=smollm2-135m"], "set prompt.chat=plain"),
     ],
 )
@@ -91,6 +93,7 @@ def test_what_cannot_be_measured_is_refused(tiny: Path, changes: list[str], mess
     [
         ("demonstrations=[2, 2]", "names one twice"),
         ("layouts=[plian]", "layouts"),
+        ("written='{answer}{problem}'", "{answer} once behind it"),
         ("prompt.examples=[{prompt: a, answer: b}]", "no layout knows of"),
         ("lora={rank: 2}", "nothing is trained"),
     ],

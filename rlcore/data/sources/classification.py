@@ -21,7 +21,7 @@ from rlcore.types import Problem, seed_from
 @dataclass(frozen=True)
 class Vocabulary:
     attributes: tuple[tuple[str, ...], ...]  # eight values each
-    between: str  # the values of an input
+    between: str  # the values of an input, and them and a label
     labels: tuple[str, ...]
 
 
@@ -54,8 +54,8 @@ def classification(
     """`count` episodes. `meta["demonstrations"]` are pairs of an input and its label, `meta["labels"]` the labels that there
     are; the problem is one more input. With `random_labels`, a control, demonstrations say nothing about the rule.
 
-    With `written`, for supervised training, an episode is written as few-shot examples are to a base model: the first input is
-    the problem, everything after it the solution. No rule is in both splits."""
+    With `written`, for supervised training, an episode is lines of an input and its label (`b3`, `blue tent north`): the first
+    is the problem, the others the solution. No rule is in both splits."""
     known_split("classification", split)
     words = VOCABULARIES[vocabulary]
     rng = random.Random(seed_from("classification", vocabulary, split, seed))
@@ -72,8 +72,8 @@ def classification(
             shown = [(text, rng.choice(possible)) for text, _ in shown]
         meta: dict[str, object] = {"demonstrations": shown, "labels": possible}
         if written:
-            (asked, answer), *rest = (*shown, (asked, answer))
-            meta = {"solution": "\n\n".join([answer, *("\n".join(pair) for pair in rest)]), "unfinished": True}
+            asked, *rest = [words.between.join(pair) for pair in (*shown, (asked, answer))]
+            meta, answer = {"solution": "\n".join(rest), "unfinished": True}, ""
         id_ = f"classification/{vocabulary}/{split}/{len(episodes)}"
         episodes.append(Problem(id_, asked, answer, grader="exact", meta=meta))
     return episodes
