@@ -22,7 +22,7 @@ from rlcore.cluster.connect import connected
 from rlcore.conversation import ConversationPrompter
 from rlcore.data.mixture import load as load_problems
 from rlcore.errors import UserError
-from rlcore.evaluation import held_out
+from rlcore.evaluation import held_out, in_context
 from rlcore.evaluation.compressed import solved_compressed
 from rlcore.evaluation.diversity import diversity
 from rlcore.evaluation.during import PeriodicEvaluation, compare
@@ -42,6 +42,7 @@ from rlcore.recipe.schema import (
     DecodeBench,
     Evaluate,
     Heads,
+    InContext,
     Job,
     Preference,
     RewardModel,
@@ -79,7 +80,7 @@ def run(loaded: Loaded, resume: bool) -> dict[str, Any]:
         if not isinstance(recipe, Annotate | Evaluate):
             refuse_latent(recipe.model)
         done = Path(recipe.folder, "summary.json")
-        if isinstance(recipe, Altered | DecodeBench | Evaluate | Heads) and done.is_file():  # and it is resumed
+        if isinstance(recipe, Altered | DecodeBench | Evaluate | Heads | InContext) and done.is_file():  # and it is resumed
             summary: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
             return summary
         if recipe.quantised_base is not None:
@@ -309,6 +310,23 @@ def _evaluate(loaded: Loaded, recipe: Evaluate) -> dict[str, Any]:
     return _finish(run, found)
 
 
+def _in_context(loaded: Loaded, recipe: InContext) -> dict[str, Any]:
+    location = warmstart.resolve(recipe.model, recipe.seed)
+    prompter = Prompter(recipe.prompt, models.load_tokenizer(location, recipe.trust_remote_code))
+    episodes = in_context.plan(recipe, prompter, models.context(location, recipe.trust_remote_code))
+    for line in in_context.describe(recipe, episodes, prompter):
+        say(line)
+    spec = ModelSpec(location, recipe.dtype, recipe.device, recipe.trust_remote_code)
+    run = Run(loaded, steps=1, keep=Checkpoint(), stop=Stop())
+    run.begin()
+    try:
+        found = in_context.in_context(recipe, episodes, spec.load())
+        run.log(1, found)
+    finally:
+        run.console.stop()
+    return _finish(run, found)
+
+
 WORK: Mapping[type[Job], Callable[[Loaded, Any], dict[str, Any]]] = {
     RL: _rl,
     Sft: _sft,
@@ -320,6 +338,7 @@ WORK: Mapping[type[Job], Callable[[Loaded, Any], dict[str, Any]]] = {
     Sensitivity: _sensitivity,
     DecodeBench: _decode_bench,
     Evaluate: _evaluate,
+    InContext: _in_context,
 }
 
 

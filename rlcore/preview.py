@@ -19,6 +19,7 @@ from rewards.process.process import Process
 from rlcore import models, plugins
 from rlcore.conversation import ConversationPrompter
 from rlcore.data.mixture import load as load_problems
+from rlcore.evaluation import in_context
 from rlcore.latent import refuse_latent
 from rlcore.length_budget import describe, for_training
 from rlcore.prompts import Prompter
@@ -33,6 +34,7 @@ from rlcore.recipe.schema import (
     DecodeBench,
     Evaluate,
     Heads,
+    InContext,
     Job,
     Preference,
     Recipe,
@@ -245,6 +247,13 @@ def _evaluate(recipe: Evaluate) -> Iterator[str]:
     yield from _first(Prompter(recipe.prompt, models.load_tokenizer(location, recipe.trust_remote_code)), problems)
 
 
+def _in_context(recipe: InContext) -> Iterator[str]:
+    location = warmstart.architecture(recipe.model, recipe.seed)
+    prompter = Prompter(recipe.prompt, models.load_tokenizer(location, recipe.trust_remote_code))
+    episodes = in_context.plan(recipe, prompter, models.context(location, recipe.trust_remote_code))
+    yield from in_context.describe(recipe, episodes, prompter)
+
+
 OF_JOB: Mapping[type[Job], Callable[[Any], Iterator[str]]] = {
     RL: _rl,
     Sft: _sft,
@@ -256,6 +265,7 @@ OF_JOB: Mapping[type[Job], Callable[[Any], Iterator[str]]] = {
     Sensitivity: _sensitivity,
     DecodeBench: _decode_bench,
     Evaluate: _evaluate,
+    InContext: _in_context,
 }
 
 

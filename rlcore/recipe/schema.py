@@ -989,6 +989,33 @@ class Evaluate(Untrained):
     max_invalid_fraction: Share = 0.2  # more solutions than this without a verdict are an error
 
 
+Layout = Literal["plain", "repeated", "rdsca"]  # `rollout/demonstrations.py`
+
+
+class InContext(Untrained):
+    """What a model makes of demonstrations in its prompt, by their number and layout; see `rlcore/evaluation/in_context.py`."""
+
+    job: Literal["in_context"] = "in_context"
+    data: Sources  # of episodes: `classification`
+    episodes: PositiveInt = 100  # that the seed draws of them
+    prompt: PromptWithoutBudget = Prompt()  # `template` is for an input; `system` is seen by all, and never repeated
+    written: str = "{problem}\n{answer}\n\n"  # an input and its label; up to {answer}, the query
+    demonstrations: Annotated[list[PositiveInt], Field(min_length=1)] = [1, 2, 4, 8, 16]  # the first so many of an episode
+    layouts: Annotated[list[Layout], Field(min_length=1)] = list(get_args(Layout))
+
+    @model_validator(mode="after")
+    def _possible(self) -> InContext:
+        for key, values in (("demonstrations", self.demonstrations), ("layouts", self.layouts)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{key} {values} names one twice")
+        asked, answer, _ = self.written.partition("{answer}")
+        if asked.count("{problem}") != 1 or not answer or "{answer}" in self.written.replace("{answer}", "", 1):
+            raise ValueError("written must have {problem} once, and {answer} once behind it")
+        if self.prompt.examples:
+            raise ValueError("prompt.examples would be demonstrations that no layout knows of: leave them out")
+        return self
+
+
 class Annotate(Untrained):
     """Trees of solutions, grown step by step and graded: what came of each step is what a reward model can learn of it."""
 
@@ -1130,7 +1157,7 @@ class DecodeBench(Drawing, Untrained):
         return label if batch_size == self.batch_sizes[0] else f"{label}_{batch_size}"
 
 
-Recipe = RL | Sft | Heads | RewardModel | Preference | Annotate | Compress | Sensitivity | DecodeBench | Evaluate
+Recipe = RL | Sft | Heads | RewardModel | Preference | Annotate | Compress | Sensitivity | DecodeBench | Evaluate | InContext
 JOBS: dict[str, type[Job]] = {
     "rl": RL,
     "sft": Sft,
@@ -1142,4 +1169,5 @@ JOBS: dict[str, type[Job]] = {
     "sensitivity": Sensitivity,
     "decode_bench": DecodeBench,
     "eval": Evaluate,
+    "in_context": InContext,
 }

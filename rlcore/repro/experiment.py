@@ -33,7 +33,7 @@ from pydantic import Field, PositiveInt, ValidationError, model_validator
 from rlcore.errors import UserError, nearest
 from rlcore.recipe.load import differences, job, load
 from rlcore.recipe.schema import RL, Recipe, Section, Sft, Share
-from rlcore.repro import compression, decoding, evaluations, preferences, sensitivity, supervised, training
+from rlcore.repro import compression, decoding, evaluations, in_context, preferences, sensitivity, supervised, training
 from rlcore.repro.expression import Claim, parse
 
 KINDS = {
@@ -45,6 +45,7 @@ KINDS = {
     "decode_bench": "decoding",
     "sft": "supervised",
     "eval": "evaluations",
+    "in_context": "in_context",
 }
 METRICS = {
     "training": training.METRICS,
@@ -53,7 +54,11 @@ METRICS = {
     "supervised": supervised.METRICS,
     "evaluations": evaluations.METRICS,
 }
-METRICS_OF_RECIPES = {"sensitivity": sensitivity.metrics, "decoding": decoding.metrics}
+METRICS_OF_RECIPES = {
+    "sensitivity": sensitivity.metrics,
+    "decoding": decoding.metrics,
+    "in_context": in_context.metrics,
+}
 NAME = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z_0-9]*$")]  # as it stands in a claim's brackets
 
 

@@ -15,7 +15,17 @@ from typing import Any
 from rlcore import __version__
 from rlcore.errors import UserError
 from rlcore.report.headline import duration
-from rlcore.repro import best_of_n, compression, decoding, evaluations, preferences, sensitivity, supervised, training
+from rlcore.repro import (
+    best_of_n,
+    compression,
+    decoding,
+    evaluations,
+    in_context,
+    preferences,
+    sensitivity,
+    supervised,
+    training,
+)
 from rlcore.repro.experiment import Experiment
 from rlcore.repro.intervals import interval
 from rlcore.repro.results import Result, judge, summarise
@@ -32,6 +42,7 @@ KINDS: dict[str, Any] = {
     "decoding": decoding,
     "supervised": supervised,
     "evaluations": evaluations,
+    "in_context": in_context,
 }
 PREFACE = """# Results
 

@@ -28,6 +28,7 @@ PREFIX = "toy:"
 TRAINED_BY = ("rlcore.data.mixture", "rlcore.prompts", "rlcore.toy.model", "trainers.near_reference", "trainers.sft")
 WORLDS = {  # what makes the problems of a data source
     "chain": ("rlcore.toy.world", "rlcore.data.sources.chain"),
+    "classification": ("rlcore.data.splits", "rlcore.data.sources.classification"),
     "toy_knights": ("rlcore.data.knights", "rlcore.toy.knights", "rlcore.data.sources.toy_knights"),
 }
 
