@@ -27,11 +27,13 @@ from rlcore.recipe.schema import (
     RL,
     Altered,
     Annotate,
+    ClusterHeads,
     Compress,
     Compression,
     Evaluate,
     Job,
     Preference,
+    Prefill,
     Recipe,
     RewardModel,
     Sensitivity,
@@ -44,6 +46,7 @@ from rollout.anytime import forced
 from rollout.decoding.companion import Companion
 from rollout.decoding.drafter import Drafter
 from rollout.drafters.compressed import Compressed
+from rollout.prefill import cluster_job, measure
 from trainers.algorithm import needing
 from trainers.build import build_drafter
 from trainers.judged import material
@@ -217,6 +220,24 @@ def _evaluate(recipe: Evaluate) -> Iterator[str]:
     yield from _first(Prompter(recipe.prompt, models.load_tokenizer(location, recipe.trust_remote_code)), problems)
 
 
+def _cluster_heads(recipe: ClusterHeads) -> Iterator[str]:
+    location = warmstart.architecture(recipe.model, recipe.seed)
+    tokenizer = models.load_tokenizer(location, recipe.trust_remote_code)
+    prompts = cluster_job.plan(recipe, tokenizer, models.context(location, recipe.trust_remote_code))
+    yield f"{len(prompts)} prompts of {recipe.length} tokens, the first begins {tokenizer.decode(prompts[0, :64])!r}"
+    config = models.configuration(location, recipe.trust_remote_code)
+    yield f"to cluster: {config.num_hidden_layers * config.num_attention_heads} heads of {config.num_hidden_layers} layers"
+
+
+def _prefill(recipe: Prefill) -> Iterator[str]:
+    location = warmstart.architecture(recipe.model, recipe.seed)
+    tokenizer = models.load_tokenizer(location, recipe.trust_remote_code)
+    asked = measure.plan(recipe, tokenizer, models.configuration(location, recipe.trust_remote_code))
+    yield from measure.describe(recipe, asked)
+    ids = asked.prompts[0][recipe.lengths[0]].ids
+    yield f"first prompt begins {tokenizer.decode(ids[:64])!r} and ends {tokenizer.decode(ids[-64:])!r}"
+
+
 OF_JOB: Mapping[type[Job], Callable[[Any], Iterator[str]]] = {
     RL: _rl,
     Sft: _sft,
@@ -226,6 +247,8 @@ OF_JOB: Mapping[type[Job], Callable[[Any], Iterator[str]]] = {
     Compress: _compress,
     Sensitivity: _sensitivity,
     Evaluate: _evaluate,
+    ClusterHeads: _cluster_heads,
+    Prefill: _prefill,
 }
 
 

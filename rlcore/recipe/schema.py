@@ -1008,13 +1008,13 @@ Perturbation = Literal["gaussian", "uniform", "sign", "positive", "negative", "c
 Strength = Annotated[float, Field(gt=0, lt=1)]  # norm of a change, relative to that of what is changed
 
 
-class Quantiser(Plugin):
-    """One of `compress/quantise`. `label` names it among what is measured."""
+class Labelled(Plugin):
+    """A plugin that is measured beside others. `label` names it among them."""
 
     label: Annotated[str, Field(pattern=r"^([A-Za-z_]\w*)?$")] = ""
 
     @model_validator(mode="after")
-    def _labelled(self) -> Quantiser:
+    def _labelled(self) -> Labelled:
         if not self.label:
             object.__setattr__(self, "label", self.name.rpartition(":")[2])
         return self
@@ -1030,7 +1030,7 @@ class Sensitivity(Altered):
     strengths: Annotated[list[Strength], Field(min_length=1)] = [0.02, 0.05, 0.1, 0.2, 0.4]
     compared_at: Strength = 0.1  # the strength at which kinds and layers are compared
     layers: list[Perturbation] = []  # kinds by which each layer is changed alone
-    quantisers: Annotated[list[Annotated[Quantiser, BeforeValidator(_named)]], BeforeValidator(_listed)] = []
+    quantisers: Annotated[list[Annotated[Labelled, BeforeValidator(_named)]], BeforeValidator(_listed)] = []  # compress/quantise
     evaluated_on: Sources  # problems whose solutions it is to predict
 
     @model_validator(mode="after")
@@ -1054,7 +1054,44 @@ class Sensitivity(Altered):
         return self
 
 
-Recipe = RL | Sft | RewardModel | Preference | Annotate | Compress | Sensitivity | Evaluate
+class ClusterHeads(Untrained):
+    """Heads of a model that attend alike, for SharePrefill; see `rollout/prefill/clusters.py`."""
+
+    verb: ClassVar[str] = "decode cluster"
+    job: Literal["cluster_heads"] = "cluster_heads"
+    data: Sources  # problems with solutions, of which prompts are made
+    prompts: Annotated[int, Field(ge=1, le=4)] = 2  # that heads are compared on
+    length: PositiveInt = 2048  # tokens of a prompt
+    block: PositiveInt = 128  # tokens
+    distance: PositiveFloat = 0.2  # of clusters at most, as a root mean square of Hellinger distances of rows: up to 1
+    least: Annotated[int, Field(ge=2)] = 3  # heads of a cluster that is shared
+
+
+class Prefill(Untrained):
+    """What patterns of sparse attention save of the prefill of long prompts, and what they cost; see `rollout/prefill`."""
+
+    verb: ClassVar[str] = "decode prefill"
+    job: Literal["prefill"] = "prefill"
+    data: Sources  # problems with solutions, of which prompts are made
+    lengths: Annotated[list[PositiveInt], Field(min_length=1)] = [2048, 4096, 8192]  # tokens of a prompt
+    patterns: Annotated[list[Annotated[Labelled, BeforeValidator(_named)]], Field(min_length=1), BeforeValidator(_listed)]
+    turns: PositiveInt = 1  # prompts of each length, each read densely and by all patterns, one after the other
+    positions: PositiveInt = 64  # of a prompt, spread over it, at which what comes next is compared
+    depths: Annotated[list[Share], Field(min_length=1, max_length=10)] = [0.1, 0.5, 0.9]  # where numbers stand that its end asks for
+
+    @model_validator(mode="after")
+    def _possible(self) -> Prefill:
+        labels = ["dense", *(pattern.label for pattern in self.patterns)]
+        if twice := [label for label in labels if labels.count(label) > 1]:
+            raise ValueError(f"patterns: {twice[0]!r} names two of what is measured: give this one another `label`")
+        if sorted(set(self.lengths)) != self.lengths:
+            raise ValueError(f"lengths {self.lengths} do not rise")
+        if sorted(set(self.depths)) != self.depths:
+            raise ValueError(f"depths {self.depths} do not rise")
+        return self
+
+
+Recipe = RL | Sft | RewardModel | Preference | Annotate | Compress | Sensitivity | Evaluate | ClusterHeads | Prefill
 JOBS: dict[str, type[Job]] = {
     "rl": RL,
     "sft": Sft,
@@ -1064,4 +1101,6 @@ JOBS: dict[str, type[Job]] = {
     "compress": Compress,
     "sensitivity": Sensitivity,
     "eval": Evaluate,
+    "cluster_heads": ClusterHeads,
+    "prefill": Prefill,
 }

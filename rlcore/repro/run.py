@@ -22,10 +22,11 @@ from typing import Any
 
 from rlcore.errors import UserError
 from rlcore.recipe.load import differences, load
-from rlcore.recipe.schema import Annotate, Compress
+from rlcore.recipe.schema import Annotate, ClusterHeads, Compress
 from rlcore.repro.experiment import Planned, Task
 from rlcore.run.console import say, watched
 from rollout import annotate
+from rollout.prefill import clusters
 
 POLL_S = 0.2
 SOURCES = {
@@ -115,6 +116,8 @@ def do(tasks: Sequence[Task], jobs: int, now: str) -> None:
 def _made(model: Planned) -> Path:
     if isinstance(model.recipe, Annotate):
         return model.folder / annotate.FILE
+    if isinstance(model.recipe, ClusterHeads):
+        return model.folder / clusters.FILE
     return model.folder / "model" / ("compressed.safetensors" if isinstance(model.recipe, Compress) else "model.safetensors")
 
 
