@@ -1,4 +1,4 @@
-"""The verbs that do a recipe of one job."""
+"""Verbs that do a recipe's job."""
 
 from __future__ import annotations
 

@@ -382,12 +382,30 @@ def export_compressed(
     export(model, folder, dtype, compressed_tensors, json)
 
 
-decode_app = typer.Typer(no_args_is_help=True, help="Measure what makes decoding and prefill cheaper.")
+decode_app = typer.Typer(no_args_is_help=True, help="What decoding costs, and what saves of it.")
 app.add_typer(decode_app, name="decode")
 
 
+@decode_app.command("bench")
+def decode_bench(
+    recipe: Annotated[
+        list[str], typer.Argument(metavar="RECIPE... [KEY=VALUE...]", help="Of `job: decode_bench`, as for train.")
+    ],
+    resume: Annotated[bool, typer.Option("--resume", help="Do nothing where it is done; else begin anew.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be measured, and measure nothing.")] = False,
+    offline: Offline = False,
+    json: Json = "",
+) -> None:
+    """Measure drafters against decoding without drafts: passes, seconds, memory, and whether completions are the same."""
+    _environment(offline)
+    from rlcore.cli.decode import bench
+    from rlcore.cli.train import dry_run as show
+
+    show(recipe) if dry_run else bench(recipe, resume, json)
+
+
 @decode_app.command("cluster")
-def cluster_heads(
+def decode_cluster(
     recipe: Annotated[
         list[str], typer.Argument(metavar="RECIPE... [KEY=VALUE...]", help="Of `job: cluster_heads`, as for train.")
     ],
@@ -398,23 +416,23 @@ def cluster_heads(
 ) -> None:
     """Find the heads of a model that attend alike, which SharePrefill needs beforehand."""
     _environment(offline)
-    from rlcore.cli.prefill import cluster
+    from rlcore.cli.decode import cluster
     from rlcore.cli.train import dry_run as show
 
     show(recipe) if dry_run else cluster(recipe, resume, json)
 
 
 @decode_app.command("prefill")
-def measure_prefill(
+def decode_prefill(
     recipe: Annotated[list[str], typer.Argument(metavar="RECIPE... [KEY=VALUE...]", help="Of `job: prefill`, as for train.")],
     resume: Annotated[bool, typer.Option("--resume", help="Do nothing where it is done; else begin anew.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be measured, and measure nothing.")] = False,
     offline: Offline = False,
     json: Json = "",
 ) -> None:
-    """Measure what patterns of sparse attention save of the prefill of long prompts, and what they cost."""
+    """Measure what sparse attention saves of the prefill of long prompts, and what it costs."""
     _environment(offline)
-    from rlcore.cli.prefill import prefill
+    from rlcore.cli.decode import prefill
     from rlcore.cli.train import dry_run as show
 
     show(recipe) if dry_run else prefill(recipe, resume, json)

@@ -158,10 +158,9 @@ class Anytime(Section):
         return len(self.budgets) * self.summaries
 
 
-class Decoding(Section):
-    """Who samples completions, and from which distribution."""
+class Drawing(Section):
+    """From which distribution completions are sampled."""
 
-    engine: Annotated[Plugin, _unless_named("transformers")] = Plugin(name="transformers")
     temperature: NonNegativeFloat = 1.0
     top_p: PositiveShare = 1.0
     top_k: NonNegativeInt = 0
@@ -172,7 +171,7 @@ class Decoding(Section):
     stop: list[str] = []
 
     @model_validator(mode="after")
-    def _entropy_bounded(self) -> Decoding:
+    def _entropy_bounded(self) -> Drawing:
         if self.top_h_normalized and self.top_h == 1:
             raise ValueError("top_h_normalized says how top_h is reckoned: set top_h below 1")
         return self
@@ -181,6 +180,12 @@ class Decoding(Section):
     def sampling(self) -> Sampling:
         drawn = ("temperature", "top_p", "top_k", "min_p", "top_h", "top_h_normalized", "max_new_tokens")
         return Sampling(**{name: getattr(self, name) for name in drawn}, stop=tuple(self.stop))
+
+
+class Decoding(Drawing):
+    """Who samples completions, and from which distribution."""
+
+    engine: Annotated[Plugin, _unless_named("transformers")] = Plugin(name="transformers")
 
 
 class Guard(Section):
@@ -849,6 +854,33 @@ class FirstStage(Section):
     learning_rate: PositiveFloat = 1e-4
 
 
+Label = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]  # of what is compared, as it stands in files and claims
+
+
+class Heads(Job):
+    """Heads that guess a model's next tokens, trained on what it says; see `rollout/decoding/heads.py`. The model stays as it
+    is."""
+
+    job: Literal["heads"] = "heads"
+    heads: Annotated[dict[Label, Annotated[Plugin, BeforeValidator(_named)]], Field(min_length=1)]  # kinds (`rollout/heads`)
+    data: Sources  # problems of which it samples completions
+    evaluated_on: Sources  # others, of which the heads are to guess the completions
+    prompt: PromptWithoutBudget = Prompt()
+    rollout: Decoding = Decoding()
+    samples: PositiveInt = 1  # completions per problem
+    epochs: PositiveInt = 2
+    batch_size: PositiveInt = 16  # completions
+    tokens_at_once: PositiveInt = 8192  # of a pass, pseudo states included (memory only)
+    decay: PositiveShare = 0.8  # γ: what a step weighs beside the one before it
+    optimizer: SftOptimizer = SftOptimizer(learning_rate=1e-3, schedule="cosine")
+
+    @model_validator(mode="after")
+    def _leaves_the_model(self) -> Heads:
+        if self.adapts or self.quantised_base:
+            raise ValueError("heads learn, and the model does not: leave out lora, quantised_base and outliers")
+        return self
+
+
 class RewardModel(Job):
     """A classifier of steps or solutions, from judged solutions."""
 
@@ -1008,13 +1040,13 @@ Perturbation = Literal["gaussian", "uniform", "sign", "positive", "negative", "c
 Strength = Annotated[float, Field(gt=0, lt=1)]  # norm of a change, relative to that of what is changed
 
 
-class Labelled(Plugin):
-    """A plugin that is measured beside others. `label` names it among them."""
+class Quantiser(Plugin):
+    """One of `compress/quantise`. `label` names it among what is measured."""
 
     label: Annotated[str, Field(pattern=r"^([A-Za-z_]\w*)?$")] = ""
 
     @model_validator(mode="after")
-    def _labelled(self) -> Labelled:
+    def _labelled(self) -> Quantiser:
         if not self.label:
             object.__setattr__(self, "label", self.name.rpartition(":")[2])
         return self
@@ -1030,7 +1062,7 @@ class Sensitivity(Altered):
     strengths: Annotated[list[Strength], Field(min_length=1)] = [0.02, 0.05, 0.1, 0.2, 0.4]
     compared_at: Strength = 0.1  # the strength at which kinds and layers are compared
     layers: list[Perturbation] = []  # kinds by which each layer is changed alone
-    quantisers: Annotated[list[Annotated[Labelled, BeforeValidator(_named)]], BeforeValidator(_listed)] = []  # compress/quantise
+    quantisers: Annotated[list[Annotated[Quantiser, BeforeValidator(_named)]], BeforeValidator(_listed)] = []
     evaluated_on: Sources  # problems whose solutions it is to predict
 
     @model_validator(mode="after")
@@ -1054,6 +1086,48 @@ class Sensitivity(Altered):
         return self
 
 
+UNDRAFTED = ("plain", "engine")  # what drafters are measured against: one token a pass, in the decoder and in the engine
+
+
+def _without_nulls(value: Any) -> Any:
+    """A layer of a recipe can add to a mapping, and take away from it by null."""
+    return {key: each for key, each in value.items() if each is not None} if isinstance(value, dict) else value
+
+
+class DecodeBench(Drawing, Untrained):
+    """Drafters against decoding without drafts, on the same prompts; see `rollout/decoding/bench.py`."""
+
+    verb: ClassVar[str] = "decode bench"
+    job: Literal["decode_bench"] = "decode_bench"
+    data: Sources
+    limit: PositiveInt | None = None  # prompts, which the seed draws; None: all of them
+    prompt: PromptWithoutBudget = Prompt()
+    # Drafters (`rollout/drafters`) by a label; null: one that is left out, of those of an earlier layer
+    methods: Annotated[
+        dict[Label, Annotated[Plugin, BeforeValidator(_named)]], Field(min_length=1), BeforeValidator(_without_nulls)
+    ]
+    batch_sizes: Annotated[list[PositiveInt], Field(min_length=1)] = [1]
+    repeats: PositiveInt = 3  # after one that is not measured
+    temperature: NonNegativeFloat = 0.0
+
+    @model_validator(mode="after")
+    def _told_apart(self) -> DecodeBench:
+        if len(set(self.batch_sizes)) < len(self.batch_sizes):
+            raise ValueError(f"batch_sizes {self.batch_sizes} name one twice")
+        if "name" in self.methods:
+            raise ValueError("methods: drafters go by a label, as in methods: {short: {name: ngram, depth: 4}}")
+        if taken := [label for label in self.methods if label in UNDRAFTED]:
+            raise ValueError(f"methods: {taken[0]!r} is measured anyway, without drafts: give the drafter another label")
+        names = [self.named(label, size) for size in self.batch_sizes for label in (*UNDRAFTED, *self.methods)]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"methods: {twice[0]!r} names two of what is measured: give one another label")
+        return self
+
+    def named(self, label: str, batch_size: int) -> str:
+        """A method at a batch size, as results call it: LABEL at the first batch size, LABEL_B at the others."""
+        return label if batch_size == self.batch_sizes[0] else f"{label}_{batch_size}"
+
+
 class ClusterHeads(Untrained):
     """Heads of a model that attend alike, for SharePrefill; see `rollout/prefill/clusters.py`."""
 
@@ -1067,6 +1141,9 @@ class ClusterHeads(Untrained):
     least: Annotated[int, Field(ge=2)] = 3  # heads of a cluster that is shared
 
 
+DENSE = "dense"  # what patterns are measured against
+
+
 class Prefill(Untrained):
     """What patterns of sparse attention save of the prefill of long prompts, and what they cost; see `rollout/prefill`."""
 
@@ -1074,16 +1151,20 @@ class Prefill(Untrained):
     job: Literal["prefill"] = "prefill"
     data: Sources  # problems with solutions, of which prompts are made
     lengths: Annotated[list[PositiveInt], Field(min_length=1)] = [2048, 4096, 8192]  # tokens of a prompt
-    patterns: Annotated[list[Annotated[Labelled, BeforeValidator(_named)]], Field(min_length=1), BeforeValidator(_listed)]
+    # Of attention (`rollout/prefill/patterns`) by a label; null: one that is left out, of those of an earlier layer
+    patterns: Annotated[
+        dict[Label, Annotated[Plugin, BeforeValidator(_named)]], Field(min_length=1), BeforeValidator(_without_nulls)
+    ]
     turns: PositiveInt = 1  # prompts of each length, each read densely and by all patterns, one after the other
     positions: PositiveInt = 64  # of a prompt, spread over it, at which what comes next is compared
-    depths: Annotated[list[Share], Field(min_length=1, max_length=10)] = [0.1, 0.5, 0.9]  # where numbers stand that its end asks for
+    depths: Annotated[list[Share], Field(min_length=1, max_length=10)] = [0.1, 0.5, 0.9]  # of numbers that its end asks for
 
     @model_validator(mode="after")
     def _possible(self) -> Prefill:
-        labels = ["dense", *(pattern.label for pattern in self.patterns)]
-        if twice := [label for label in labels if labels.count(label) > 1]:
-            raise ValueError(f"patterns: {twice[0]!r} names two of what is measured: give this one another `label`")
+        if "name" in self.patterns:
+            raise ValueError("patterns go by a label, as in patterns: {lines: {name: vertical_slash, gamma: 0.8}}")
+        if DENSE in self.patterns:
+            raise ValueError(f"patterns: {DENSE!r} is measured anyway, without a pattern: give this one another label")
         if sorted(set(self.lengths)) != self.lengths:
             raise ValueError(f"lengths {self.lengths} do not rise")
         if sorted(set(self.depths)) != self.depths:
@@ -1091,16 +1172,31 @@ class Prefill(Untrained):
         return self
 
 
-Recipe = RL | Sft | RewardModel | Preference | Annotate | Compress | Sensitivity | Evaluate | ClusterHeads | Prefill
+Recipe = (
+    RL
+    | Sft
+    | Heads
+    | RewardModel
+    | Preference
+    | Annotate
+    | Compress
+    | Sensitivity
+    | DecodeBench
+    | ClusterHeads
+    | Prefill
+    | Evaluate
+)
 JOBS: dict[str, type[Job]] = {
     "rl": RL,
     "sft": Sft,
+    "heads": Heads,
     "reward_model": RewardModel,
     "preference": Preference,
     "annotate": Annotate,
     "compress": Compress,
     "sensitivity": Sensitivity,
-    "eval": Evaluate,
+    "decode_bench": DecodeBench,
     "cluster_heads": ClusterHeads,
     "prefill": Prefill,
+    "eval": Evaluate,
 }

@@ -1,5 +1,5 @@
-"""What patterns of sparse attention came to: by the length of the prompt, the share of blocks computed, the speed-up over dense,
-the KL to dense and the numbers recalled."""
+"""What patterns of sparse attention came to: by the length of the prompt, the share of blocks computed, the speed-up over
+dense, the KL to dense and the numbers recalled."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def picture(models: Mapping[str, Sequence[Summary]], path: Path, salt: str) -> N
                 axes.minorticks_off()
             row[0].set_title(model, fontsize=9, loc="left")
         lines = {str(line.get_label()): line for line in figure.axes[0].get_lines() if line.get_linewidth() > 1}
-        figure.legend(list(lines.values()), list(lines), loc="outside lower center", ncols=len(lines), fontsize=8, frameon=False)
+        figure.legend(lines.values(), lines, loc="outside lower center", ncols=len(lines), fontsize=8, frameon=False)
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlcore.recipe.schema import Prefill, Recipe
+from rlcore.recipe.schema import DENSE, Prefill, Recipe
 from rlcore.report.headline import number
 from rlcore.report.prefill import QUANTITIES
 from rlcore.report.prefill import picture as draw_picture
@@ -33,7 +33,7 @@ HIGHER_IS_BETTER = True
 def metrics(recipe: Recipe) -> tuple[str, ...]:
     """Those that an arm of this recipe has."""
     assert isinstance(recipe, Prefill)
-    labels = ["dense", *(pattern.label for pattern in recipe.patterns)]
+    labels = [DENSE, *recipe.patterns]
     return (*(f"{q}_{label}_{n}" for n in recipe.lengths for label in labels for q in QUANTITIES), "cluster_s")
 
 

@@ -22,10 +22,11 @@ from typing import Any
 
 from rlcore.errors import UserError
 from rlcore.recipe.load import differences, load
-from rlcore.recipe.schema import Annotate, ClusterHeads, Compress
+from rlcore.recipe.schema import Annotate, ClusterHeads, Compress, Heads
 from rlcore.repro.experiment import Planned, Task
 from rlcore.run.console import say, watched
 from rollout import annotate
+from rollout.decoding import heads
 from rollout.prefill import clusters
 
 POLL_S = 0.2
@@ -73,7 +74,7 @@ def warm_start(models: Iterable[tuple[str, int]]) -> dict[str, str]:
     for model, seed in dict.fromkeys(models):
         places.setdefault(model, set()).add(resolve(model, seed))
     files = {Path(name).name: [Path(place, "model.safetensors") for place in found] for name, found in places.items()}
-    return {name: _digest(found[0]) for name, found in files.items() if len(found) == 1 and found[0].is_file()}
+    return {name: _digest(found[:1]) for name, found in files.items() if len(found) == 1 and found[0].is_file()}
 
 
 def make_models(models: Sequence[Planned], now: str) -> dict[str, str]:
@@ -113,16 +114,18 @@ def do(tasks: Sequence[Task], jobs: int, now: str) -> None:
                 say(f"{task.title}: {_told(task)}")
 
 
-def _made(model: Planned) -> Path:
+def _made(model: Planned) -> list[Path]:
     if isinstance(model.recipe, Annotate):
-        return model.folder / annotate.FILE
+        return [model.folder / annotate.FILE]
+    if isinstance(model.recipe, Heads):
+        return [model.folder / "heads" / label / heads.WEIGHTS for label in model.recipe.heads]
     if isinstance(model.recipe, ClusterHeads):
-        return model.folder / clusters.FILE
-    return model.folder / "model" / ("compressed.safetensors" if isinstance(model.recipe, Compress) else "model.safetensors")
+        return [model.folder / clusters.FILE]
+    return [model.folder / "model" / ("compressed.safetensors" if isinstance(model.recipe, Compress) else "model.safetensors")]
 
 
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+def _digest(files: Iterable[Path]) -> str:
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _start(task: Task, now: str) -> subprocess.Popen:

@@ -41,6 +41,7 @@ class Counts:
     tokens: int = 0  # sampled
     target_forwards: int = 0
     draft_forwards: int = 0
+    draft_read: int = 0  # tokens, by these
     trees: int = 0  # read by the target: one for each row and round
     drafted: int = 0
     accepted: int = 0
@@ -81,6 +82,8 @@ class Decoder:
         self.tokenizer = tokenizer
         self.rows: list[Row] = []  # in the target's order
         self.counts = Counts()
+        with blamed(drafter):
+            drafter.join(model)
 
     @torch.inference_mode()
     def enter(self, requests: Sequence[Request]) -> None:
@@ -96,20 +99,21 @@ class Decoder:
     def round(self) -> list[Row]:
         """One forward pass of the target for all rows, of which there is one at least; those that are done leave, and are
         returned."""
-        began, forwards = time.perf_counter(), self.drafter.forwards
+        began, forwards, read_before = time.perf_counter(), self.drafter.forwards, self.drafter.read
         trees = proposed(self.drafter, self.rows, self.target.vocabulary)
         drafted = time.perf_counter()
-        logits, hidden = self.target.read([(tree.tokens, tree.parents) for tree in trees])
-        walks = verify(logits, trees, self._settings, *self._randomness(trees))
+        read = self.target.read([(tree.tokens, tree.parents) for tree in trees], self.drafter.carried)
+        walks = verify(read.logits, trees, self._settings, *self._randomness(trees))
         self.target.keep([walk.nodes for walk in walks])
 
-        for row, walk, states in zip(self.rows, walks, hidden, strict=True):
-            self._say(row, walk, states)
+        for place, (row, walk) in enumerate(zip(self.rows, walks, strict=True)):
+            self._say(row, walk, read.hidden[place], None if read.ahead is None else read.ahead[place])
         done = [row for row in self.rows if row.finish_reason]
         self._leave(done)
         self.counts.target_forwards += 1
         self.counts.trees += len(trees)
         self.counts.draft_forwards += self.drafter.forwards - forwards
+        self.counts.draft_read += self.drafter.read - read_before
         self.counts.drafted += sum(len(tree.tokens) - 1 for tree in trees)
         self.counts.draft_seconds += drafted - began
         self.counts.seconds += time.perf_counter() - began
@@ -123,6 +127,11 @@ class Decoder:
             row.finish_reason = "interrupted"
         self._leave(stopped)
         return stopped
+
+    def synced(self) -> None:
+        """The target's weights have changed."""
+        with blamed(self.drafter), torch.inference_mode(False), torch.enable_grad():
+            self.drafter.synced()
 
     def _row(self, request: Request) -> Row:
         prompt, sampling = len(request.prompt_ids), request.sampling
@@ -143,7 +152,7 @@ class Decoder:
         v = pad([row.v[a:b].tolist() for row, (a, b) in zip(self.rows, spans, strict=True)], torch.float32)
         return u.to(self.target.model.device), v.to(self.target.model.device)
 
-    def _say(self, row: Row, walk: Walk, hidden: Tensor) -> None:
+    def _say(self, row: Row, walk: Walk, hidden: Tensor, ahead: Tensor | None) -> None:
         """Add a walk's tokens to its row, up to one that ends it."""
         before = len(row.ids)
         for token, logprob in zip(walk.tokens, walk.logprobs, strict=True):
@@ -160,7 +169,9 @@ class Decoder:
         self.counts.tokens += len(said)
         self.counts.accepted += len(accepted)
         with blamed(self.drafter):
-            self.drafter.observe(row, accepted, hidden[walk.nodes[: 1 + len(accepted)]])
+            last = walk.nodes[len(accepted)]
+            at_last = None if ahead is None else ahead[last]
+            self.drafter.observe(row, accepted, hidden[walk.nodes[: 1 + len(accepted)]], at_last)
 
     def _stops(self, row: Row) -> bool:
         """By its last token."""

@@ -96,7 +96,7 @@ def sparse_attention(
     if sliding_window is not None and sliding_window < key.shape[2]:
         raise UserError(f"layer {module.layer_idx} sees a window of {sliding_window} tokens: it cannot be read by a pattern")
     scaled = query[0] * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    output = reading.attend(module.layer_idx, scaled, key[0], value[0])  # type: ignore[arg-type]
+    output = reading.attend(module.layer_idx, scaled, key[0], value[0])
     return output.transpose(0, 1)[None].contiguous(), None
 
 

@@ -26,7 +26,7 @@ from rlcore import plugins
 from rlcore.data.mixture import load as load_problems
 from rlcore.errors import UserError
 from rlcore.models import ModelSpec, context_of
-from rlcore.recipe.schema import Prefill
+from rlcore.recipe.schema import DENSE, Prefill
 from rlcore.run.console import watched
 from rlcore.run.folder import Run
 from rollout.prefill.attention import prefill
@@ -35,7 +35,6 @@ from rollout.prefill.patterns.dense import Dense
 from rollout.prefill.patterns.share_prefill import SharePrefill
 from rollout.prefill.texts import LongPrompt, fillers, long_prompt
 
-DENSE = "dense"
 WARM = 256  # tokens that are read before anything is timed
 
 
@@ -62,7 +61,9 @@ def plan(recipe: Prefill, tokenizer: PreTrainedTokenizerBase, config: Pretrained
     """Raises UserError for a pattern that there is not, or not for this model, and for prompts that cannot be made."""
     if (longest := max(recipe.lengths)) > context_of(config):
         raise UserError(f"lengths: {longest} is more than the model's context of {context_of(config)}")
-    made = {each.label: plugins.bind("rollout.prefill.patterns", each.name, each.options)() for each in recipe.patterns}
+    made = {
+        label: plugins.bind("rollout.prefill.patterns", each.name, each.options)() for label, each in recipe.patterns.items()
+    }
     for pattern in made.values():
         pattern.begin(config)
     problems = load_problems(recipe.data)
@@ -144,8 +145,8 @@ def _answered(logprobs: Tensor, prompt: LongPrompt) -> tuple[list[float], list[b
 
 
 def summary(found: Sequence[Measurement]) -> dict[str, Any]:
-    """By quantity, pattern and length: medians over turns of shares, seconds and speed-ups over dense in the same turn, means of
-    the rest."""
+    """By quantity, pattern and length: medians over turns of shares, seconds and speed-ups over dense in the same turn, means
+    of the rest."""
     dense = {(each.length, each.turn): each for each in found if each.pattern == DENSE}
     told: dict[str, dict[str, dict[str, float]]] = {}
     for pattern, length in dict.fromkeys((each.pattern, each.length) for each in found):

@@ -1,4 +1,4 @@
-"""Long prompts: problems and their solutions one after the other, with numbers hidden at several depths, for which the end asks.
+"""Long prompts: problems and their solutions one after the other, with numbers hidden at several depths that the end asks for.
 
     … filler … The amber code is 48213. … filler … The amber code is 48213. The cobalt code is …
 
@@ -54,7 +54,7 @@ def long_prompt(
     if room < len(depths):
         raise UserError(f"a prompt of {length} tokens has no room for {len(depths)} hidden numbers: ask for more tokens")
     if len(filler) < room:
-        raise UserError(f"a prompt of {length} tokens needs {room} of filler, and data has {len(filler)}: give it more problems")
+        raise UserError(f"a prompt of {length} tokens needs {room} of filler, and data has {len(filler)}: name more")
     ids: list[int] = []
     cuts = [round(depth * room) for depth in depths]
     for start, end, fact in zip([0, *cuts], [*cuts, room], [*hidden, []], strict=True):

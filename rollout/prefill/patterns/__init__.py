@@ -1,1 +1,1 @@
-"""Which blocks of keys each head reads; every file is a pattern, by its name in a recipe (`rollout.prefill.pattern.Pattern`)."""
+"""Which blocks of keys each head reads; every file is a `Pattern`, by its name in a recipe."""

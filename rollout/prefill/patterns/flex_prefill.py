@@ -1,9 +1,9 @@
 """Blocks by averaged queries and keys where these can be trusted, lines elsewhere (FlexPrefill, arXiv 2502.20766).
 
-    a = softmax( q̄ K̄ᵀ / √d ), q̄ the mean query of the last block, K̄ the mean keys of blocks; v: see `vertical_slash`
-    √JS(a, v) < query_aware:  the fewest blocks of softmax( Q̄ K̄ᵀ / √d ), of all rows together, that hold γ of it,
-                              and the lines of the least budget
-    otherwise:                the lines that γ asks for
+a = softmax( q̄ K̄ᵀ / √d ), q̄ the mean query of the last block, K̄ the mean keys of blocks; v: see `vertical_slash`
+√JS(a, v) < query_aware:  the fewest blocks of softmax( Q̄ K̄ᵀ / √d ), of all rows together, that hold γ of it,
+                          and the lines of the least budget
+otherwise:                the lines that γ asks for
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""One head of each cluster reads everything, and those that are like it read what mattered to it (SharePrefill, arXiv 2505.19578).
+"""One head of each cluster reads everything, and those that are like it what mattered to it (SharePrefill, arXiv 2505.19578).
 
 Heads are sorted into clusters beforehand (`rlcore decode cluster`). For a sequence, layer by layer:
 
     averages can be trusted:              as FlexPrefill has it
-    else, the first of its cluster:       dense; it becomes the pivot. Ā are its averages over blocks, and its pattern is the fewest
-                                          blocks of each row of Ā that hold γ of it
+    else, the first of its cluster:       dense; it becomes the pivot. Ā are its averages over blocks, and its pattern is
+                                          the fewest blocks of each row of Ā that hold γ of it
     else, √JS(v, v_pivot) < similarity and √JS(s, s_pivot) < similarity and  Σ Ā[VS_pivot] / Σ Ā < fallback:
                                           the pivot's pattern, and the lines of the least budget
     else, and in clusters of too few:     the lines that γ asks for

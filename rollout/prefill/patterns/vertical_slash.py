@@ -28,7 +28,12 @@ class VerticalSlash:
     """`min_budget` and `max_budget` are tokens: of keys, and of diagonals. Raises UserError where none lies between them."""
 
     def __init__(
-        self, *, block: PositiveInt = 128, min_budget: PositiveInt = 1024, max_budget: PositiveInt | None = None, gamma: Share = 0.9
+        self,
+        *,
+        block: PositiveInt = 128,
+        min_budget: PositiveInt = 1024,
+        max_budget: PositiveInt | None = None,
+        gamma: Share = 0.9,
     ) -> None:
         if max_budget is not None and max_budget < min_budget:
             raise UserError(f"max_budget {max_budget} is below min_budget {min_budget}")

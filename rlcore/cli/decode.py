@@ -1,4 +1,4 @@
-"""`rlcore decode cluster` and `rlcore decode prefill`."""
+"""`rlcore decode`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,19 @@ from pathlib import Path
 
 from rlcore.cli.job import done
 from rlcore.cli.output import write_json
-from rlcore.recipe.schema import ClusterHeads, Prefill
+from rlcore.recipe.schema import ClusterHeads, DecodeBench, Prefill
+
+
+def bench(arguments: Sequence[str], resume: bool, json_file: str) -> None:
+    loaded, summary = done(DecodeBench, arguments, resume, json_file)
+    from rlcore.report.bench import PICTURE, read, told
+
+    folder = Path(loaded.recipe.folder)
+    measurements = read(folder)
+    for line in told(measurements):
+        print(line, file=sys.stderr)
+    print(f"done: {folder}/{PICTURE}, {folder}/report.html", file=sys.stderr)
+    write_json({**summary, "measurements": measurements}, json_file)
 
 
 def cluster(arguments: Sequence[str], resume: bool, json_file: str) -> None:
