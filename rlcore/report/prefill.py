@@ -15,6 +15,8 @@ QUANTITIES = {
     "seconds": "seconds of the prefill",
     "speedup": "speed-up over dense",
     "attention_speedup": "speed-up of attention",
+    "processor_s": "processor seconds",
+    "processor_speedup": "speed-up in these",
     "divergence": "KL to dense, nats a token",
     "answer": "log-prob of an answer's token",
     "recalled": "share of numbers recalled",

@@ -5,6 +5,8 @@ share_PATTERN_LENGTH               of the causal blocks, those that were compute
 seconds_PATTERN_LENGTH             of the prefill
 speedup_PATTERN_LENGTH             over dense prefill in the same run
 attention_speedup_PATTERN_LENGTH   of the attention alone, what choosing takes included
+processor_s_PATTERN_LENGTH         of the prefill, of all threads, which what else a machine does changes least
+processor_speedup_PATTERN_LENGTH   over dense prefill in these
 divergence_PATTERN_LENGTH          KL to dense of the next token, nats
 answer_PATTERN_LENGTH              log-prob of a token of the numbers that the prompt's end asks for
 recalled_PATTERN_LENGTH            share of these numbers that greedy decoding finds

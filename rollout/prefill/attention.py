@@ -48,6 +48,7 @@ class Prefilled:
     share: float  # of the causal blocks, those that were computed
     seconds: float
     attention_s: float  # of them
+    processor_s: float  # of this process, all its threads: on a CPU, what others there do changes these least
 
 
 @torch.inference_mode()
@@ -58,15 +59,17 @@ def prefill(model: PreTrainedModel, ids: Tensor, pattern: Pattern, positions: Se
         raise UserError(f"a sparse prefill reads one sequence, and was given {len(ids)}: read them one after the other")
     at = torch.tensor(positions, device=ids.device) % ids.shape[1]
     reading = Reading(pattern, model.config)
-    began = _now(ids.device)
+    began, worked = _now(ids.device), time.process_time()
     with _attending(model):
         output = model(ids, use_cache=True, logits_to_keep=at, reading=reading)
+    took = _now(ids.device) - began
     return Prefilled(
         output.logits[0],
         output.past_key_values,
         reading.computed / reading.causal,
-        _now(ids.device) - began,
+        took,
         reading.seconds,
+        time.process_time() - worked,
     )
 
 

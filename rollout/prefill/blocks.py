@@ -46,13 +46,13 @@ def _gathered(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, block:
     """Of one head: query, key, value (N, width); visible (blocks, blocks)."""
     keys, values = (blocked(tensor, block) for tensor in (key, value))
     later = torch.full((block, block), -torch.inf, dtype=query.dtype).triu(1)  # within a block's own, which is read last
+    chosen = visible.nonzero()[:, 1].split(visible.sum(-1).tolist())
     output = torch.empty_like(query)
-    for row, rows in enumerate(query.split(block)):
-        read = visible[row, : row + 1].nonzero()[:, 0]
-        scores = rows @ keys[read].flatten(0, 1).T
+    for rows, read, into in zip(query.split(block), chosen, output.split(block), strict=True):
+        scores = rows @ keys.index_select(0, read).flatten(0, 1).T
         scores[:, -block:] += later[: len(rows)]  # and what pads the last block
         weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
-        output[row * block : row * block + len(rows)] = weights @ values[read].flatten(0, 1)
+        torch.mm(weights, values.index_select(0, read).flatten(0, 1), out=into)
     return output
 
 

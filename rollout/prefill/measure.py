@@ -5,6 +5,7 @@ turn to turn. Of each reading:
 
 share         of the causal blocks, those that were computed, over all heads and layers
 seconds       of the prefill; attention_s of its attention, what choosing takes included
+processor_s   of the prefill, of all threads: on a CPU that others use as well, this is the steadier measure
 divergence    KL( p_dense ‖ p ) of the next token, nats, mean over positions that are spread over the prompt
 answers       log-prob, in nats a token, of the numbers that the prompt's end asks for, by the depth at which they stand
 recalled      of these, whether every token is the likeliest
@@ -29,12 +30,14 @@ from rlcore.models import ModelSpec, context_of
 from rlcore.recipe.schema import DENSE, Prefill
 from rlcore.run.console import watched
 from rlcore.run.folder import Run
+from rlcore.types import seed_from
 from rollout.prefill.attention import prefill
 from rollout.prefill.pattern import Pattern
 from rollout.prefill.patterns.dense import Dense
 from rollout.prefill.patterns.share_prefill import SharePrefill
 from rollout.prefill.texts import LongPrompt, fillers, long_prompt
 
+TIMES = {"seconds": "speedup", "attention_s": "attention_speedup", "processor_s": "processor_speedup"}  # and what they come to
 WARM = 256  # tokens that are read before anything is timed
 
 
@@ -52,6 +55,7 @@ class Measurement:
     share: float
     seconds: float
     attention_s: float
+    processor_s: float
     divergence: float
     answers: Sequence[float]
     recalled: Sequence[bool]
@@ -69,7 +73,7 @@ def plan(recipe: Prefill, tokenizer: PreTrainedTokenizerBase, config: Pretrained
     problems = load_problems(recipe.data)
     prompts = []
     for turn in range(recipe.turns):
-        seed = recipe.seed + turn
+        seed = seed_from("turn", recipe.seed, turn)
         filler = [token for text in fillers(problems, tokenizer, seed) for token in text]
         prompts.append({n: long_prompt(filler, tokenizer, recipe.depths, n, seed) for n in recipe.lengths})
     return Plan({DENSE: Dense(), **made}, prompts)
@@ -92,11 +96,13 @@ def measure(recipe: Prefill, asked: Plan, run: Run, spec: ModelSpec) -> tuple[li
     with watched("prefills", count(recipe)) as progress:
         _read(model, Dense(), asked.prompts[0][recipe.lengths[0]].ids[:WARM], [0])
         for turn, prompts in enumerate(asked.prompts):
+            seconds = {}
             for length, prompt in prompts.items():
                 at = [round(i * (length - 1) / recipe.positions) for i in range(1, recipe.positions + 1)]
                 of_turn = _turn(model, asked.patterns, prompt, at, turn + recipe.seed, progress)
                 found += [Measurement(label, length, turn, **values) for label, values in of_turn.items()]
-                run.log(turn + 1, {f"seconds_{length}/{each.pattern}": each.seconds for each in found[-len(asked.patterns) :]})
+                seconds |= {f"seconds_{length}/{label}": values["seconds"] for label, values in of_turn.items()}
+            run.log(turn + 1, seconds)
     clustered = {p.clusters.seconds for p in asked.patterns.values() if isinstance(p, SharePrefill)}
     return found, {**summary(found), **({"cluster_s": sum(clustered)} if clustered else {})}
 
@@ -119,7 +125,7 @@ def _turn(
         logprobs = read.logits.float().log_softmax(-1)
         said[label] = logprobs[: len(at)]
         answers, recalled = _answered(logprobs[len(at) :], prompt)
-        taken = dict(share=read.share, seconds=read.seconds, attention_s=read.attention_s)
+        taken = {name: getattr(read, name) for name in ("share", *TIMES)}
         values[label] = {**taken, "answers": answers, "recalled": recalled}
         progress(1)
     for label in labels:
@@ -154,10 +160,11 @@ def summary(found: Sequence[Measurement]) -> dict[str, Any]:
         same = [dense[length, each.turn] for each in turns]
         values = {
             "share": median(each.share for each in turns),
-            "seconds": median(each.seconds for each in turns),
-            "attention_s": median(each.attention_s for each in turns),
-            "speedup": median(base.seconds / each.seconds for base, each in zip(same, turns, strict=True)),
-            "attention_speedup": median(base.attention_s / each.attention_s for base, each in zip(same, turns, strict=True)),
+            **{time: median(getattr(each, time) for each in turns) for time in TIMES},
+            **{
+                speedup: median(getattr(base, time) / getattr(each, time) for base, each in zip(same, turns, strict=True))
+                for time, speedup in TIMES.items()
+            },
             "divergence": fmean(each.divergence for each in turns),
             "answer": fmean(value for each in turns for value in each.answers),
             "recalled": fmean(value for each in turns for value in each.recalled),
