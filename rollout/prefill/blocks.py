@@ -1,18 +1,23 @@
 """Causal attention over chosen blocks: only the blocks that are read cost time.
 
-The softmax is exact over what is read. On a CPU, the keys that a block of queries reads are gathered, and two products of a
-few blocks each stay in its cache; heads that read everything go to the dense kernel. On a GPU it is flex-attention, whose
-kernel skips the blocks that its mask leaves out.
+The softmax is exact over what is read. On a CPU, the keys that a block of queries reads are gathered, and the two products
+with them are as large as what is read; heads that read everything go to the dense kernel. On a GPU it is flex-attention, whose
+kernel goes from listed block to listed block.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from rlcore.errors import UserError
+
+TILE, LEAST_TILE = 64, 16  # tokens that the GPU's kernel takes at once
 
 
 def count(tokens: int, block: int) -> int:
@@ -27,10 +32,9 @@ def causal(blocks: int, device: torch.device | str | None = None) -> Tensor:
 
 def attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, block: int) -> Tensor:
     """query, key, value (heads, N, width), the query scaled; visible (heads, blocks, blocks) bool, causal and with every
-    block's own → (heads, N, width)."""
+    block's own → (heads, N, width). Raises UserError for a block that the GPU's kernel cannot cut into tiles."""
     if query.device.type != "cpu":
-        output = _flex()(query[None], key[None], value[None], block_mask=block_mask(visible, block, query.shape[1]), scale=1.0)
-        return output[0]
+        return listed(query, key, value, visible, block)
     output = torch.empty_like(query)
     full = (visible == causal(visible.shape[1])).all(-1).all(-1)
     if full.any():
@@ -40,6 +44,16 @@ def attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, block: in
     for head in (~full).nonzero()[:, 0].tolist():
         output[head] = _gathered(query[head], key[head], value[head], visible[head], block)
     return output
+
+
+def listed(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, block: int) -> Tensor:
+    """`attend` by flex-attention."""
+    tile = math.gcd(block, TILE)
+    if tile < LEAST_TILE:
+        raise UserError(f"block: {block} tokens do not suit the GPU's kernel: ask for a multiple of {LEAST_TILE}")
+    mask = block_mask(visible, block, query.shape[1])
+    tiles = {"BLOCK_M": tile, "BLOCK_N": tile}
+    return _flex()(query[None], key[None], value[None], block_mask=mask, scale=1.0, kernel_options=tiles)[0]
 
 
 def _gathered(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, block: int) -> Tensor:
@@ -63,15 +77,16 @@ def blocked(tensor: Tensor, block: int) -> Tensor:
 
 
 def block_mask(visible: Tensor, block: int, tokens: int) -> BlockMask:
-    """For flex-attention, of (heads, blocks, blocks): only a block's own is masked within."""
+    """For flex-attention, of (heads, blocks, blocks): only a block's own is masked within. It says what is left out by its lists
+    alone, by which compiled kernels go."""
     own = torch.eye(visible.shape[-1], dtype=torch.bool, device=visible.device)
     within, whole = ((visible & part)[None] for part in (own, ~own))
     return BlockMask.from_kv_blocks(
-        *_listed(within), *_listed(whole), BLOCK_SIZE=block, mask_mod=_not_later, seq_lengths=(tokens, tokens)
+        *_in_rows(within), *_in_rows(whole), BLOCK_SIZE=block, mask_mod=_not_later, seq_lengths=(tokens, tokens)
     )
 
 
-def _listed(chosen: Tensor) -> tuple[Tensor, Tensor]:
+def _in_rows(chosen: Tensor) -> tuple[Tensor, Tensor]:
     """How many blocks of each row, and which: those that are chosen first."""
     return chosen.sum(-1, dtype=torch.int32), chosen.int().argsort(dim=-1, descending=True, stable=True).int()
 
@@ -82,5 +97,5 @@ def _not_later(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tenso
 
 @functools.cache
 def _flex():  # type: ignore[no-untyped-def]
-    """Compiled: as it stands in Python, it makes every score."""
+    """Compiled: as it stands in Python, it makes every score, and goes by no lists."""
     return torch.compile(flex_attention, dynamic=True)
