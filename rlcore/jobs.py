@@ -318,7 +318,7 @@ def _cluster_heads(loaded: Loaded, recipe: ClusterHeads) -> dict[str, Any]:
     tokenizer = models.load_tokenizer(location, recipe.trust_remote_code)
     prompts = cluster_job.plan(recipe, tokenizer, models.context(location, recipe.trust_remote_code))
     spec = ModelSpec(location, recipe.dtype, recipe.device, recipe.trust_remote_code)
-    run = Run(loaded, steps=recipe.prompts, keep=Checkpoint(), stop=Stop())
+    run = Run(loaded, steps=recipe.prompts, keep=Checkpoint(), stop=Stop(), unit="prompt")
     run.begin()
     try:
         clusters, found = cluster_job.find(recipe, prompts, run, spec)
@@ -335,7 +335,7 @@ def _prefill(loaded: Loaded, recipe: Prefill) -> dict[str, Any]:
     for line in measure.describe(recipe, asked):
         say(line)
     spec = ModelSpec(location, recipe.dtype, recipe.device, recipe.trust_remote_code)
-    run = Run(loaded, steps=recipe.turns, keep=Checkpoint(), stop=Stop())
+    run = Run(loaded, steps=recipe.turns, keep=Checkpoint(), stop=Stop(), unit="turn")
     run.begin()
     try:
         measurements, summary = measure.measure(recipe, asked, run, spec)

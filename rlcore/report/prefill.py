@@ -1,5 +1,4 @@
-"""What patterns of sparse attention came to: by the length of the prompt, the share of blocks computed, the speed-up over
-dense, the KL to dense and the numbers recalled."""
+"""What patterns of sparse attention came to, by the length of the prompt."""
 
 from __future__ import annotations
 
@@ -16,23 +15,24 @@ QUANTITIES = {
     "speedup": "speed-up over dense",
     "attention_speedup": "speed-up of attention",
     "processor_s": "processor seconds",
-    "processor_speedup": "speed-up in these",
+    "processor_speedup": "speed-up in processor seconds",
     "divergence": "KL to dense, nats a token",
-    "answer": "log-prob of an answer's token",
+    "answer": "log-prob of a number's token",
     "recalled": "share of numbers recalled",
 }
-DRAWN = ("share", "speedup", "divergence", "recalled")
+DRAWN = ("share", "speedup", "processor_speedup", "divergence", "answer")
 Summary = Mapping[str, Any]  # quantity → pattern → length → value
 
 
 def told(summary: Summary) -> Iterator[str]:
     """Lines of a table."""
     patterns, lengths = list(summary["share"]), list(next(iter(summary["share"].values())))
-    yield f"{'':<22}{'tokens':>8}" + "".join(f"{quantity:>19}" for quantity in QUANTITIES)
+    widths = {quantity: max(10, len(quantity) + 2) for quantity in QUANTITIES}
+    yield f"{'':<16}{'tokens':>8}" + "".join(f"{quantity:>{width}}" for quantity, width in widths.items())
     for length in lengths:
         for pattern in patterns:
-            values = (summary[quantity][pattern][length] for quantity in QUANTITIES)
-            yield f"{pattern:<22}{length:>8}" + "".join(f"{value:>19.3g}" for value in values)
+            values = (f"{summary[quantity][pattern][length]:>{width}.3g}" for quantity, width in widths.items())
+            yield f"{pattern:<16}{length:>8}" + "".join(values)
 
 
 def picture(models: Mapping[str, Sequence[Summary]], path: Path, salt: str) -> None:
@@ -42,7 +42,7 @@ def picture(models: Mapping[str, Sequence[Summary]], path: Path, salt: str) -> N
 
     style: Any = {"svg.hashsalt": salt, "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False}
     with matplotlib.rc_context(style | {"axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3}):
-        figure = Figure(figsize=(3.4 * len(DRAWN), 3.2 * len(models) + 0.4), layout="constrained")
+        figure = Figure(figsize=(3.0 * len(DRAWN), 3.2 * len(models) + 0.4), layout="constrained")
         for row, (model, seeds) in zip(figure.subplots(len(models), len(DRAWN), squeeze=False), models.items(), strict=True):
             for axes, quantity in zip(row, DRAWN, strict=True):
                 _panel(axes, [seed[quantity] for seed in seeds])

@@ -77,8 +77,8 @@ def blocked(tensor: Tensor, block: int) -> Tensor:
 
 
 def block_mask(visible: Tensor, block: int, tokens: int) -> BlockMask:
-    """For flex-attention, of (heads, blocks, blocks): only a block's own is masked within. It says what is left out by its lists
-    alone, by which compiled kernels go."""
+    """For flex-attention, of (heads, blocks, blocks): only a block's own is masked within. What is left out, its lists
+    alone say, by which compiled kernels go."""
     own = torch.eye(visible.shape[-1], dtype=torch.bool, device=visible.device)
     within, whole = ((visible & part)[None] for part in (own, ~own))
     return BlockMask.from_kv_blocks(

@@ -96,7 +96,7 @@ def measure(recipe: Prefill, asked: Plan, run: Run, spec: ModelSpec) -> tuple[li
     with watched("prefills", count(recipe)) as progress:
         _read(model, Dense(), asked.prompts[0][recipe.lengths[0]].ids[:WARM], [0])
         for turn, prompts in enumerate(asked.prompts):
-            seconds = {}
+            seconds: dict[str, float] = {}
             for length, prompt in prompts.items():
                 at = [round(i * (length - 1) / recipe.positions) for i in range(1, recipe.positions + 1)]
                 of_turn = _turn(model, asked.patterns, prompt, at, turn + recipe.seed, progress)

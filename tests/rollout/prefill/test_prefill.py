@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from rlcore.errors import UserError
 from rollout.prefill import blocks
@@ -42,8 +55,13 @@ class Near:
 
 @pytest.fixture(scope="module")
 def model() -> PreTrainedModel:
+    return random_model(LlamaForCausalLM, LlamaConfig())
+
+
+def random_model(kind: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**SHAPE)).eval()
+    config.update(SHAPE)
+    model = kind(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(4 if parameter.ndim > 1 else 1)
@@ -56,8 +74,15 @@ def ids() -> Tensor:
     return torch.randint(0, 40, (1, TOKENS))
 
 
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [(LlamaForCausalLM, LlamaConfig), (Qwen2ForCausalLM, Qwen2Config), (Qwen3ForCausalLM, lambda: Qwen3Config(head_dim=16))],
+)
 @torch.inference_mode()
-def test_all_blocks_are_the_model_itself_and_decoding_goes_on(model: PreTrainedModel, ids: Tensor) -> None:
+def test_all_blocks_are_the_model_itself_and_decoding_goes_on(
+    kind: type[PreTrainedModel], config: Callable[[], PretrainedConfig], ids: Tensor
+) -> None:
+    model = random_model(kind, config())
     whole = model(ids).logits[0]
     read = prefill(model, ids[:, :80], Dense(block=BLOCK), [3, 50, -1])
     assert read.share == 1
