@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from rlcore.types import Completion, Group, Request, Score
@@ -82,7 +83,7 @@ class Engine(ABC):
 
     context: int  # tokens that the longest prompt and its completion can have together
     capacity: int  # sequences that are decoded together; more wait in a queue
-    verifies: type | None = None  # the kind of drafter (`rollout.drafters`) that it takes as `drafter`; None: it takes none
+    verifies: type | UnionType | None = None  # the kinds of drafters (`rollout.drafters`) that it takes; None: it takes none
 
     @property
     @abstractmethod

@@ -735,6 +735,8 @@ class RL(Job):
             raise ValueError(
                 "rollout.drafter: vLLM verifies drafts without min_p; leave out one of them (top_p and top_k work)"
             )
+        if rollout.drafter.name != "compressed":
+            return self
         if rollout.compression:
             raise ValueError(
                 "rollout.compression samples from a copy of the policy, and rollout.drafter is for sampling from the policy "

@@ -97,7 +97,8 @@ class Drafter(ABC):
         that have begun and are not forgotten."""
 
     def begin(self, rows: Sequence[Row], hidden: Sequence[Tensor]) -> None:  # noqa: B027 - a hook
-        """These rows enter. `hidden` (tokens, H) of each: the target's last hidden states of all but its last token."""
+        """These rows enter. `hidden` (tokens, H) of each: the target's last hidden states of all but its last token; vLLM has
+        none to give, and calls no `observe`."""
 
     def observe(self, row: Row, accepted: Tokens, hidden: Tensor, ahead: Tensor | None) -> None:  # noqa: B027 - a hook
         """Of the row's tree so many tokens were `accepted`, before the target drew the row's last one. `hidden`
@@ -109,6 +110,9 @@ class Drafter(ABC):
 
     def forget(self, row: Row) -> None:  # noqa: B027 - a hook
         """The row leaves: it is done, or `interrupted`."""
+
+    def learn(self, prompt_ids: Tokens, token_ids: Tokens) -> None:  # noqa: B027 - a hook
+        """A completion is done for which nothing was drafted: it never was a row."""
 
 
 @contextmanager

@@ -19,12 +19,15 @@ class Tree:
     one after the other in their order, without replacement. Their number must not depend on what was drawn (dropping a child
     because it came out unlikely would shift what is sampled). A node that is not in `q` may have got its children in any way.
 
+    `chances` are empty or have, for every node, how probable the drafter thinks it that the path from the root to it is said.
+
     Raises ValueError for anything else.
     """
 
     tokens: Sequence[int]
     parents: Sequence[int]
     q: Mapping[int, Tensor] = field(default_factory=dict)
+    chances: Sequence[float] = ()
     depths: list[int] = field(init=False)  # of every node; the root's is 0
     children: list[dict[int, int]] = field(init=False)  # of every node, by their token and in their order
 
@@ -42,6 +45,8 @@ class Tree:
             depths.append(depths[parent] + 1)
         if missing := [node for node in self.q if not 0 <= node < len(self.tokens)]:
             raise ValueError(f"a tree of {len(self.tokens)} nodes has distributions for the nodes {missing}")
+        if self.chances and len(self.chances) != len(self.tokens):
+            raise ValueError(f"a tree of {len(self.tokens)} nodes has the chances of {len(self.chances)}")
         object.__setattr__(self, "depths", depths)
         object.__setattr__(self, "children", children)
 
@@ -70,3 +75,16 @@ class Tree:
             parents.append(parent)
             grow(len(tokens) - 1, depth, -chance)
         return cls(tokens, parents)
+
+    def path(self, longest: int) -> list[int]:
+        """The path of which most is expected to be said, as so many tokens at most, without the root: that with the highest sum
+        of chances, which are all the same where the drafter tells none."""
+        expected = [0.0] * len(self.tokens)
+        for node in range(1, len(self.tokens)):
+            expected[node] = expected[self.parents[node]] + (self.chances[node] if self.chances else 1.0)
+        near = [node for node, depth in enumerate(self.depths) if depth <= longest]
+        node, tokens = max(near, key=expected.__getitem__), []
+        while node:
+            tokens.append(self.tokens[node])
+            node = self.parents[node]
+        return tokens[::-1]

@@ -1,5 +1,5 @@
 """A compressed copy of the policy drafts for it: vLLM's speculative decoding, in which the draft model is the policy itself
-after `methods`, decoded to dense weights. At every weight sync each engine compresses what it received (`rollout.draft_model`),
+after `methods`, decoded to dense weights. At every weight sync each engine compresses what it received (`rollout.vllm_copy`),
 so that no byte more is sent, and the copy is never older than the policy.
 
 A draft x ~ q is accepted with probability min(1, p(x) / q(x)), p being the policy's distribution, temperature and truncation

@@ -54,7 +54,7 @@ class Graph(Shoot):
 
     def unfolded(self, nodes: int, depth: int) -> Tree:
         """As a tree of so many nodes at most, beside the root, and so deep."""
-        tokens, parents = [self.tokens[0]], [-1]
+        tokens, parents, chances = [self.tokens[0]], [-1], [1.0]
         heap = [(-p, node, 0, 1) for node, p in self.edges[0].items()]  # (−chance of the path, node, parent in the tree, depth)
         heapq.heapify(heap)
         while heap and len(tokens) <= nodes:
@@ -63,9 +63,10 @@ class Graph(Shoot):
                 continue
             tokens.append(self.tokens[node])
             parents.append(parent)
+            chances.append(-chance)
             for child, p in self.edges[node].items():
                 heapq.heappush(heap, (chance * p, child, len(tokens) - 1, deep + 1))
-        return Tree(tokens, parents)
+        return Tree(tokens, parents, chances=chances)
 
     def _line(self, node: int) -> list[int]:
         """A node and those above it."""

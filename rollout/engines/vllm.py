@@ -5,8 +5,10 @@ forced prefix continues with fresh numbers instead of the unbroken run's. It app
 `rlcore.types.Sampling` has it last: with min_p and top_p together the nucleus is made of what min-p left, and is the smaller
 one (the log-probs are those of what it sampled from). In float32 its log-probs are the learner's to 1e-5.
 
-With a drafter (`rollout.drafters`) all of that holds, but that vLLM has no min-p then, and drafts for nobody as long as one of
-the sequences under way is `tokens` short of the context: there a completion's tokens depend on what it is batched with.
+With a drafter (`rollout.drafters`) all of that holds, but that vLLM has no min-p then, and that what is drafted has a part in
+which tokens are sampled, in distribution the same. So a seed's tokens are other ones than without, and they depend on what they
+are batched with where that decides about drafts: `compressed` drafts for nobody as long as one of the sequences under way is
+`tokens` short of the context, the others (`rollout.vllm_proposer`) for no large batch. `history` drafts what was said before.
 """
 
 from __future__ import annotations
@@ -33,11 +35,16 @@ from rlcore.run.metrics import Max, Mean, Metrics
 from rlcore.types import Code, Completion, FinishReason, Request, seed_from
 from rollout.admission import refuse_unfit
 from rollout.codes import Settings, decoded
-from rollout.draft_model import DraftModel, mend_sampling
 from rollout.drafters.compressed import Compressed
+from rollout.drafters.gsd import Gsd
+from rollout.drafters.history import History
+from rollout.drafters.ngram import Ngram
 from rollout.latent import CODE_WEIGHTS, LATENT_ASKED, LATENT_SYNCED, CodeChooser, refuse_code
 from rollout.sync import Intake, SyncError, checksum, decoded_otherwise, patches
 from rollout.transport import is_announced
+from rollout.vllm_copy import CompressedCopy
+from rollout.vllm_proposer import ASKED, PROPOSER
+from rollout.vllm_sampling import mend_sampling
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
@@ -55,6 +62,8 @@ LATENT_PROCESSOR = "rollout.latent_processor:LatentProcessor"
 TOP_H_PROCESSOR = "rollout.top_h_processor:TopHProcessor"
 TOP_H_UNKNOWN = "vLLM must be told of top_h before it starts: give the engine its option, {name: vllm, top_h: true}"
 COUNTERS = "vllm:spec_decode_num_"  # passes that verified drafts, tokens drafted, those accepted
+LONGEST_DRAFT = 128  # that vLLM verifies
+Hosted = History | Ngram | Gsd  # they draft by what was said, and draw nothing at random
 
 
 class Vllm(Engine):
@@ -63,9 +72,10 @@ class Vllm(Engine):
     that the model is split over. `top_h`: requests may ask for it. `code`: the usual one of a model with latent codes
     (`rollout.latent`), which otherwise answers with the expected one; its backbone is held a second time, to read prompts
     with. `drafter` guesses tokens that the model verifies: a second copy of the weights, whose keys and values are in
-    `kv_cache_gb` too."""
+    `kv_cache_gb` too, or one that drafts by what was said, as long as no more than `drafts_up_to` sequences are under way: a
+    large batch keeps the machine busy without, and what is drafted in vain takes its time."""
 
-    verifies = Compressed
+    verifies = Compressed | Hosted
 
     def __init__(
         self,
@@ -79,7 +89,8 @@ class Vllm(Engine):
         tensor_parallel: PositiveInt = 1,
         top_h: bool = False,
         code: Code | None = None,
-        drafter: Compressed | None = None,
+        drafter: Compressed | Hosted | None = None,
+        drafts_up_to: PositiveInt = 32,
     ) -> None:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
@@ -96,7 +107,7 @@ class Vllm(Engine):
         on_cpu = pick_device(spec.device) == "cpu"
         self._location, self._chooser, self._top_h, self._drafter = spec.location, _chooser(spec, code), top_h, drafter
         if drafter is not None:
-            _refuse_drafts(spec, self._chooser, top_h)
+            _refuse_drafts(drafter, spec, self._chooser, top_h)
         wanted = {LATENT_PROCESSOR: self._chooser is not None, TOP_H_PROCESSOR: top_h}
         processors = [name for name, is_wanted in wanted.items() if is_wanted]
         if processors:
@@ -120,17 +131,24 @@ class Vllm(Engine):
             max_lora_rank=max(8, spec.adapter_rank),
             max_loras=1,
             lora_target_modules=_linears(plain),
+            # vLLM asks for that where it serves adapters; elsewhere its default will do.
+            max_num_batched_tokens=max(self.context + 1, max_num_seqs * (drafter.depth + 1))
+            if isinstance(drafter, Hosted) and spec.adapter_rank
+            else None,
             disable_log_stats=drafter is None,  # its counters tell what became of the drafts
-            speculative_config=drafter.speculation(spec) if drafter else None,
+            speculative_config=_speculation(drafter, spec) if drafter else None,
             use_tqdm_on_load=False,
             logits_processors=processors or None,
             worker_extension_cls=f"{WeightReceiver.__module__}.{WeightReceiver.__qualname__}",
             weight_transfer_config=WeightTransferConfig(backend="nccl"),  # it needs no GPU until tensors are broadcast
         )
         self._counted: dict[str, int] = {}  # of drafts, when `metrics` was asked for last
-        self._draft_seconds = 0.0  # of the last sync, for the draft model
-        if drafter is not None:
-            self._draft_seconds = max(self._llm.collective_rpc("draft_with", args=(drafter, spec)))
+        self._draft_seconds = 0.0  # of the last sync, for the compressed copy
+        self._sampled = 0  # tokens, since `metrics` was asked for last
+        if isinstance(drafter, Compressed):
+            self._draft_seconds = max(self._llm.collective_rpc("copy_with", args=(drafter, spec)))
+        elif drafter is not None:
+            self._llm.collective_rpc("draft_with", args=(drafter, spec, drafts_up_to))
         self._reloading = False  # vLLM is between the start and the finish of a weight update
         self._arriving: dict[str, Tensor] = {}  # of an adapter or a sparse update
         self._adapter: Any = None  # the vllm.lora.request.LoRARequest that is served
@@ -156,11 +174,12 @@ class Vllm(Engine):
             self._submitted += 1
             self._requests[str(self._submitted)] = request
             prompt = [*request.prompt_ids, *request.prefix.token_ids]
-            self._add(str(self._submitted), prompt, self._sampling_params(request, code))
+            told = code | {ASKED: (str(self._submitted), request)} if isinstance(self._drafter, Hosted) else code
+            self._add(str(self._submitted), prompt, self._sampling_params(request, told))
 
     def poll(self) -> list[Completion]:
         outputs = self._llm.llm_engine.step() if self._requests else []
-        return [self._completion(output, output.outputs[0].finish_reason) for output in outputs if output.finished]
+        return self._ended({o.request_id: self._completion(o, o.outputs[0].finish_reason) for o in outputs if o.finished})
 
     def interrupt(self) -> list[Completion]:
         from vllm.v1.engine import FinishReason as Ended
@@ -169,7 +188,7 @@ class Vllm(Engine):
         states = list(engine.output_processor.request_states.items())
         stopped = [state.make_request_output([], None, Ended.ABORT, None) for _, state in states]
         engine.abort_request([name for name, _ in states], internal=True)
-        return [self._completion(output, "interrupted") for output in stopped]
+        return self._ended({output.request_id: self._completion(output, "interrupted") for output in stopped})
 
     def logprobs(self, sequences: Sequence[tuple[Tokens, Tokens]]) -> list[list[float]]:
         from vllm import SamplingParams
@@ -192,9 +211,9 @@ class Vllm(Engine):
             raise RuntimeError("sync while completions are under way: interrupt() first, then submit them with their prefix")
         if self._chooser is not None:
             raise UserError(LATENT_SYNCED)
-        if self._drafter is not None and manifest.kind != "full":
+        if isinstance(self._drafter, Compressed) and manifest.kind != "full":
             raise SyncError(
-                f"a drafter is made of whole weights, and weight update {manifest.version} brings {manifest.kind} ones"
+                f"a compressed copy is made of whole weights, and weight update {manifest.version} brings {manifest.kind} ones"
             )
         self._intake.begin(manifest)
         self._arriving.clear()
@@ -202,8 +221,8 @@ class Vllm(Engine):
         if manifest.kind in ("full", "codes"):
             self._llm.start_weight_update()
             self._reloading = True
-            if self._drafter is not None:
-                self._llm.collective_rpc("begin_draft")
+            if isinstance(self._drafter, Compressed):
+                self._llm.collective_rpc("begin_copy")
 
     def receive(self, bucket: Bucket) -> None:
         self._intake.check(bucket)
@@ -254,10 +273,15 @@ class Vllm(Engine):
         since = {name.removeprefix(COUNTERS): count - self._counted.get(name, 0) for name, count in counted.items()}
         self._counted = counted
         passes, drafted, accepted = since["drafts"], since["draft_tokens"], since["accepted_tokens"]
+        sampled, seconds = passes + accepted, self._draft_seconds  # each pass adds a token of its own
+        if isinstance(self._drafter, Hosted):  # there are passes without drafts too
+            told = self._llm.collective_rpc("told_of_drafts")
+            passes, seconds = told[0][0], max(each for _, each in told)
+            sampled, self._sampled = self._sampled, 0
         return {
             "drafter/accepted": Mean(accepted, drafted),
-            "drafter/tokens_per_pass": Mean(passes + accepted, passes),  # each adds a token of its own
-            "drafter/seconds": Max(self._draft_seconds),
+            "drafter/tokens_per_pass": Mean(sampled, passes),
+            "drafter/seconds": Max(seconds),
         }
 
     def close(self) -> None:
@@ -310,7 +334,13 @@ class Vllm(Engine):
         token_ids = list(sampled.token_ids)
         logprobs = list(sampled.logprobs.logprobs) if request.sampling.temperature else [0.0] * len(token_ids)
         text = self.tokenizer.decode([*request.prefix.token_ids, *token_ids], skip_special_tokens=True)
+        self._sampled += len(token_ids)
         return request.completed(token_ids, logprobs, self.version, reason, text)
+
+    def _ended(self, completions: dict[str, Completion]) -> list[Completion]:
+        if completions and isinstance(self._drafter, Hosted):
+            self._llm.collective_rpc("end_drafts", args=(completions,))
+        return list(completions.values())
 
     # -- new weights ---------------------------------------------------------------------------------------------------
 
@@ -318,8 +348,8 @@ class Vllm(Engine):
         if self._reloading:
             self._llm.finish_weight_update()
             self._reloading = False
-            if self._drafter is not None:
-                self._draft_seconds = max(self._llm.collective_rpc("end_draft"))
+            if isinstance(self._drafter, Compressed):
+                self._draft_seconds = max(self._llm.collective_rpc("end_copy"))
 
     def _adapt(self, version: int) -> None:
         """Adapters reach vLLM as PEFT's files; every version gets its own id, so that no cache can serve an older one."""
@@ -357,13 +387,22 @@ def _chooser(spec: ModelSpec, code: Code | None) -> CodeChooser | None:
     return CodeChooser(latent, spec.load().eval().get_decoder(), code)
 
 
-def _refuse_drafts(spec: ModelSpec, chooser: CodeChooser | None, top_h: bool) -> None:
+def _speculation(drafter: Compressed | Hosted, spec: ModelSpec) -> dict[str, Any]:
+    """The fields of vLLM's SpeculativeConfig."""
+    if isinstance(drafter, Compressed):
+        return drafter.speculation(spec)
+    return {"method": "custom_class", "model": PROPOSER, "num_speculative_tokens": drafter.depth}
+
+
+def _refuse_drafts(drafter: Compressed | Hosted, spec: ModelSpec, chooser: CodeChooser | None, top_h: bool) -> None:
     if top_h:
         raise UserError("vLLM verifies drafts without top_h: leave out that option of the engine, or the drafter")
-    if spec.adapter_rank:
-        raise UserError("a drafter is made of whole weights, and this engine serves an adapter: set lora.serve=merged")
+    if spec.adapter_rank and isinstance(drafter, Compressed):
+        raise UserError("a compressed copy is made of whole weights, and this engine serves an adapter: set lora.serve=merged")
     if chooser is not None:
         raise UserError(f"vLLM drafts for no model with latent codes, as that at {spec.location} is: leave out the drafter")
+    if isinstance(drafter, Hosted) and drafter.depth > LONGEST_DRAFT:
+        raise UserError(f"vLLM verifies drafts of {LONGEST_DRAFT} tokens at most: lower rollout.drafter.depth {drafter.depth}")
 
 
 class WeightReceiver:
@@ -376,7 +415,7 @@ class WeightReceiver:
     model_runner: Any
     weight_transfer_engine: Any
     update_weights: Any
-    draft: DraftModel | None = None
+    copy: CompressedCopy | None = None  # that drafts
 
     def weight_checksums(self, served: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
         """Of those that this process has whole."""
@@ -395,8 +434,8 @@ class WeightReceiver:
         offered = iter(tensors)
         with set_current_vllm_config(self.vllm_config):
             self.model_runner.get_model().load_weights(offered)
-        if self.draft is not None:
-            self.draft.load(tensors)
+        if self.copy is not None:
+            self.copy.load(tensors)
         return len(tensors) - len(list(offered))
 
     def load_patched(self, folder: str, sparse: Mapping[str, Tensor]) -> int:
@@ -427,23 +466,35 @@ class WeightReceiver:
         self.weight_transfer_engine.reset_weight_update_target()
         return checked.wrong
 
-    def draft_with(self, drafter: Compressed, spec: ModelSpec) -> float:
+    def copy_with(self, drafter: Compressed, spec: ModelSpec) -> float:
         """Make the draft model, which is the policy as it was loaded, what `drafter` makes of it; the seconds that took."""
         mend_sampling(self.device)
-        self.draft = DraftModel(self, drafter.codec(spec), self.vllm_config.model_config.dtype)
-        self.draft.begin()
-        self.draft.load((name, weight.detach()) for name, weight in spec.load().named_parameters())
-        return self.end_draft()
+        self.copy = CompressedCopy(self, drafter.codec(spec), self.vllm_config.model_config.dtype)
+        self.copy.begin()
+        self.copy.load((name, weight.detach()) for name, weight in spec.load().named_parameters())
+        return self.end_copy()
 
-    def begin_draft(self) -> None:
-        assert self.draft is not None  # `draft_with` comes first
-        self.draft.begin()
+    def begin_copy(self) -> None:
+        assert self.copy is not None  # `copy_with` comes first
+        self.copy.begin()
 
-    def end_draft(self) -> float:
+    def end_copy(self) -> float:
         """The seconds that the draft model took since it began."""
-        assert self.draft is not None
-        self.draft.end()
-        return self.draft.seconds
+        assert self.copy is not None
+        self.copy.end()
+        return self.copy.seconds
+
+    def draft_with(self, drafter: Hosted, spec: ModelSpec, at_most: int) -> None:
+        """Have the proposer that vLLM made draft by this one; see `rollout.vllm_proposer`."""
+        mend_sampling(self.device)
+        self.model_runner.drafter.host(drafter, spec, at_most, self.model_runner)
+
+    def end_drafts(self, completions: dict[str, Completion]) -> None:
+        self.model_runner.drafter.end(completions)
+
+    def told_of_drafts(self) -> tuple[int, float]:
+        told: tuple[int, float] = self.model_runner.drafter.told()
+        return told
 
 
 class _Checked:

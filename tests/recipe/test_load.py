@@ -249,6 +249,13 @@ def test_what_is_refused_of_drafters(recipe: Path, overrides: list[str], message
         load([str(recipe), *drafted, *overrides])
 
 
+def test_what_drafts_by_what_was_said_needs_no_whole_weights(recipe: Path) -> None:
+    drafted = ["rollout.engine=vllm", "rollout.drafter=history"]
+    assert load([str(recipe), *drafted, "lora={serve: adapter}"]).recipe.rollout.drafter is not None
+    with pytest.raises(UserError, match="without min_p"):
+        load([str(recipe), *drafted, "rollout.min_p=0.1", "algorithm.correction=token_tis"])
+
+
 @pytest.mark.parametrize("more", [["algorithm.correction=token_tis"], ["rollout.compression.uncorrected=true"]])
 def test_rollouts_are_compressed_with_a_correction_or_explicitly_without(recipe: Path, more: list[str]) -> None:
     loaded = load([str(recipe), "rollout.compression={methods: rtn}", *more]).recipe

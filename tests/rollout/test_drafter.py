@@ -77,7 +77,7 @@ def policy(tiny_spec: ModelSpec) -> PreTrainedModel:
 @pytest.fixture
 def engine(request: pytest.FixtureRequest, started: Vllm, tiny_spec: ModelSpec, policy: PreTrainedModel) -> Vllm:
     """With the drafter's methods that the test asks for, int8 if it does not; serves the policy."""
-    started._llm.collective_rpc("draft_with", args=(drafter(getattr(request, "param", INT8)), tiny_spec))
+    started._llm.collective_rpc("copy_with", args=(drafter(getattr(request, "param", INT8)), tiny_spec))
     serve(started, policy)
     started.metrics()
     return started
@@ -249,7 +249,7 @@ def test_it_follows_the_policy_to_other_weights(engine: Vllm, tiny_spec: ModelSp
 def test_it_drafts_from_the_start(engine: Vllm, tiny_spec: ModelSpec) -> None:
     """Before any sync, the copy is that of the weights that the engine was made with."""
     serve(engine, tiny_spec.load())
-    engine._llm.collective_rpc("draft_with", args=(drafter(INT8), tiny_spec))
+    engine._llm.collective_rpc("copy_with", args=(drafter(INT8), tiny_spec))
     assert accepted(engine) > 0.95
 
 

@@ -275,8 +275,8 @@ def test_a_draft_model_of_another_vocabulary_is_refused(
             "transformers verifies no drafts of compressed; it does those of ",
         ),
         (
-            ["rollout.engine=vllm", "rollout.drafter=history"],
-            "vllm verifies no drafts of history; it does those of compressed$",
+            ["rollout.engine=vllm", "rollout.drafter={name: draft_model, model: small}"],
+            "vllm verifies no drafts of draft_model; it does those of compressed, gsd, history, ngram$",
         ),
         (["rollout.drafter=histroy"], "did you mean 'history'"),
         (["rollout.drafter={name: ngram, dept: 3}"], "no option 'dept'; did you mean 'depth'"),

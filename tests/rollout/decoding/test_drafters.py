@@ -223,6 +223,7 @@ def test_a_graph_unfolds_the_most_probable_paths_first_and_no_deeper_than_there_
     graph, _ = grown(TABLE)
     assert paths(graph, 3, 3) == {(1,), (1, 3), (1, 3, 0)}
     assert paths(graph, 40, 1) == {(1,), (2,)}
+    assert graph.unfolded(2, 3).chances == pytest.approx([1, 0.6, 0.54])
 
 
 @settings(max_examples=100, deadline=None)

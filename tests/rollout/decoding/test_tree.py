@@ -47,3 +47,20 @@ def test_a_chain_is_a_tree() -> None:
     tree = Tree.chain([5, 6, 5])
     assert list(tree.parents) == [-1, 0, 1]
     assert tree.depths == [0, 1, 2]
+
+
+def test_chances_are_of_every_node() -> None:
+    with pytest.raises(ValueError, match="2 nodes has the chances of 1"):
+        Tree([1, 2], [-1, 0], chances=[1.0])
+
+
+@pytest.mark.parametrize(("longest", "said"), [(0, []), (1, [2]), (2, [3, 5]), (3, [3, 5, 6])])
+def test_the_best_path_is_the_one_of_which_most_is_expected(longest: int, said: list[int]) -> None:
+    """The likelier first token is followed by nothing that is likely."""
+    tree = Tree([1, 2, 3, 4, 5, 6], [-1, 0, 0, 1, 2, 4], chances=[1, 0.5, 0.45, 0.1, 0.4, 0.3])
+    assert tree.path(longest) == said
+
+
+@pytest.mark.parametrize(("longest", "said"), [(1, [2]), (2, [2, 4]), (3, [3, 5, 6])])
+def test_where_the_drafter_tells_no_chances_the_longest_path_is_the_best(longest: int, said: list[int]) -> None:
+    assert Tree([1, 2, 3, 4, 5, 6], [-1, 0, 0, 1, 2, 4]).path(longest) == said
