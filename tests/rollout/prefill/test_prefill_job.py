@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from transformers import PreTrainedTokenizerBase
 
@@ -20,8 +21,8 @@ from rlcore.repro import page, prefill
 from rlcore.repro.experiment import plan, plan_models, read
 from rlcore.repro.run import _made
 from rlcore.types import Problem
-from rollout.prefill.measure import Measurement, summary
-from rollout.prefill.texts import fillers, long_prompt
+from rollout.prefill.measure import Measurement, _answered, summary
+from rollout.prefill.texts import LongPrompt, fillers, long_prompt
 
 DATA = "data={name: chain, split: test, count: 60, strategies: {steps: 1}}"
 SMALL = "{block: 16, min_budget: 16, gamma: 0.5}"
@@ -208,6 +209,15 @@ def test_fillers_come_in_an_order_of_the_seed(tokenizer: PreTrainedTokenizerBase
     orders = [[tokenizer.decode(ids) for ids in fillers(problems, tokenizer, seed)] for seed in (0, 0, 1)]
     assert orders[0] == orders[1] != orders[2]
     assert sorted(orders[0]) == sorted(orders[2])
+
+
+def test_a_number_is_recalled_where_each_of_its_tokens_is_the_likeliest() -> None:
+    probabilities = torch.tensor([[0.7, 0.2, 0.1], [0.5, 0.3, 0.2], [0.1, 0.6, 0.3], [0.3, 0.3, 0.4]])
+    prompt = LongPrompt(ids=(2, 0, 1, 1, 2), answers=((1, 2), (3, 4)))
+    said, recalled = _answered(probabilities.log(), prompt)
+    expected = torch.tensor([0.7, 0.3, 0.6, 0.4]).log()
+    assert said == pytest.approx([float(expected[:2].mean()), float(expected[2:].mean())])
+    assert recalled == [False, True]
 
 
 def measurement(pattern: str, turn: int, seconds: float, recalled: Sequence[bool]) -> Measurement:
