@@ -38,6 +38,7 @@ from rlcore.recipe.schema import (
     Altered,
     Annotate,
     Checkpoint,
+    ClusterHeads,
     Compress,
     DecodeBench,
     Evaluate,
@@ -45,12 +46,14 @@ from rlcore.recipe.schema import (
     InContext,
     Job,
     Preference,
+    Prefill,
     RewardModel,
     Sensitivity,
     Sft,
     Stop,
 )
 from rlcore.report import bench as bench_report
+from rlcore.report import prefill as prefill_report
 from rlcore.report.page import write_report
 from rlcore.report.sensitivity import FILE, PICTURE, curve, picture
 from rlcore.run.checkpoint import latest
@@ -60,6 +63,7 @@ from rlcore.toy import warmstart
 from rollout import annotate
 from rollout.decoding import bench
 from rollout.growing import Grower
+from rollout.prefill import cluster_job, measure
 from trainers import heads, judged, reward_model, sft
 from trainers.build import build_classifier, build_policy
 from trainers.compression import CompressedRollouts
@@ -69,6 +73,9 @@ from trainers.plan import plan
 from trainers.preference import pairs
 from trainers.preference import trainer as preference
 from trainers.quantised_base import quantiser, start_of
+
+# without checkpoints: of one that is done, `--resume` only tells the summary again
+DONE_AT_ONCE = Altered | ClusterHeads | DecodeBench | Evaluate | Heads | InContext | Prefill
 
 
 def run(loaded: Loaded, resume: bool) -> dict[str, Any]:
@@ -80,7 +87,7 @@ def run(loaded: Loaded, resume: bool) -> dict[str, Any]:
         if not isinstance(recipe, Annotate | Evaluate):
             refuse_latent(recipe.model)
         done = Path(recipe.folder, "summary.json")
-        if isinstance(recipe, Altered | DecodeBench | Evaluate | Heads | InContext) and done.is_file():  # and it is resumed
+        if isinstance(recipe, DONE_AT_ONCE) and done.is_file():  # and it is resumed
             summary: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
             return summary
         if recipe.quantised_base is not None:
@@ -327,6 +334,40 @@ def _in_context(loaded: Loaded, recipe: InContext) -> dict[str, Any]:
     return _finish(run, found)
 
 
+def _cluster_heads(loaded: Loaded, recipe: ClusterHeads) -> dict[str, Any]:
+    location = warmstart.resolve(recipe.model, recipe.seed)
+    tokenizer = models.load_tokenizer(location, recipe.trust_remote_code)
+    prompts = cluster_job.plan(recipe, tokenizer, models.context(location, recipe.trust_remote_code))
+    spec = ModelSpec(location, recipe.dtype, recipe.device, recipe.trust_remote_code)
+    run = Run(loaded, steps=recipe.prompts, keep=Checkpoint(), stop=Stop(), unit="prompt")
+    run.begin()
+    try:
+        clusters, found = cluster_job.find(recipe, prompts, run, spec)
+    finally:
+        run.console.stop()
+    clusters.write(run.folder)
+    return _finish(run, found)
+
+
+def _prefill(loaded: Loaded, recipe: Prefill) -> dict[str, Any]:
+    location = warmstart.resolve(recipe.model, recipe.seed)
+    tokenizer = models.load_tokenizer(location, recipe.trust_remote_code)
+    asked = measure.plan(recipe, tokenizer, models.configuration(location, recipe.trust_remote_code))
+    for line in measure.describe(recipe, asked):
+        say(line)
+    spec = ModelSpec(location, recipe.dtype, recipe.device, recipe.trust_remote_code)
+    run = Run(loaded, steps=recipe.turns, keep=Checkpoint(), stop=Stop(), unit="turn")
+    run.begin()
+    try:
+        measurements, summary = measure.measure(recipe, asked, run, spec)
+    finally:
+        run.console.stop()
+    lines = "".join(f"{json.dumps(asdict(each))}\n" for each in measurements)
+    write_aside(run.folder / prefill_report.FILE, lines)
+    prefill_report.picture({recipe.name: [summary]}, run.folder / prefill_report.PICTURE, salt=recipe.name)
+    return _finish(run, summary)
+
+
 WORK: Mapping[type[Job], Callable[[Loaded, Any], dict[str, Any]]] = {
     RL: _rl,
     Sft: _sft,
@@ -337,6 +378,8 @@ WORK: Mapping[type[Job], Callable[[Loaded, Any], dict[str, Any]]] = {
     Compress: _compress,
     Sensitivity: _sensitivity,
     DecodeBench: _decode_bench,
+    ClusterHeads: _cluster_heads,
+    Prefill: _prefill,
     Evaluate: _evaluate,
     InContext: _in_context,
 }

@@ -29,6 +29,7 @@ from rlcore.recipe.schema import (
     RL,
     Altered,
     Annotate,
+    ClusterHeads,
     Compress,
     Compression,
     DecodeBench,
@@ -37,6 +38,7 @@ from rlcore.recipe.schema import (
     InContext,
     Job,
     Preference,
+    Prefill,
     Recipe,
     RewardModel,
     Sensitivity,
@@ -52,6 +54,7 @@ from rollout.decoding.drafter import Drafter
 from rollout.decoding.heads import load as load_heads
 from rollout.drafters.compressed import Compressed
 from rollout.drafters.heads import Heads as HeadsDrafter
+from rollout.prefill import cluster_job, measure
 from trainers import heads
 from trainers.algorithm import needing
 from trainers.build import build_drafter
@@ -254,6 +257,24 @@ def _in_context(recipe: InContext) -> Iterator[str]:
     yield from in_context.describe(recipe, episodes, prompter)
 
 
+def _cluster_heads(recipe: ClusterHeads) -> Iterator[str]:
+    location = warmstart.architecture(recipe.model, recipe.seed)
+    tokenizer = models.load_tokenizer(location, recipe.trust_remote_code)
+    prompts = cluster_job.plan(recipe, tokenizer, models.context(location, recipe.trust_remote_code))
+    yield f"{len(prompts)} prompts of {recipe.length} tokens, the first begins {tokenizer.decode(prompts[0, :64])!r}"
+    config = models.configuration(location, recipe.trust_remote_code)
+    yield f"to cluster: {config.num_hidden_layers * config.num_attention_heads} heads of {config.num_hidden_layers} layers"
+
+
+def _prefill(recipe: Prefill) -> Iterator[str]:
+    location = warmstart.architecture(recipe.model, recipe.seed)
+    tokenizer = models.load_tokenizer(location, recipe.trust_remote_code)
+    asked = measure.plan(recipe, tokenizer, models.configuration(location, recipe.trust_remote_code))
+    yield from measure.describe(recipe, asked)
+    ids = asked.prompts[0][recipe.lengths[0]].ids
+    yield f"first prompt begins {tokenizer.decode(ids[:64])!r} and ends {tokenizer.decode(ids[-64:])!r}"
+
+
 OF_JOB: Mapping[type[Job], Callable[[Any], Iterator[str]]] = {
     RL: _rl,
     Sft: _sft,
@@ -264,6 +285,8 @@ OF_JOB: Mapping[type[Job], Callable[[Any], Iterator[str]]] = {
     Compress: _compress,
     Sensitivity: _sensitivity,
     DecodeBench: _decode_bench,
+    ClusterHeads: _cluster_heads,
+    Prefill: _prefill,
     Evaluate: _evaluate,
     InContext: _in_context,
 }

@@ -21,6 +21,7 @@ PACKAGES = [
     "trainers.losses",
     "rollout.engines",
     "rollout.drafters",
+    "rollout.prefill.patterns",
     "rewards",
     "rlcore.data.sources",
     "compress",
@@ -45,6 +46,7 @@ def test_every_name_in_a_folder_of_plugins_is_one(package: str) -> None:
         ("preference losses", "trainers.preference.losses"),
         ("engines", "rollout.engines"),
         ("drafters", "rollout.drafters"),
+        ("prefill", "rollout.prefill.patterns"),
     ],
 )
 def test_the_readme_leaves_none_out_of_what_there_is(row: str, package: str) -> None:

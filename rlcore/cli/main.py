@@ -404,6 +404,40 @@ def decode_bench(
     show(recipe) if dry_run else bench(recipe, resume, json)
 
 
+@decode_app.command("cluster")
+def decode_cluster(
+    recipe: Annotated[
+        list[str], typer.Argument(metavar="RECIPE... [KEY=VALUE...]", help="Of `job: cluster_heads`, as for train.")
+    ],
+    resume: Annotated[bool, typer.Option("--resume", help="Do nothing where it is done; else begin anew.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")] = False,
+    offline: Offline = False,
+    json: Json = "",
+) -> None:
+    """Find the heads of a model that attend alike, which SharePrefill needs beforehand."""
+    _environment(offline)
+    from rlcore.cli.decode import cluster
+    from rlcore.cli.train import dry_run as show
+
+    show(recipe) if dry_run else cluster(recipe, resume, json)
+
+
+@decode_app.command("prefill")
+def decode_prefill(
+    recipe: Annotated[list[str], typer.Argument(metavar="RECIPE... [KEY=VALUE...]", help="Of `job: prefill`, as for train.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Do nothing where it is done; else begin anew.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be measured, and measure nothing.")] = False,
+    offline: Offline = False,
+    json: Json = "",
+) -> None:
+    """Measure what sparse attention saves of the prefill of long prompts, and what it costs."""
+    _environment(offline)
+    from rlcore.cli.decode import prefill
+    from rlcore.cli.train import dry_run as show
+
+    show(recipe) if dry_run else prefill(recipe, resume, json)
+
+
 @app.command()
 def doctor(json: Json = "") -> None:
     """Try out what this machine has: packages, GPUs, memory, disk, Ray, ranks that sum, a vLLM generation."""

@@ -1157,7 +1157,65 @@ class DecodeBench(Drawing, Untrained):
         return label if batch_size == self.batch_sizes[0] else f"{label}_{batch_size}"
 
 
-Recipe = RL | Sft | Heads | RewardModel | Preference | Annotate | Compress | Sensitivity | DecodeBench | Evaluate | InContext
+class ClusterHeads(Untrained):
+    """Heads of a model that attend alike, for SharePrefill; see `rollout/prefill/clusters.py`."""
+
+    verb: ClassVar[str] = "decode cluster"
+    job: Literal["cluster_heads"] = "cluster_heads"
+    data: Sources  # problems with solutions, of which prompts are made
+    prompts: Annotated[int, Field(ge=1, le=4)] = 2  # that heads are compared on
+    length: PositiveInt = 2048  # tokens of a prompt
+    block: PositiveInt = 128  # tokens
+    distance: PositiveFloat = 0.2  # of clusters at most, as a root mean square of Hellinger distances of rows: up to 1
+    least: Annotated[int, Field(ge=2)] = 3  # heads of a cluster that is shared
+
+
+DENSE = "dense"  # what patterns are measured against
+
+
+class Prefill(Untrained):
+    """What patterns of sparse attention save of the prefill of long prompts, and what they cost; see `rollout/prefill`."""
+
+    verb: ClassVar[str] = "decode prefill"
+    job: Literal["prefill"] = "prefill"
+    data: Sources  # problems with solutions, of which prompts are made
+    lengths: Annotated[list[PositiveInt], Field(min_length=1)] = [2048, 4096, 8192]  # tokens of a prompt
+    # Of attention (`rollout/prefill/patterns`) by a label; null: one that is left out, of those of an earlier layer
+    patterns: Annotated[
+        dict[Label, Annotated[Plugin, BeforeValidator(_named)]], Field(min_length=1), BeforeValidator(_without_nulls)
+    ]
+    turns: PositiveInt = 1  # prompts of each length, each read densely and by all patterns, one after the other
+    positions: PositiveInt = 64  # of a prompt, spread over it, at which what comes next is compared
+    depths: Annotated[list[Share], Field(min_length=1, max_length=10)] = [0.1, 0.5, 0.9]  # of numbers that its end asks for
+
+    @model_validator(mode="after")
+    def _possible(self) -> Prefill:
+        if "name" in self.patterns:
+            raise ValueError("patterns go by a label, as in patterns: {lines: {name: vertical_slash, gamma: 0.8}}")
+        if DENSE in self.patterns:
+            raise ValueError(f"patterns: {DENSE!r} is measured anyway, without a pattern: give this one another label")
+        if sorted(set(self.lengths)) != self.lengths:
+            raise ValueError(f"lengths {self.lengths} do not rise")
+        if sorted(set(self.depths)) != self.depths:
+            raise ValueError(f"depths {self.depths} do not rise")
+        return self
+
+
+Recipe = (
+    RL
+    | Sft
+    | Heads
+    | RewardModel
+    | Preference
+    | Annotate
+    | Compress
+    | Sensitivity
+    | DecodeBench
+    | ClusterHeads
+    | Prefill
+    | Evaluate
+    | InContext
+)
 JOBS: dict[str, type[Job]] = {
     "rl": RL,
     "sft": Sft,
@@ -1168,6 +1226,8 @@ JOBS: dict[str, type[Job]] = {
     "compress": Compress,
     "sensitivity": Sensitivity,
     "decode_bench": DecodeBench,
+    "cluster_heads": ClusterHeads,
+    "prefill": Prefill,
     "eval": Evaluate,
     "in_context": InContext,
 }

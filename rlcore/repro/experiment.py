@@ -33,7 +33,7 @@ from pydantic import Field, PositiveInt, ValidationError, model_validator
 from rlcore.errors import UserError, nearest
 from rlcore.recipe.load import differences, job, load
 from rlcore.recipe.schema import RL, Recipe, Section, Sft, Share
-from rlcore.repro import compression, decoding, evaluations, in_context, preferences, sensitivity, supervised, training
+from rlcore.repro import compression, decoding, evaluations, in_context, preferences, prefill, sensitivity, supervised, training
 from rlcore.repro.expression import Claim, parse
 
 KINDS = {
@@ -46,6 +46,7 @@ KINDS = {
     "sft": "supervised",
     "eval": "evaluations",
     "in_context": "in_context",
+    "prefill": "prefill",
 }
 METRICS = {
     "training": training.METRICS,
@@ -57,6 +58,7 @@ METRICS = {
 METRICS_OF_RECIPES = {
     "sensitivity": sensitivity.metrics,
     "decoding": decoding.metrics,
+    "prefill": prefill.metrics,
     "in_context": in_context.metrics,
 }
 NAME = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z_0-9]*$")]  # as it stands in a claim's brackets

@@ -22,6 +22,7 @@ from rlcore.repro import (
     evaluations,
     in_context,
     preferences,
+    prefill,
     sensitivity,
     supervised,
     training,
@@ -43,6 +44,7 @@ KINDS: dict[str, Any] = {
     "supervised": supervised,
     "evaluations": evaluations,
     "in_context": in_context,
+    "prefill": prefill,
 }
 PREFACE = """# Results
 

@@ -22,11 +22,12 @@ from typing import Any
 
 from rlcore.errors import UserError
 from rlcore.recipe.load import differences, load
-from rlcore.recipe.schema import Annotate, Compress, Heads
+from rlcore.recipe.schema import Annotate, ClusterHeads, Compress, Heads
 from rlcore.repro.experiment import Planned, Task
 from rlcore.run.console import say, watched
 from rollout import annotate
 from rollout.decoding import heads
+from rollout.prefill import clusters
 
 POLL_S = 0.2
 SOURCES = {
@@ -118,6 +119,8 @@ def _made(model: Planned) -> list[Path]:
         return [model.folder / annotate.FILE]
     if isinstance(model.recipe, Heads):
         return [model.folder / "heads" / label / heads.WEIGHTS for label in model.recipe.heads]
+    if isinstance(model.recipe, ClusterHeads):
+        return [model.folder / clusters.FILE]
     return [model.folder / "model" / ("compressed.safetensors" if isinstance(model.recipe, Compress) else "model.safetensors")]
 
 

@@ -32,7 +32,7 @@ def test_every_arm_runs_and_is_measured(tmp_path: Path, monkeypatch: pytest.Monk
     name, experiment = read("mom")
     for model in plan_models(experiment):
         do(model, *(SMALL if isinstance(model.recipe, Sft) else ["evaluated_on=[]"]))
-        assert _made(model).is_file()
+        assert all(file.is_file() for file in _made(model))
     results = {}
     for run in plan(name, experiment, [100]):
         do(run, *SMALL, "evaluated_on.count=6")
