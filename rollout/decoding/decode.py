@@ -11,17 +11,18 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlcore.batch import pad
 from rlcore.errors import UserError
 from rlcore.types import FinishReason, Request
 from rollout.decoding.drafter import Drafter, Row, blamed, proposed
 from rollout.decoding.model import BranchedModel
-from rollout.decoding.tree import Tree
+from rollout.decoding.tree import Tree, root
 from rollout.decoding.verify import Walk, verify
+from rollout.decoding.worth import Worth
 from rollout.sampling import SamplingRows
 from rollout.stop_strings import ends_with
 
@@ -42,6 +43,7 @@ class Counts:
     target_forwards: int = 0
     draft_forwards: int = 0
     trees: int = 0  # read by the target: one for each row and round
+    asked: int = 0  # of these, from the drafter
     drafted: int = 0
     accepted: int = 0
     seconds: float = 0.0
@@ -68,7 +70,7 @@ def _decoded(row: Row) -> Decoded:
 
 class Decoder:
     """Requests under way, a row each. Raises UserError, with the drafter's name, where the drafter fails. `tokenizer`: reads
-    completions that have stop strings; without it they are refused."""
+    completions that have stop strings; without it they are refused. `worth` decides which rounds have drafts; None: all."""
 
     def __init__(
         self,
@@ -76,9 +78,10 @@ class Decoder:
         drafter: Drafter,
         stop_ids: Collection[int],
         tokenizer: PreTrainedTokenizerBase | None = None,
+        worth: Worth | None = None,
     ) -> None:
         self.target, self.drafter, self.stop_ids = BranchedModel(model), drafter, frozenset(stop_ids)
-        self.tokenizer = tokenizer
+        self.tokenizer, self.worth = tokenizer, worth
         self.rows: list[Row] = []  # in the target's order
         self.counts = Counts()
 
@@ -96,23 +99,30 @@ class Decoder:
     def round(self) -> list[Row]:
         """One forward pass of the target for all rows, of which there is one at least; those that are done leave, and are
         returned."""
-        began, forwards = time.perf_counter(), self.drafter.forwards
-        trees = proposed(self.drafter, self.rows, self.target.vocabulary)
+        began, forwards, before = time.perf_counter(), self.drafter.forwards, self.counts.tokens
+        asking = self.worth is None or self.worth.drafts(len(self.rows))
+        trees = proposed(self.drafter, self.rows, self.target.vocabulary) if asking else [root(row.ids[-1]) for row in self.rows]
         drafted = time.perf_counter()
         logits, hidden = self.target.read([(tree.tokens, tree.parents) for tree in trees])
         walks = verify(logits, trees, self._settings, *self._randomness(trees))
         self.target.keep([walk.nodes for walk in walks])
 
-        for row, walk, states in zip(self.rows, walks, hidden, strict=True):
-            self._say(row, walk, states)
+        accepted = [self._say(row, walk) for row, walk in zip(self.rows, walks, strict=True)]
+        with blamed(self.drafter):
+            for row, walk, tokens, states in zip(self.rows, walks, accepted, hidden, strict=True):
+                self.drafter.observe(row, tokens, states[walk.nodes[: 1 + len(tokens)]] if tokens else states[:1])
         done = [row for row in self.rows if row.finish_reason]
         self._leave(done)
         self.counts.target_forwards += 1
         self.counts.trees += len(trees)
+        self.counts.asked += asking * len(trees)
         self.counts.draft_forwards += self.drafter.forwards - forwards
         self.counts.drafted += sum(len(tree.tokens) - 1 for tree in trees)
         self.counts.draft_seconds += drafted - began
-        self.counts.seconds += time.perf_counter() - began
+        seconds = time.perf_counter() - began
+        self.counts.seconds += seconds
+        if self.worth is not None:
+            self.worth.note(len(trees), asking, seconds, self.counts.tokens - before)
         return done
 
     @torch.inference_mode()
@@ -138,13 +148,16 @@ class Decoder:
 
     def _randomness(self, trees: Sequence[Tree]) -> tuple[Tensor, Tensor]:
         """`u` and `v` of the positions that a walk can draw: (rows, 1 + the depth of the deepest tree)."""
-        spans = [(row.drawn, row.drawn + 1 + max(tree.depths)) for row, tree in zip(self.rows, trees, strict=True)]
-        u = pad([row.u[a:b].tolist() for row, (a, b) in zip(self.rows, spans, strict=True)], torch.float32)
-        v = pad([row.v[a:b].tolist() for row, (a, b) in zip(self.rows, spans, strict=True)], torch.float32)
-        return u.to(self.target.model.device), v.to(self.target.model.device)
+        counts = [1 + max(tree.depths) for tree in trees]
+        numbers = np.zeros((2, len(trees), max(counts)), dtype=np.float32)
+        for i, (row, count) in enumerate(zip(self.rows, counts, strict=True)):
+            numbers[0, i, :count] = row.u[row.drawn : row.drawn + count]
+            numbers[1, i, :count] = row.v[row.drawn : row.drawn + count]
+        u, v = torch.from_numpy(numbers).to(self.target.model.device)
+        return u, v
 
-    def _say(self, row: Row, walk: Walk, hidden: Tensor) -> None:
-        """Add a walk's tokens to its row, up to one that ends it."""
+    def _say(self, row: Row, walk: Walk) -> list[int]:
+        """Add a walk's tokens to its row, up to one that ends it. Those of them that were drafted."""
         before = len(row.ids)
         for token, logprob in zip(walk.tokens, walk.logprobs, strict=True):
             row.ids.append(token)
@@ -159,8 +172,7 @@ class Decoder:
         accepted = said[: len(walk.nodes) - 1]
         self.counts.tokens += len(said)
         self.counts.accepted += len(accepted)
-        with blamed(self.drafter):
-            self.drafter.observe(row, accepted, hidden[walk.nodes[: 1 + len(accepted)]])
+        return accepted
 
     def _stops(self, row: Row) -> bool:
         """By its last token."""

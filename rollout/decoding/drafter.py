@@ -60,6 +60,8 @@ class Row:
 class Drafter(ABC):
     """Proposes what comes next, as a tree. It is made of its options alone; what it takes of a machine, it takes in `load`."""
 
+    draws = False  # whether it draws drafts at random (`Tree.q`), so that what is sampled depends on which of them are read
+
     def load(self, spec: ModelSpec) -> None:  # noqa: B027 - a hook
         """Once, before all else: this is the target, and how it is held. Raises UserError where it cannot be drafted for."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -48,3 +49,9 @@ class Tree:
     def chain(cls, tokens: Sequence[int]) -> Tree:
         """One draft, the root first."""
         return cls(tokens, range(-1, len(tokens) - 1))
+
+
+@functools.cache
+def root(token: int) -> Tree:
+    """It drafts nothing."""
+    return Tree.chain([token])

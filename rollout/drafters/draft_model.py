@@ -35,6 +35,8 @@ class Shoot(companion.Shoot):
 class DraftModel(Companion[Shoot]):
     """Drafts trees that are `depth` deep, by the model of that name; with one child a node they are chains."""
 
+    draws = True
+
     def __init__(self, *, model: str, depth: PositiveInt = 4, children: PositiveInt = 1, width: PositiveInt = 4) -> None:
         super().__init__(model, depth)
         self.children, self.width = children, width

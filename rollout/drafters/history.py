@@ -4,18 +4,26 @@
 The earlier completions of a prompt are one sequence, each after a mark of where it starts, in a suffix automaton. A row is
 matched by its longest suffix that stands there, its own start included, and continued by what follows there most often:
 
-    P(x | suffix) = count(suffix · x) / count(suffix)
+    P(x | suffix) = trust(length of the suffix) · count(suffix · x) / count(suffix)
 
-until the product of these falls below a threshold. A row that is done is history for the rows that begin after it. Other
-weights forget nothing of it: what an older policy said is as good a guess as it is like the newer one.
+until the product of these falls below a threshold. What stood there once counts as certain, which is true of a policy that says
+much the same each time and of long suffixes, and not of others; so the run itself tells how far to trust it: of all guesses so far
+after suffixes of about that length (to the next power of two),
+
+    trust = min(1, (those that came true + PRIOR) / (Σ count(suffix · x) / count(suffix) + PRIOR))
+
+SuffixDecoding limits a draft to the length of its suffix instead; where a policy is sure of what it says, that cuts good drafts.
+
+A row that is done is history for the rows that begin after it. Other weights forget nothing of it: what an older policy said is
+as good a guess as it is like the newer one.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from pydantic import Field, PositiveInt
@@ -27,16 +35,19 @@ from rollout.decoding.drafter import Drafter, Row
 from rollout.decoding.tree import Tree
 
 START = -1
+PRIOR = 2.0  # guesses that came true, before any was made
 
 
 @dataclass
 class _Match:
-    """The longest suffix of a row's completion, as the automaton's state and its length; `read` of the row's ids are in it."""
+    """The longest suffix of a row's completion, as the automaton's state and its length; `read` of the row's ids are in it.
+    `guesses` at those that follow: the token, its share of what followed, and the length of the suffix before it."""
 
     automaton: SuffixAutomaton
     state: int
     length: int
     read: int
+    guesses: list[tuple[int, float, int]] = field(default_factory=list)
 
 
 class History(Drafter):
@@ -47,7 +58,7 @@ class History(Drafter):
         self,
         *,
         depth: PositiveInt = 16,
-        probable: Annotated[float, Field(gt=0, le=1)] = 0.1,
+        probable: Annotated[float, Field(gt=0, le=1)] = 0.2,
         completions: PositiveInt = 32,
         prompts: PositiveInt = 4096,
     ) -> None:
@@ -55,6 +66,8 @@ class History(Drafter):
         self._said: OrderedDict[tuple[int, ...], deque[array[int]]] = OrderedDict()
         self._automata: dict[tuple[int, ...], SuffixAutomaton] = {}  # of prompts as they were when rows began
         self._matches: dict[Row, _Match] = {}
+        self._true: Counter[int] = Counter()  # guesses that came true, by the binary digits of the suffix's length
+        self._promised: defaultdict[int, float] = defaultdict(float)  # how many should have, by what they promised
 
     def learn(self, prompt_ids: Tokens, token_ids: Tokens) -> None:
         """Remember a completion of a prompt, for the rows that begin after it."""
@@ -87,19 +100,33 @@ class History(Drafter):
 
     def _continued(self, row: Row) -> list[int]:
         match, together = self._matches[row], 1.0
-        draft: list[int] = []
-        for token in row.ids[match.read :]:
+        said = row.ids[match.read :]
+        self._judge(match.guesses, said)
+        for token in said:
             match.state, match.length = match.automaton.advance(match.state, match.length, token)
-        match.read = len(row.ids)
-        state, count = match.state, match.automaton.count
-        while state and len(draft) < min(self.depth, row.room):
+        match.read, match.guesses = len(row.ids), []
+        state, length, count = match.state, match.length, match.automaton.count
+        while state and len(match.guesses) < min(self.depth, row.room):
             following = {t: s for t, s in match.automaton.following[state].items() if t != START}
             if not following:
                 break
             token, after = max(following.items(), key=lambda each: count[each[1]])
-            together *= count[after] / count[state]
+            share = count[after] / count[state]
+            together *= share * self._trust(length)
             if together < self.probable:
                 break
-            draft.append(token)
-            state = after
-        return draft
+            match.guesses.append((token, share, length))
+            state, length = after, length + 1
+        return [token for token, _, _ in match.guesses]
+
+    def _judge(self, guesses: Sequence[tuple[int, float, int]], said: Sequence[int]) -> None:
+        """By what was said, guesses are judged up to the first that was wrong."""
+        for (guess, share, length), token in zip(guesses, said, strict=False):
+            self._true[length.bit_length()] += guess == token
+            self._promised[length.bit_length()] += share
+            if guess != token:
+                break
+
+    def _trust(self, length: int) -> float:
+        size = length.bit_length()
+        return min(1.0, (self._true[size] + PRIOR) / (self._promised[size] + PRIOR))
