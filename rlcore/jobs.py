@@ -39,7 +39,9 @@ from rlcore.recipe.schema import (
     Annotate,
     Checkpoint,
     Compress,
+    DecodeBench,
     Evaluate,
+    Heads,
     Job,
     Preference,
     RewardModel,
@@ -47,6 +49,7 @@ from rlcore.recipe.schema import (
     Sft,
     Stop,
 )
+from rlcore.report import bench as bench_report
 from rlcore.report.page import write_report
 from rlcore.report.sensitivity import FILE, PICTURE, curve, picture
 from rlcore.run.checkpoint import latest
@@ -54,8 +57,9 @@ from rlcore.run.console import say, warn
 from rlcore.run.folder import Interrupted, Run, claim, write_aside
 from rlcore.toy import warmstart
 from rollout import annotate
+from rollout.decoding import bench
 from rollout.growing import Grower
-from trainers import judged, reward_model, sft
+from trainers import heads, judged, reward_model, sft
 from trainers.build import build_classifier, build_policy
 from trainers.compression import CompressedRollouts
 from trainers.loop import train
@@ -75,7 +79,7 @@ def run(loaded: Loaded, resume: bool) -> dict[str, Any]:
         if not isinstance(recipe, Annotate | Evaluate):
             refuse_latent(recipe.model)
         done = Path(recipe.folder, "summary.json")
-        if isinstance(recipe, Altered | Evaluate) and done.is_file():  # and it is resumed
+        if isinstance(recipe, Altered | DecodeBench | Evaluate | Heads) and done.is_file():  # and it is resumed
             summary: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
             return summary
         if recipe.quantised_base is not None:
@@ -158,6 +162,22 @@ def _sft(loaded: Loaded, recipe: Sft) -> dict[str, Any]:
     finally:
         run.console.stop()
     return _finish(run, result)
+
+
+def _heads(loaded: Loaded, recipe: Heads) -> dict[str, Any]:
+    location = warmstart.resolve(recipe.model, recipe.seed)
+    prompter = Prompter(recipe.prompt, models.load_tokenizer(location, recipe.trust_remote_code))
+    for line in heads.describe(recipe, models.without_weights(location, recipe.trust_remote_code).config):
+        say(line)
+    spec = ModelSpec(location, recipe.dtype, recipe.device, recipe.trust_remote_code)
+    steps = len(recipe.heads) * heads.steps(recipe, len(load_problems(recipe.data)))
+    run = Run(loaded, steps=steps, keep=Checkpoint(), stop=Stop())
+    run.begin()
+    try:
+        found = heads.train(recipe, run, spec, prompter, models.context(location, recipe.trust_remote_code))
+    finally:
+        run.console.stop()
+    return _finish(run, found)
 
 
 def _reward_model(loaded: Loaded, recipe: RewardModel) -> dict[str, Any]:
@@ -255,6 +275,25 @@ def _sensitivity(loaded: Loaded, recipe: Sensitivity) -> dict[str, Any]:
     return _finish(run, summary)
 
 
+def _decode_bench(loaded: Loaded, recipe: DecodeBench) -> dict[str, Any]:
+    location = warmstart.resolve(recipe.model, recipe.seed)
+    prompter = Prompter(recipe.prompt, models.load_tokenizer(location, recipe.trust_remote_code))
+    resolve = partial(warmstart.resolve, seed=recipe.seed)
+    asked = bench.plan(recipe, prompter, models.context(location, recipe.trust_remote_code), resolve)
+    for line in bench.describe(recipe, asked):
+        say(line)
+    spec = ModelSpec(location, recipe.dtype, recipe.device, recipe.trust_remote_code)
+    run = Run(loaded, steps=len(recipe.batch_sizes), keep=Checkpoint(), stop=Stop(), unit="batch size")
+    run.begin()
+    try:
+        measurements = [asdict(each) for each in bench.bench(recipe, asked, run, spec, prompter)]
+    finally:
+        run.console.stop()
+    write_aside(run.folder / bench_report.FILE, "".join(f"{json.dumps(each)}\n" for each in measurements))
+    bench_report.picture({recipe.name: [bench_report.curve(measurements)]}, run.folder / bench_report.PICTURE, recipe.name)
+    return _finish(run, bench.summary(recipe, measurements))
+
+
 def _evaluate(loaded: Loaded, recipe: Evaluate) -> dict[str, Any]:
     location = warmstart.resolve(recipe.model, recipe.seed)
     prompter = Prompter(recipe.prompt, models.load_tokenizer(location, recipe.trust_remote_code))
@@ -273,11 +312,13 @@ def _evaluate(loaded: Loaded, recipe: Evaluate) -> dict[str, Any]:
 WORK: Mapping[type[Job], Callable[[Loaded, Any], dict[str, Any]]] = {
     RL: _rl,
     Sft: _sft,
+    Heads: _heads,
     RewardModel: _reward_model,
     Preference: _preference,
     Annotate: _annotate,
     Compress: _compress,
     Sensitivity: _sensitivity,
+    DecodeBench: _decode_bench,
     Evaluate: _evaluate,
 }
 

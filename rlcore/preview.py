@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,7 +30,9 @@ from rlcore.recipe.schema import (
     Annotate,
     Compress,
     Compression,
+    DecodeBench,
     Evaluate,
+    Heads,
     Job,
     Preference,
     Recipe,
@@ -41,9 +44,13 @@ from rlcore.toy import warmstart
 from rlcore.types import Problem
 from rollout import annotate
 from rollout.anytime import forced
+from rollout.decoding import bench
 from rollout.decoding.companion import Companion
 from rollout.decoding.drafter import Drafter
+from rollout.decoding.heads import load as load_heads
 from rollout.drafters.compressed import Compressed
+from rollout.drafters.heads import Heads as HeadsDrafter
+from trainers import heads
 from trainers.algorithm import needing
 from trainers.build import build_drafter
 from trainers.judged import material
@@ -115,6 +122,8 @@ def _compressed(recipe: RL, compression: Compression, location: str) -> Iterator
 
 def _drafted(recipe: RL, drafter: Drafter | Compressed, location: str) -> str:
     """What drafts."""
+    if isinstance(drafter, HeadsDrafter):
+        load_heads(drafter.folder, models.configuration(location, recipe.trust_remote_code))
     if isinstance(drafter, Drafter):
         assert recipe.rollout.drafter is not None
         return f"drafts of {_told([(recipe.rollout.drafter.name, recipe.rollout.drafter.options)])}"
@@ -190,6 +199,16 @@ def _annotate(recipe: Annotate) -> Iterator[str]:
     yield f"longest sequence: {longest + asked.max_new_tokens}"
 
 
+def _heads(recipe: Heads) -> Iterator[str]:
+    plugins.bind("rollout.engines", recipe.rollout.engine.name, recipe.rollout.engine.options)
+    problems, held_out = load_problems(recipe.data), load_problems(recipe.evaluated_on)
+    location = warmstart.architecture(recipe.model, recipe.seed)
+    yield f"{len(problems)} problems, {recipe.samples} samples each; {len(held_out)} held out"
+    yield from _first(Prompter(recipe.prompt, models.load_tokenizer(location, recipe.trust_remote_code)), problems)
+    yield from heads.describe(recipe, models.without_weights(location, recipe.trust_remote_code).config)
+    yield f"optimiser steps of each: {heads.steps(recipe, len(problems))}"
+
+
 def _compress(recipe: Compress) -> Iterator[str]:
     location = warmstart.architecture(recipe.model, recipe.seed)
     prompter = Prompter(recipe.prompt, models.load_tokenizer(location, recipe.trust_remote_code))
@@ -209,6 +228,15 @@ def _sensitivity(recipe: Sensitivity) -> Iterator[str]:
     yield f"to change: {_matrices(model, recipe)}"
 
 
+def _decode_bench(recipe: DecodeBench) -> Iterator[str]:
+    location = warmstart.architecture(recipe.model, recipe.seed)
+    prompter = Prompter(recipe.prompt, models.load_tokenizer(location, recipe.trust_remote_code))
+    architecture = partial(warmstart.architecture, seed=recipe.seed)
+    asked = bench.plan(recipe, prompter, models.context(location, recipe.trust_remote_code), architecture)
+    yield from bench.describe(recipe, asked)
+    yield from _first(prompter, asked.problems)
+
+
 def _evaluate(recipe: Evaluate) -> Iterator[str]:
     plugins.bind("rollout.engines", recipe.eval.engine.name, recipe.eval.engine.options)
     problems = load_problems(recipe.eval.data)[: recipe.eval.limit]
@@ -220,11 +248,13 @@ def _evaluate(recipe: Evaluate) -> Iterator[str]:
 OF_JOB: Mapping[type[Job], Callable[[Any], Iterator[str]]] = {
     RL: _rl,
     Sft: _sft,
+    Heads: _heads,
     RewardModel: _reward_model,
     Preference: _preference,
     Annotate: _annotate,
     Compress: _compress,
     Sensitivity: _sensitivity,
+    DecodeBench: _decode_bench,
     Evaluate: _evaluate,
 }
 

@@ -96,6 +96,10 @@ class SlotCache(Cache):
         )
         self.slots, self.capacity = slots, capacity
 
+    @property
+    def bytes(self) -> int:
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)
+
     def enter(self, phase: Prefill | Decode) -> None:
         """Say what the next forward pass is."""
         for layer in self.layers:

@@ -14,13 +14,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from compress.codec import Codec, codec
 from rewards.process.prime import Prime
 from rlcore import plugins
-from rlcore.errors import UserError
 from rlcore.models import ModelSpec, without_weights
 from rlcore.prompts import Prompter, stop_ids
 from rlcore.protocols import Engine
 from rlcore.recipe.schema import RL, Job, RewardModel
 from rollout.decoding.drafter import Drafter
 from rollout.drafters.compressed import Compressed
+from rollout.drafting import make_drafter
 from trainers.critic import Critic, TokenValues, ValueObjective
 from trainers.implicit import ImplicitObjective
 from trainers.learner import Learner
@@ -45,21 +45,9 @@ def build_engine(recipe: RL, location: str, tokenizer: PreTrainedTokenizerBase, 
 
 
 def build_drafter(recipe: RL) -> Drafter | Compressed | None:
-    """What drafts, if something does; without a model. Raises UserError where there is none of that name, or not with these
-    options, or not for the recipe's engine."""
-    asked, engine = recipe.rollout.drafter, recipe.rollout.engine.name
-    if asked is None:
-        return None
-    drafter: Drafter | Compressed = plugins.bind("rollout.drafters", asked.name, asked.options)()
-    kind = plugins.find("rollout.engines", engine).verifies
-    if kind is None or not isinstance(drafter, kind):
-        known = {name: plugins.find("rollout.drafters", name) for name in plugins.names("rollout.drafters")}
-        fit = [name for name, each in known.items() if kind is not None and issubclass(each, kind)]
-        raise UserError(
-            f"rollout.drafter: the engine {engine} verifies no drafts of {asked.name}; it does those of "
-            f"{', '.join(sorted(fit)) or 'none'}"
-        )
-    return drafter
+    """What drafts, if something does; without a model. Raises UserError as `make_drafter` does."""
+    asked = recipe.rollout.drafter
+    return None if asked is None else make_drafter(asked, recipe.rollout.engine.name, "rollout.drafter")
 
 
 def build_start(recipe: Job, location: str) -> PreTrainedModel:

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlcore.cli.job import done
 from rlcore.cli.output import check_json, write_json
 from rlcore.errors import UserError
-from rlcore.recipe.load import Loaded, load
-from rlcore.recipe.schema import Compress, Job, Sensitivity
+from rlcore.recipe.schema import Compress, Sensitivity
 from rlcore.report.headline import number
 
 COLUMNS = {
@@ -26,7 +26,7 @@ COLUMNS = {
 
 
 def run(arguments: Sequence[str], resume: bool, json_file: str) -> None:
-    loaded, summary = _done(Compress, arguments, resume, json_file)
+    loaded, summary = done(Compress, arguments, resume, json_file)
     for name, label in COLUMNS.items():
         if summary.get(name) is not None:
             print(f"  {label:<28} {number(summary[name])}", file=sys.stderr)
@@ -35,7 +35,7 @@ def run(arguments: Sequence[str], resume: bool, json_file: str) -> None:
 
 
 def sensitivity(arguments: Sequence[str], resume: bool, json_file: str) -> None:
-    loaded, summary = _done(Sensitivity, arguments, resume, json_file)
+    loaded, summary = done(Sensitivity, arguments, resume, json_file)
     from rlcore.report.sensitivity import PICTURE, read, told
 
     folder = Path(loaded.recipe.folder)
@@ -45,17 +45,6 @@ def sensitivity(arguments: Sequence[str], resume: bool, json_file: str) -> None:
         print(f"  {line}", file=sys.stderr)
     print(f"done: {folder}/{PICTURE}, {folder}/report.html", file=sys.stderr)
     write_json({**summary, "measurements": measurements}, json_file)
-
-
-def _done(job: type[Job], arguments: Sequence[str], resume: bool, json_file: str) -> tuple[Loaded, dict[str, Any]]:
-    """The recipe and the summary of its run, which is done where it is not. Raises UserError for a recipe of another job."""
-    check_json(json_file)
-    loaded = load(arguments)
-    if not isinstance(loaded.recipe, job):
-        raise UserError(f"this recipe is of job: {loaded.recipe.job}: rlcore {loaded.recipe.verb} {' '.join(arguments)}")
-    from rlcore import jobs
-
-    return loaded, jobs.run(loaded, resume)
 
 
 def report(runs: Sequence[str], plot: str, json_file: str) -> None:

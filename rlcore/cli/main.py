@@ -382,6 +382,28 @@ def export_compressed(
     export(model, folder, dtype, compressed_tensors, json)
 
 
+decode_app = typer.Typer(no_args_is_help=True, help="What decoding costs, and what saves of it.")
+app.add_typer(decode_app, name="decode")
+
+
+@decode_app.command("bench")
+def decode_bench(
+    recipe: Annotated[
+        list[str], typer.Argument(metavar="RECIPE... [KEY=VALUE...]", help="Of `job: decode_bench`, as for train.")
+    ],
+    resume: Annotated[bool, typer.Option("--resume", help="Do nothing where it is done; else begin anew.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be measured, and measure nothing.")] = False,
+    offline: Offline = False,
+    json: Json = "",
+) -> None:
+    """Measure drafters against decoding without drafts: passes, seconds, memory, and whether completions are the same."""
+    _environment(offline)
+    from rlcore.cli.decode import bench
+    from rlcore.cli.train import dry_run as show
+
+    show(recipe) if dry_run else bench(recipe, resume, json)
+
+
 @app.command()
 def doctor(json: Json = "") -> None:
     """Try out what this machine has: packages, GPUs, memory, disk, Ray, ranks that sum, a vLLM generation."""

@@ -158,10 +158,9 @@ class Anytime(Section):
         return len(self.budgets) * self.summaries
 
 
-class Decoding(Section):
-    """Who samples completions, and from which distribution."""
+class Drawing(Section):
+    """From which distribution completions are sampled."""
 
-    engine: Annotated[Plugin, _unless_named("transformers")] = Plugin(name="transformers")
     temperature: NonNegativeFloat = 1.0
     top_p: PositiveShare = 1.0
     top_k: NonNegativeInt = 0
@@ -172,7 +171,7 @@ class Decoding(Section):
     stop: list[str] = []
 
     @model_validator(mode="after")
-    def _entropy_bounded(self) -> Decoding:
+    def _entropy_bounded(self) -> Drawing:
         if self.top_h_normalized and self.top_h == 1:
             raise ValueError("top_h_normalized says how top_h is reckoned: set top_h below 1")
         return self
@@ -181,6 +180,12 @@ class Decoding(Section):
     def sampling(self) -> Sampling:
         drawn = ("temperature", "top_p", "top_k", "min_p", "top_h", "top_h_normalized", "max_new_tokens")
         return Sampling(**{name: getattr(self, name) for name in drawn}, stop=tuple(self.stop))
+
+
+class Decoding(Drawing):
+    """Who samples completions, and from which distribution."""
+
+    engine: Annotated[Plugin, _unless_named("transformers")] = Plugin(name="transformers")
 
 
 class Guard(Section):
@@ -849,6 +854,33 @@ class FirstStage(Section):
     learning_rate: PositiveFloat = 1e-4
 
 
+Label = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]  # of what is compared, as it stands in files and claims
+
+
+class Heads(Job):
+    """Heads that guess a model's next tokens, trained on what it says; see `rollout/decoding/heads.py`. The model stays as it
+    is."""
+
+    job: Literal["heads"] = "heads"
+    heads: Annotated[dict[Label, Annotated[Plugin, BeforeValidator(_named)]], Field(min_length=1)]  # kinds (`rollout/heads`)
+    data: Sources  # problems of which it samples completions
+    evaluated_on: Sources  # others, of which the heads are to guess the completions
+    prompt: PromptWithoutBudget = Prompt()
+    rollout: Decoding = Decoding()
+    samples: PositiveInt = 1  # completions per problem
+    epochs: PositiveInt = 2
+    batch_size: PositiveInt = 16  # completions
+    tokens_at_once: PositiveInt = 8192  # of a pass, pseudo states included (memory only)
+    decay: PositiveShare = 0.8  # γ: what a step weighs beside the one before it
+    optimizer: SftOptimizer = SftOptimizer(learning_rate=1e-3, schedule="cosine")
+
+    @model_validator(mode="after")
+    def _leaves_the_model(self) -> Heads:
+        if self.adapts or self.quantised_base:
+            raise ValueError("heads learn, and the model does not: leave out lora, quantised_base and outliers")
+        return self
+
+
 class RewardModel(Job):
     """A classifier of steps or solutions, from judged solutions."""
 
@@ -1054,14 +1086,48 @@ class Sensitivity(Altered):
         return self
 
 
-Recipe = RL | Sft | RewardModel | Preference | Annotate | Compress | Sensitivity | Evaluate
+UNDRAFTED = ("plain", "engine")  # what drafters are measured against: one token a pass, in the decoder and in the engine
+
+
+class DecodeBench(Drawing, Untrained):
+    """Drafters against decoding without drafts, on the same prompts; see `rollout/decoding/bench.py`."""
+
+    verb: ClassVar[str] = "decode bench"
+    job: Literal["decode_bench"] = "decode_bench"
+    data: Sources
+    limit: PositiveInt | None = None  # prompts, which the seed draws; None: all of them
+    prompt: PromptWithoutBudget = Prompt()
+    methods: Annotated[dict[Label, Annotated[Plugin, BeforeValidator(_named)]], Field(min_length=1)]  # drafters, by a label
+    batch_sizes: Annotated[list[PositiveInt], Field(min_length=1)] = [1]
+    repeats: PositiveInt = 3  # after one that is not measured
+    temperature: NonNegativeFloat = 0.0
+
+    @model_validator(mode="after")
+    def _told_apart(self) -> DecodeBench:
+        if len(set(self.batch_sizes)) < len(self.batch_sizes):
+            raise ValueError(f"batch_sizes {self.batch_sizes} name one twice")
+        if taken := [label for label in self.methods if label in UNDRAFTED]:
+            raise ValueError(f"methods: {taken[0]!r} is measured anyway, without drafts: give the drafter another label")
+        names = [self.named(label, size) for size in self.batch_sizes for label in (*UNDRAFTED, *self.methods)]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"methods: {twice[0]!r} names two of what is measured: give one another label")
+        return self
+
+    def named(self, label: str, batch_size: int) -> str:
+        """A method at a batch size, as results call it: LABEL at the first batch size, LABEL_B at the others."""
+        return label if batch_size == self.batch_sizes[0] else f"{label}_{batch_size}"
+
+
+Recipe = RL | Sft | Heads | RewardModel | Preference | Annotate | Compress | Sensitivity | DecodeBench | Evaluate
 JOBS: dict[str, type[Job]] = {
     "rl": RL,
     "sft": Sft,
+    "heads": Heads,
     "reward_model": RewardModel,
     "preference": Preference,
     "annotate": Annotate,
     "compress": Compress,
     "sensitivity": Sensitivity,
+    "decode_bench": DecodeBench,
     "eval": Evaluate,
 }

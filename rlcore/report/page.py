@@ -30,6 +30,7 @@ from rlcore.run.folder import write_aside
 
 PLOTS = {  # that a job may leave in its run folder
     "calibration.svg": ("Calibration", "what is right of what it claims, on the problems held out"),
+    "bench.svg": ("Drafts", "speed-up over plain decoding and tokens a pass over a row, by batch size"),
     "sensitivity.svg": ("By norm", "KL to the dense model by the relative norm of the change, and by the layer changed alone"),
 }
 

@@ -33,7 +33,7 @@ from pydantic import Field, PositiveInt, ValidationError, model_validator
 from rlcore.errors import UserError, nearest
 from rlcore.recipe.load import differences, job, load
 from rlcore.recipe.schema import RL, Recipe, Section, Sft, Share
-from rlcore.repro import compression, evaluations, preferences, sensitivity, supervised, training
+from rlcore.repro import compression, decoding, evaluations, preferences, sensitivity, supervised, training
 from rlcore.repro.expression import Claim, parse
 
 KINDS = {
@@ -42,6 +42,7 @@ KINDS = {
     "preference": "preferences",
     "compress": "compression",
     "sensitivity": "sensitivity",
+    "decode_bench": "decoding",
     "sft": "supervised",
     "eval": "evaluations",
 }
@@ -52,6 +53,7 @@ METRICS = {
     "supervised": supervised.METRICS,
     "evaluations": evaluations.METRICS,
 }
+METRICS_OF_RECIPES = {"sensitivity": sensitivity.metrics, "decoding": decoding.metrics}
 NAME = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z_0-9]*$")]  # as it stands in a claim's brackets
 
 
@@ -107,9 +109,9 @@ class Experiment(Section):
     def metrics(self) -> tuple[str, ...]:
         if self.best_of_n is not None:
             return self.best_of_n.metrics
-        if self.kind == "sensitivity":
-            recipes = [load(self.layers(arm)).recipe for arm in self.arms]
-            return tuple(dict.fromkeys(metric for recipe in recipes for metric in sensitivity.metrics(recipe)))
+        if self.kind in METRICS_OF_RECIPES:
+            of, recipes = METRICS_OF_RECIPES[self.kind], [load(self.layers(arm)).recipe for arm in self.arms]
+            return tuple(dict.fromkeys(metric for recipe in recipes for metric in of(recipe)))
         return METRICS[self.kind]
 
     def layers(self, arm: str) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any
 from rlcore import __version__
 from rlcore.errors import UserError
 from rlcore.report.headline import duration
-from rlcore.repro import best_of_n, compression, evaluations, preferences, sensitivity, supervised, training
+from rlcore.repro import best_of_n, compression, decoding, evaluations, preferences, sensitivity, supervised, training
 from rlcore.repro.experiment import Experiment
 from rlcore.repro.intervals import interval
 from rlcore.repro.results import Result, judge, summarise
@@ -29,6 +29,7 @@ KINDS: dict[str, Any] = {
     "preferences": preferences,
     "compression": compression,
     "sensitivity": sensitivity,
+    "decoding": decoding,
     "supervised": supervised,
     "evaluations": evaluations,
 }

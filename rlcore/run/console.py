@@ -22,6 +22,7 @@ ALWAYS = {
     "loss": "loss",
     "error": "error of the weights",
     "strength": "strength",
+    "batch_size": "speed-up at batch size",
     "staleness/mean": "staleness",
     "drafter/accepted": "drafts accepted",
     "drafter/tokens_per_pass": "tok/pass",
@@ -33,6 +34,7 @@ COMPRESSED = {  # where a compressed copy of the policy samples
     "compression/bytes_saved": "bytes saved",
     "compression/seconds_saved": "s saved",
 }
+OF_EACH = ("divergence/", "layer_divergence/", "speedup/")  # by what comes after it
 UNLESS_ZERO = {  # troubles: shown when there are any
     "length/truncated": "truncated",
     "answers/missing": "no answer",
@@ -112,9 +114,9 @@ def readable(metrics: Mapping[str, float]) -> str:
     components = {name: name.removeprefix("reward/") for name in metrics if name.startswith("reward/")}
     if len(components) == 1:
         components = {}  # the reward itself
-    changes = {name: name.rpartition("/")[2] for name in metrics if name.startswith(("divergence/", "layer_divergence/"))}
+    each = {name: name.rpartition("/")[2] for name in metrics if name.startswith(OF_EACH)}
     copied = COMPRESSED if metrics.get("compression/on") else {}
-    names = {"reward": "reward", **components, **ALWAYS, **copied, **changes}
+    names = {"reward": "reward", **components, **ALWAYS, **copied, **each}
     shown = [f"{label} {_short(metrics[name])}" for name, label in names.items() if name in metrics]
     return "  ".join(shown + [f"{label} {_short(metrics[name])}" for name, label in UNLESS_ZERO.items() if metrics.get(name)])
 

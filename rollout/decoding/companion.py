@@ -93,6 +93,14 @@ class Companion(Drafter, Generic[S]):
     def forwards(self) -> int:
         return self.model.forwards
 
+    @property
+    def read(self) -> int:
+        return self.model.tokens
+
+    @property
+    def cache_bytes(self) -> int:
+        return self.model.cache_bytes
+
     def begin(self, rows: Sequence[Row], hidden: Sequence[Tensor]) -> None:
         for row in rows:
             if (longest := len(row.request.prompt_ids) + row.limit) > self.model.context:
@@ -142,7 +150,7 @@ class Companion(Drafter, Generic[S]):
         paths = [self.model.follow(place, ids[:-1]) for place, ids in enumerate(unsettled)]
         self.model.keep(paths)
         tails = [ids[len(path) :] for ids, path in zip(unsettled, paths, strict=True)]
-        logits, _ = self.model.read([(tail, range(-1, len(tail) - 1)) for tail in tails])
+        logits = self.model.read([(tail, range(-1, len(tail) - 1)) for tail in tails]).logits
         self.model.keep([range(len(tail)) for tail in tails])
         self._settings = SamplingRows.of([row.request.sampling for row in self.rows], self.model.vocabulary, logits.device)
         ends = torch.tensor([len(tail) - 1 for tail in tails], device=logits.device)
@@ -150,7 +158,7 @@ class Companion(Drafter, Generic[S]):
 
     def _read(self, shoots: Sequence[S]) -> Tensor:
         """Read the frontiers of all drafts. The distributions (nodes, V) of what follows, those of a draft side by side."""
-        logits, _ = self.model.read([shoot.read() for shoot in shoots])
+        logits = self.model.read([shoot.read() for shoot in shoots]).logits
         at = [(place, k) for place, shoot in enumerate(shoots) for k in range(len(shoot.frontier))]
         places, ks = torch.tensor(at, device=logits.device).T
         return processed(logits[places, ks], self._settings.rows(places)).softmax(-1)

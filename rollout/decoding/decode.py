@@ -42,6 +42,7 @@ class Counts:
     tokens: int = 0  # sampled
     target_forwards: int = 0
     draft_forwards: int = 0
+    draft_read: int = 0  # tokens, by these
     trees: int = 0  # read by the target: one for each row and round
     asked: int = 0  # of these, from the drafter
     drafted: int = 0
@@ -84,6 +85,8 @@ class Decoder:
         self.tokenizer, self.worth = tokenizer, worth
         self.rows: list[Row] = []  # in the target's order
         self.counts = Counts()
+        with blamed(drafter):
+            drafter.join(model)
 
     @torch.inference_mode()
     def enter(self, requests: Sequence[Request]) -> None:
@@ -99,24 +102,24 @@ class Decoder:
     def round(self) -> list[Row]:
         """One forward pass of the target for all rows, of which there is one at least; those that are done leave, and are
         returned."""
-        began, forwards, before = time.perf_counter(), self.drafter.forwards, self.counts.tokens
+        began, before = time.perf_counter(), self.counts.tokens
+        forwards, read_before = self.drafter.forwards, self.drafter.read
         asking = self.worth is None or self.worth.drafts(len(self.rows))
         trees = proposed(self.drafter, self.rows, self.target.vocabulary) if asking else [root(row.ids[-1]) for row in self.rows]
         drafted = time.perf_counter()
-        logits, hidden = self.target.read([(tree.tokens, tree.parents) for tree in trees])
-        walks = verify(logits, trees, self._settings, *self._randomness(trees))
+        read = self.target.read([(tree.tokens, tree.parents) for tree in trees], self.drafter.carried)
+        walks = verify(read.logits, trees, self._settings, *self._randomness(trees))
         self.target.keep([walk.nodes for walk in walks])
 
-        accepted = [self._say(row, walk) for row, walk in zip(self.rows, walks, strict=True)]
-        with blamed(self.drafter):
-            for row, walk, tokens, states in zip(self.rows, walks, accepted, hidden, strict=True):
-                self.drafter.observe(row, tokens, states[walk.nodes[: 1 + len(tokens)]] if tokens else states[:1])
+        for place, (row, walk) in enumerate(zip(self.rows, walks, strict=True)):
+            self._say(row, walk, read.hidden[place], None if read.ahead is None else read.ahead[place])
         done = [row for row in self.rows if row.finish_reason]
         self._leave(done)
         self.counts.target_forwards += 1
         self.counts.trees += len(trees)
         self.counts.asked += asking * len(trees)
         self.counts.draft_forwards += self.drafter.forwards - forwards
+        self.counts.draft_read += self.drafter.read - read_before
         self.counts.drafted += sum(len(tree.tokens) - 1 for tree in trees)
         self.counts.draft_seconds += drafted - began
         seconds = time.perf_counter() - began
@@ -133,6 +136,11 @@ class Decoder:
             row.finish_reason = "interrupted"
         self._leave(stopped)
         return stopped
+
+    def synced(self) -> None:
+        """The target's weights have changed."""
+        with blamed(self.drafter), torch.inference_mode(False), torch.enable_grad():
+            self.drafter.synced()
 
     def _row(self, request: Request) -> Row:
         prompt, sampling = len(request.prompt_ids), request.sampling
@@ -156,8 +164,8 @@ class Decoder:
         u, v = torch.from_numpy(numbers).to(self.target.model.device)
         return u, v
 
-    def _say(self, row: Row, walk: Walk) -> list[int]:
-        """Add a walk's tokens to its row, up to one that ends it. Those of them that were drafted."""
+    def _say(self, row: Row, walk: Walk, hidden: Tensor, ahead: Tensor | None) -> None:
+        """Add a walk's tokens to its row, up to one that ends it."""
         before = len(row.ids)
         for token, logprob in zip(walk.tokens, walk.logprobs, strict=True):
             row.ids.append(token)
@@ -172,7 +180,10 @@ class Decoder:
         accepted = said[: len(walk.nodes) - 1]
         self.counts.tokens += len(said)
         self.counts.accepted += len(accepted)
-        return accepted
+        with blamed(self.drafter):
+            last = walk.nodes[len(accepted)]
+            at_last = None if ahead is None else ahead[last]
+            self.drafter.observe(row, accepted, hidden[walk.nodes[: 1 + len(accepted)]], at_last)
 
     def _stops(self, row: Row) -> bool:
         """By its last token."""

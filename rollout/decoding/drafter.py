@@ -6,15 +6,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from rlcore.errors import UserError
 from rlcore.models import ModelSpec
 from rlcore.protocols import Tokens
 from rlcore.types import FinishReason, Request, seed_from
+from rollout.decoding.heads import Carried
 from rollout.decoding.tree import Tree
 from rollout.sampling import uniforms
 
@@ -60,14 +63,32 @@ class Row:
 class Drafter(ABC):
     """Proposes what comes next, as a tree. It is made of its options alone; what it takes of a machine, it takes in `load`."""
 
-    draws = False  # whether it draws drafts at random (`Tree.q`), so that what is sampled depends on which of them are read
+    draws: ClassVar[bool] = False  # its drafts at random, for rows that are not greedy: then tokens depend on it
 
     def load(self, spec: ModelSpec) -> None:  # noqa: B027 - a hook
         """Once, before all else: this is the target, and how it is held. Raises UserError where it cannot be drafted for."""
 
+    def join(self, target: PreTrainedModel) -> None:  # noqa: B027 - a hook
+        """Before rows begin: the target itself, whose weights may change while there are none. It is not to be changed."""
+
+    @property
+    def carried(self) -> Carried | None:
+        """What the target is to carry along at every node that it reads; see `observe`."""
+        return None
+
     @property
     def forwards(self) -> int:
         """How many forward passes its own model has made, if it has one; prefills are not counted."""
+        return 0
+
+    @property
+    def read(self) -> int:
+        """How many tokens these have read."""
+        return 0
+
+    @property
+    def cache_bytes(self) -> int:
+        """How much the keys and values of its own model take, if it has one."""
         return 0
 
     @abstractmethod
@@ -78,9 +99,13 @@ class Drafter(ABC):
     def begin(self, rows: Sequence[Row], hidden: Sequence[Tensor]) -> None:  # noqa: B027 - a hook
         """These rows enter. `hidden` (tokens, H) of each: the target's last hidden states of all but its last token."""
 
-    def observe(self, row: Row, accepted: Tokens, hidden: Tensor) -> None:  # noqa: B027 - a hook
+    def observe(self, row: Row, accepted: Tokens, hidden: Tensor, ahead: Tensor | None) -> None:  # noqa: B027 - a hook
         """Of the row's tree so many tokens were `accepted`, before the target drew the row's last one. `hidden`
-        (1 + accepted, H): the target's last hidden states at the root and at these."""
+        (1 + accepted, H): the target's last hidden states at the root and at these; `ahead` (k, H): what was carried along
+        at the last of them."""
+
+    def synced(self) -> None:  # noqa: B027 - a hook
+        """The target has other weights than before. No rows are under way; gradients are recorded."""
 
     def forget(self, row: Row) -> None:  # noqa: B027 - a hook
         """The row leaves: it is done, or `interrupted`."""
@@ -92,7 +117,8 @@ def blamed(drafter: Drafter) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise UserError(f"the drafter {type(drafter).__name__} failed: {type(error).__name__}: {error}") from error
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        raise UserError(f"the drafter {type(drafter).__name__} failed: {kind}{error}") from error
 
 
 def proposed(drafter: Drafter, rows: Sequence[Row], vocabulary: int) -> list[Tree]:

@@ -12,6 +12,8 @@ other branches are cut off.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,12 +26,22 @@ from rlcore.packing import distinct, pack
 from rlcore.protocols import Tokens
 from rollout import attention
 from rollout.cache import Decode, Prefill, SlotCache
+from rollout.decoding.heads import Carried
 
 RESCALED = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
 
+class Read(NamedTuple):
+    """What a pass over nodes says; of a row with fewer of them than others, what is beyond them means nothing."""
+
+    logits: Tensor  # (rows, nodes, V)
+    hidden: Tensor  # (rows, nodes, H) the last states
+    ahead: Tensor | None  # (rows, nodes, k, H) those that were carried along
+
+
 class BranchedModel:
-    """`forwards` counts passes that read trees, and not prefills. Changes the attention implementation of `model`.
+    """`forwards` counts passes that read trees, and `tokens` those that they read; prefills are in neither. Changes the
+    attention implementation of `model`.
 
     Raises UserError for a model with sliding-window attention, and for one that rescales what its head puts out.
     """
@@ -40,11 +52,16 @@ class BranchedModel:
         model.set_attn_implementation(attention.NAME)
         self.model = model.eval()
         self.vocabulary, self.context = int(model.config.vocab_size), context_of(model.config)
-        self.forwards = 0
+        self.forwards = self.tokens = 0
         self.lengths: list[int] = []  # settled tokens of each row
         self._lines: list[list[list[int]]] = []  # of each row's open nodes: the nodes from its branch's first to itself
         self._names: list[dict[tuple[int, int], int]] = []  # of each row: (parent, token) → open node
         self.release()
+
+    @property
+    def cache_bytes(self) -> int:
+        """Of the keys and values that there is room for now; it grows, and never shrinks but by `release`."""
+        return self._cache.bytes
 
     def release(self) -> None:
         """Free the cache, in which nothing is that is still needed."""
@@ -65,22 +82,40 @@ class BranchedModel:
         begin, row = packed.start.tolist(), packed.row.tolist()
         return [hidden[row[i], begin[i] : begin[i] + len(ids)] for i, ids in zip(source, contexts, strict=True)]
 
-    def read(self, branches: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tuple[Tensor, Tensor]:
+    def read(self, branches: Sequence[tuple[Sequence[int], Sequence[int]]], carried: Carried | None = None) -> Read:
         """Open more nodes of every row: their tokens and parents, which are open nodes, or −1 for the last settled token. The
-        nodes are numbered on from the row's open ones. Logits (rows, nodes, V) and last hidden states (rows, nodes, H); those
-        of a row with fewer nodes than others mean nothing beyond them."""
+        nodes are numbered on from the row's open ones. With `carried`, each node has pseudo states beside it in the layers
+        above; the next pass forgets them."""
         device = self.model.device
         begins = [length + len(lines) for length, lines in zip(self.lengths, self._lines, strict=True)]
         new = [self._open(row, tokens, parents) for row, (tokens, parents) in enumerate(branches)]
         padded = pad([tokens for tokens, _ in branches], torch.long).to(device)
         depths = pad([[len(line) - 1 for line in lines] for lines in new], torch.long).to(device)
-        width = max(begins) + padded.shape[1]
-        self._reserve(len(begins), width)
+        count, steps = padded.shape[1], carried.steps if carried else 0
+        before = max(begins)
+        self._reserve(len(begins), before + (1 + steps) * count)
         starts, lengths = torch.tensor(begins, device=device), torch.tensor(self.lengths, device=device)
-        self._cache.enter(Decode(starts, width))
-        hidden = self._hidden(padded, lengths[:, None] + depths, self._seen(new, starts, width))
+        positions, seen = lengths[:, None] + depths, self._seen(new, starts, before + count)
+
+        def write(tokens: int) -> None:
+            self._cache.enter(Decode(starts, before + tokens))
+
+        write(count)
+        carrying: AbstractContextManager[None] = nullcontext()
+        if carried:
+            ahead = torch.arange(1 + steps, device=device).repeat_interleave(count)
+            every = _beside(seen, starts, steps)
+            carrying = carried.carrying(self.model, slice(count), positions.repeat(1, 1 + steps) + ahead, every[:, None], write)
+        with carrying:
+            hidden = self._hidden(padded, positions, seen)
         self.forwards += 1
-        return self.model.get_output_embeddings()(hidden), hidden
+        self.tokens += sum(len(tokens) for tokens, _ in branches)
+        hidden, pseudo = hidden[:, :count], hidden[:, count:]
+        return Read(
+            self.model.get_output_embeddings()(hidden),
+            hidden,
+            pseudo.unflatten(1, (steps, count)).transpose(1, 2) if carried else None,
+        )
 
     def keep(self, paths: Sequence[Sequence[int]]) -> None:
         """Settle a path of open nodes in every row, the first node first, and cut off all others."""
@@ -161,3 +196,15 @@ class BranchedModel:
             old = self._cache
         self._cache = SlotCache(self.model.config, slots, capacity, self.model.dtype, self.model.device)
         self._cache.take(old, len(self.lengths))
+
+
+def _beside(seen: Tensor, starts: Tensor, steps: int) -> Tensor:
+    """`seen` (rows, nodes, columns) with what pseudo states see, each of `steps` those of all nodes: what their node does, and
+    those of the same node up to themselves. (rows, (1 + steps) · nodes, columns + steps · nodes)."""
+    nodes = seen.shape[1]
+    each = torch.arange(steps * nodes, device=seen.device)
+    own = (each % nodes == each[:, None] % nodes) & (each <= each[:, None])
+    columns = starts[:, None] + nodes + each  # of the pseudo states, row by row
+    every = torch.nn.functional.pad(seen, (0, steps * nodes)).repeat(1, 1 + steps, 1)
+    every[:, nodes:].scatter_(2, columns[:, None].expand(-1, len(each), -1), own.expand(len(seen), -1, -1))
+    return every

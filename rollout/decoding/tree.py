@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -49,6 +50,27 @@ class Tree:
     def chain(cls, tokens: Sequence[int]) -> Tree:
         """One draft, the root first."""
         return cls(tokens, range(-1, len(tokens) - 1))
+
+    @classmethod
+    def product(cls, root: int, guesses: Sequence[Sequence[tuple[int, float]]], nodes: int) -> Tree:
+        """Of so many nodes beside the root, the most probable paths of independent guesses: for each depth, from 1 on, tokens
+        with their probabilities; those of probability 0 are no guesses."""
+        tokens, parents = [root], [-1]
+        heap: list[tuple[float, int, int, int]] = []  # (−probability of the path, depth, parent, token)
+
+        def grow(node: int, depth: int, chance: float) -> None:
+            if depth < len(guesses):
+                for token, p in guesses[depth]:
+                    if p > 0:
+                        heapq.heappush(heap, (-chance * p, depth + 1, node, token))
+
+        grow(0, 0, 1.0)
+        while heap and len(tokens) <= nodes:
+            chance, depth, parent, token = heapq.heappop(heap)
+            tokens.append(token)
+            parents.append(parent)
+            grow(len(tokens) - 1, depth, -chance)
+        return cls(tokens, parents)
 
 
 @functools.cache

@@ -164,6 +164,8 @@ class Transformers(Engine):
             case "sparse":
                 self._patch()
         self._arriving.clear()
+        if self._decoder is not None:
+            self._decoder.synced()
 
     @torch.inference_mode()
     def checksums(self) -> dict[str, int]:

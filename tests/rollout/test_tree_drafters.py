@@ -17,18 +17,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlcore import plugins
 from rlcore.errors import UserError
-from rlcore.models import ModelSpec
+from rlcore.models import ModelSpec, configuration
 from rlcore.recipe.load import load
 from rlcore.recipe.schema import RL
 from rlcore.run.metrics import Mean, values
 from rlcore.types import Completion, Prefix, Request, Sampling, seed_from
+from rollout.decoding import heads
 from rollout.decoding.drafter import Drafter, Row
 from rollout.decoding.tree import Tree
 from rollout.engines.transformers import Transformers
 from tests.rollout.test_contract import expected_logprobs, going_on, interrupted, updating, weights
 from trainers.plan import plan
 
-MATCHED = ["ngram", "history", "gsd"]  # drafts that are no random draws
+MATCHED = ["ngram", "history", "gsd", "heads"]  # drafts that are no random draws
 CASES = [(name, temperature) for name in MATCHED for temperature in (0.0, 1.0)] + [("draft_model", 0.0)]
 
 
@@ -59,13 +60,23 @@ def noisy(tiny_spec: ModelSpec, tmp_path_factory: pytest.TempPathFactory, tokeni
 
 
 @pytest.fixture(scope="module")
-def start(sharp: ModelSpec, noisy: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> Callable[..., Transformers]:
+def options(sharp: ModelSpec, noisy: ModelSpec, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What drafters need to be told."""
+    config, folder = configuration(sharp.location), tmp_path_factory.mktemp("heads") / "firp"
+    heads.save(heads.make(config, "firp", {}), "firp", {}, folder)
+    model = {"model": noisy.location}
+    return {"gsd": model, "draft_model": model, "heads": {"folder": str(folder), "refresh": 2, "learning_rate": 1e-2}}
+
+
+@pytest.fixture(scope="module")
+def start(
+    sharp: ModelSpec, options: dict[str, dict[str, Any]], tokenizer: PreTrainedTokenizerBase
+) -> Callable[..., Transformers]:
     """An engine with the drafter of that name, or with this one, or without."""
 
     def started(drafter: str | Drafter | None = None, batch_size: int = 16) -> Transformers:
         if isinstance(drafter, str):
-            options = {"model": noisy.location} if drafter in ("gsd", "draft_model") else {}
-            drafter = plugins.bind("rollout.drafters", drafter, options)()
+            drafter = plugins.bind("rollout.drafters", drafter, options.get(drafter, {}))()
         return Transformers(sharp, tokenizer, [tokenizer.eos_token_id], batch_size=batch_size, drafter=drafter)
 
     return started
@@ -200,7 +211,7 @@ def test_what_was_interrupted_ends_as_if_nothing_had_happened(
     assert_same(sorted(done, key=lambda c: c.sample), plainly(temperature))
 
 
-@pytest.mark.parametrize("name", ["history", "draft_model"])
+@pytest.mark.parametrize("name", ["history", "draft_model", "heads"])
 def test_drafts_are_verified_by_the_weights_served_now(start: Callable, sharp: ModelSpec, name: str) -> None:
     """Those of a newer policy, with which what was under way goes on. History keeps what it knows of the older one's."""
     other: PreTrainedModel = sharp.load()

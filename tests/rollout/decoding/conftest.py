@@ -12,7 +12,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from rlcore.plugins import find
 from rlcore.types import Request, Sampling
+from rollout.decoding import heads
 from rollout.decoding.companion import Companion
 from rollout.decoding.drafter import Drafter, Row
 from rollout.decoding.tree import Tree
@@ -58,6 +60,26 @@ def drafting(kind: type[C], model: PreTrainedModel, **options: Any) -> C:
     drafter = kind(model="nowhere", **options)
     drafter.draft_with(deepcopy(model))
     return drafter
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Drafter]:
+    """A drafter of this name with these options; `draft` is its draft model, or has the shape of the model that its heads, `of`
+    a kind, are on."""
+
+    def make_drafter(name: str, options: dict[str, Any], draft: PreTrainedModel) -> Drafter:
+        kind = find("rollout.drafters", name)
+        if issubclass(kind, Companion):
+            return drafting(kind, draft, **options)
+        if name != "heads":
+            return kind(**options)
+        own = dict(options)
+        kind_of_heads = dict(own.pop("of"))
+        name_of_kind, folder = kind_of_heads.pop("name"), tmp_path_factory.mktemp("heads") / "heads"
+        heads.save(heads.make(draft.config, name_of_kind, kind_of_heads), name_of_kind, kind_of_heads, folder)
+        return kind(folder=str(folder), **own)
+
+    return make_drafter
 
 
 @pytest.fixture(scope="session")
@@ -128,7 +150,7 @@ class Wild(Drafter):
     def propose(self, rows: Sequence[Row]) -> list[Tree]:
         return [self._tree(row) for row in rows]
 
-    def observe(self, row: Row, accepted: Sequence[int], hidden: torch.Tensor) -> None:
+    def observe(self, row: Row, accepted: Sequence[int], hidden: torch.Tensor, ahead: torch.Tensor | None) -> None:
         self.accepted.append(len(accepted))
 
     def _tree(self, row: Row) -> Tree:

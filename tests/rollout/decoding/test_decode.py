@@ -15,26 +15,24 @@ from rlcore.errors import UserError
 from rlcore.models import ModelSpec
 from rlcore.plugins import find, names
 from rlcore.types import Prefix, Request, Sampling
-from rollout.decoding.companion import Companion
 from rollout.decoding.decode import Decoder, decode
 from rollout.decoding.drafter import Drafter, Row
 from rollout.decoding.tree import Tree
 from rollout.engines.transformers import Transformers
-from tests.rollout.decoding.conftest import drafting
 
 STOP = [3, 7]
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "ngram": [{}, {"depth": 2, "most": 1}],
     "history": [{}, {"probable": 0.6, "depth": 3}],
     "draft_model": [{}, {"depth": 3, "children": 3, "width": 2}],
+    "heads": [
+        {"of": {"name": "firp"}, "nodes": 6},
+        {"of": {"name": "hidden_transfer", "steps": 1}},
+        {"of": {"name": "medusa"}},
+    ],
     "gsd": [{}, {"same": 0, "children": 3, "probable": 0.01, "sibling": 0.05, "nodes": 12}],
 }
 DRAFTERS = [(name, options) for name, each in OPTIONS.items() for options in each]
-
-
-def made(name: str, options: dict[str, Any], draft: PreTrainedModel) -> Drafter:
-    kind = find("rollout.drafters", name)
-    return drafting(kind, draft, **options) if issubclass(kind, Companion) else kind(**options)
 
 
 class Plain(Drafter):
@@ -52,7 +50,13 @@ def test_every_drafter_of_trees_is_tested() -> None:
 
 @pytest.mark.parametrize(("name", "options"), DRAFTERS)
 def test_greedy_decoding_is_plain_decoding(
-    target: PreTrainedModel, draft: PreTrainedModel, ask: Callable, plainly: Callable, name: str, options: dict[str, Any]
+    made: Callable,
+    target: PreTrainedModel,
+    draft: PreTrainedModel,
+    ask: Callable,
+    plainly: Callable,
+    name: str,
+    options: dict[str, Any],
 ) -> None:
     """Token for token, in batches of 1, 4 and 16, with a drafter that is kept between them. Nothing is drafted in vain: drafts
     were accepted, and the target was asked less often."""
@@ -91,9 +95,13 @@ def test_any_trees_leave_greedy_decoding_as_it_is(
 @pytest.mark.parametrize(
     "sampling", [{"temperature": 1.0}, {"temperature": 0.7, "top_p": 0.9}, {"temperature": 1.3, "top_k": 5, "min_p": 0.05}]
 )
-@pytest.mark.parametrize("name", ["ngram", "history", "gsd"])
+@pytest.mark.parametrize("name", ["ngram", "history", "gsd", "heads"])
 def test_matched_drafts_give_the_very_completions_of_the_engine(
-    tiny_spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, name: str, sampling: dict[str, float]
+    made: Callable,
+    tiny_spec: ModelSpec,
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+    sampling: dict[str, float],
 ) -> None:
     """Sampled, with the same seeds: tokens and log-probs, forced prefixes included."""
     settings = Sampling(max_new_tokens=20, **sampling)  # type: ignore[arg-type]
@@ -101,7 +109,7 @@ def test_matched_drafts_give_the_very_completions_of_the_engine(
     requests = [Request(f"p{i}", 0, i, (5, 6, 7 + i % 3), settings, prefix if i % 4 == 1 else Prefix()) for i in range(12)]
     engine = Transformers(tiny_spec, tokenizer, STOP, batch_size=5)
     expected = {c.problem_id: c for c in engine.generate(requests)}
-    drafter = made(name, {}, tiny_spec.load())
+    drafter = made(name, OPTIONS[name][0], tiny_spec.load())
     for _ in range(2):
         done, _ = decode(tiny_spec.load(), requests, drafter, STOP)
         for request, each in zip(requests, done, strict=True):
@@ -114,7 +122,13 @@ def test_matched_drafts_give_the_very_completions_of_the_engine(
 
 @pytest.mark.parametrize(("name", "options"), DRAFTERS)
 def test_log_probs_are_the_targets(
-    oracle: PreTrainedModel, target: PreTrainedModel, draft: PreTrainedModel, ask: Callable, name: str, options: dict[str, Any]
+    made: Callable,
+    oracle: PreTrainedModel,
+    target: PreTrainedModel,
+    draft: PreTrainedModel,
+    ask: Callable,
+    name: str,
+    options: dict[str, Any],
 ) -> None:
     """Of every token, under the processed distribution, to 1e-5: from a plain pass over the whole completion."""
     requests = ask(16, temperature=0.8, min_p=0.05)
@@ -130,7 +144,12 @@ def test_log_probs_are_the_targets(
 
 @pytest.mark.parametrize(("name", "options"), DRAFTERS)
 def test_a_completion_does_not_depend_on_what_it_is_decoded_with(
-    target: PreTrainedModel, draft: PreTrainedModel, ask: Callable, name: str, options: dict[str, Any]
+    made: Callable,
+    target: PreTrainedModel,
+    draft: PreTrainedModel,
+    ask: Callable,
+    name: str,
+    options: dict[str, Any],
 ) -> None:
     requests = ask(6)
     together, _ = decode(target, requests, made(name, options, draft), STOP)
@@ -183,10 +202,15 @@ def test_a_stop_id_in_the_middle_of_a_branch_ends_the_completion(
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_the_end_of_the_context_ends_the_completion(
-    target: PreTrainedModel, draft: PreTrainedModel, ask: Callable, plainly: Callable, name: str
+    made: Callable,
+    target: PreTrainedModel,
+    draft: PreTrainedModel,
+    ask: Callable,
+    plainly: Callable,
+    name: str,
 ) -> None:
     """The context is 64 tokens; prompts of 52 to 63, and no limit of their own."""
-    drafter = made(name, {}, draft)
+    drafter = made(name, OPTIONS[name][0], draft)
     requests = [
         replace(request, prompt_ids=(request.prompt_ids * 64)[: 52 + 11 * (i % 2)])
         for i, request in enumerate(ask(4, temperature=0, max_new_tokens=1000))
@@ -215,7 +239,13 @@ def test_requests_that_leave_nothing_to_decode_are_refused(target: PreTrainedMod
 
 @pytest.mark.parametrize(("name", "options"), DRAFTERS)
 def test_rows_enter_while_others_are_under_way(
-    target: PreTrainedModel, draft: PreTrainedModel, ask: Callable, plainly: Callable, name: str, options: dict[str, Any]
+    made: Callable,
+    target: PreTrainedModel,
+    draft: PreTrainedModel,
+    ask: Callable,
+    plainly: Callable,
+    name: str,
+    options: dict[str, Any],
 ) -> None:
     requests = ask(10, temperature=0)
     waiting = [
@@ -240,7 +270,7 @@ def test_a_drafter_sees_the_targets_hidden_states(
             for row, states in zip(rows, hidden, strict=True):
                 seen[row] = [states]
 
-        def observe(self, row: Row, accepted: Sequence[int], hidden: torch.Tensor) -> None:
+        def observe(self, row: Row, accepted: Sequence[int], hidden: torch.Tensor, ahead: torch.Tensor | None) -> None:
             assert row.tokens[-1 - len(accepted) :][: len(accepted)] == list(accepted) or row.tokens[-1] in STOP
             seen[row].append(hidden)
 
@@ -331,7 +361,11 @@ def test_a_tree_for_every_row(target: PreTrainedModel, ask: Callable) -> None:
 
 @pytest.mark.parametrize("name", ["draft_model", "gsd"])
 def test_a_draft_model_must_hold_what_the_target_does(
-    target: PreTrainedModel, ask: Callable, make_model: Callable, name: str
+    made: Callable,
+    target: PreTrainedModel,
+    ask: Callable,
+    make_model: Callable,
+    name: str,
 ) -> None:
     short = make_model(0, 24, context=16)
     with pytest.raises(UserError, match=r"can have .* tokens; the draft model's context is 16"):

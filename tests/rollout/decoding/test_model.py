@@ -64,7 +64,7 @@ def test_logits_are_those_of_a_plain_pass_over_the_path(
     cuts = [data.draw(st.integers(0, len(tree[0]))) for _, tree in batch]
     for begin, end in ((lambda c: 0, lambda c: c), (lambda c: c, lambda c: None)):
         part = [(tree[0][begin(c) : end(c)], tree[1][begin(c) : end(c)]) for c, (_, tree) in zip(cuts, batch, strict=True)]
-        logits, _ = model.read(part)
+        logits = model.read(part).logits
         for row, (context, tree) in enumerate(batch):
             read = tree[0][: end(cuts[row])], tree[1][: end(cuts[row])]
             assert_plain(oracle, logits[row], context, read, begin(cuts[row]))
@@ -75,7 +75,7 @@ def test_logits_are_those_of_a_plain_pass_over_the_path(
     assert model.lengths == list(map(len, settled))
     for _ in range(2):
         again = [data.draw(trees()) for _ in settled]
-        logits, _ = model.read(again)
+        logits = model.read(again).logits
         for row, tree in enumerate(again):
             assert_plain(oracle, logits[row], settled[row], tree)
         model.keep([[] for _ in settled])
@@ -112,7 +112,7 @@ def test_hidden_states_are_those_that_the_head_reads(oracle: PreTrainedModel) ->
     torch.testing.assert_close(first, expected[:3], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(same, first)
     assert second.shape == (1, 32)
-    _, hidden = model.read([([7, 9, 8], [-1, -1, 0]), ([5], [-1]), ([7], [-1])])
+    hidden = model.read([([7, 9, 8], [-1, -1, 0]), ([5], [-1]), ([7], [-1])]).hidden
     torch.testing.assert_close(hidden[0, [0, 2]], expected[3:], atol=1e-5, rtol=1e-5)
 
 
@@ -124,7 +124,7 @@ def test_rows_enter_beside_others_that_are_under_way(oracle: PreTrainedModel) ->
     model.keep([[0, 1]])
     model.enter([[6] * 20, []])
     tree = ([7, 8, 9], [-1, 0, 0])
-    logits, _ = model.read([tree, tree, tree])
+    logits = model.read([tree, tree, tree]).logits
     for row, settled in enumerate(([1, 2, 3, 4, 5], [6] * 20, [])):
         assert_plain(oracle, logits[row], settled, tree)
 
@@ -137,7 +137,7 @@ def test_a_row_that_moves_takes_what_is_open_in_it_along(oracle: PreTrainedModel
     model.leave(0)
     assert [model.follow(row, [9, 7]) for row in range(2)] == [[1, 2], []]
     model.keep([[1, 2], [0]])
-    logits, _ = model.read([([10], [-1]), ([10], [-1])])
+    logits = model.read([([10], [-1]), ([10], [-1])]).logits
     for row, settled in enumerate(([5, 6, 9, 7], [4, 7])):
         assert_plain(oracle, logits[row], settled, ([10], [-1]))
 
