@@ -11,9 +11,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlcore.errors import UserError
@@ -105,14 +105,17 @@ class Decoder:
         began, before = time.perf_counter(), self.counts.tokens
         forwards, read_before = self.drafter.forwards, self.drafter.read
         asking = self.worth is None or self.worth.drafts(len(self.rows))
-        trees = proposed(self.drafter, self.rows, self.target.vocabulary) if asking else [root(row.ids[-1]) for row in self.rows]
+        trees = (
+            proposed(self.drafter, self.rows, self.target.vocabulary) if asking else [root(row.ids[-1]) for row in self.rows]
+        )
         drafted = time.perf_counter()
-        read = self.target.read([(tree.tokens, tree.parents) for tree in trees], self.drafter.carried)
+        read = self.target.read([(tree.tokens, tree.parents) for tree in trees], self.drafter.carried if asking else None)
         walks = verify(read.logits, trees, self._settings, *self._randomness(trees))
         self.target.keep([walk.nodes for walk in walks])
 
-        for place, (row, walk) in enumerate(zip(self.rows, walks, strict=True)):
-            self._say(row, walk, read.hidden[place], None if read.ahead is None else read.ahead[place])
+        paths = [walk.nodes[: 1 + self._say(row, walk)] for row, walk in zip(self.rows, walks, strict=True)]
+        with blamed(self.drafter):
+            self.drafter.observe(self.rows, paths, read)
         done = [row for row in self.rows if row.finish_reason]
         self._leave(done)
         self.counts.target_forwards += 1
@@ -156,16 +159,13 @@ class Decoder:
 
     def _randomness(self, trees: Sequence[Tree]) -> tuple[Tensor, Tensor]:
         """`u` and `v` of the positions that a walk can draw: (rows, 1 + the depth of the deepest tree)."""
-        counts = [1 + max(tree.depths) for tree in trees]
-        numbers = np.zeros((2, len(trees), max(counts)), dtype=np.float32)
-        for i, (row, count) in enumerate(zip(self.rows, counts, strict=True)):
-            numbers[0, i, :count] = row.u[row.drawn : row.drawn + count]
-            numbers[1, i, :count] = row.v[row.drawn : row.drawn + count]
-        u, v = torch.from_numpy(numbers).to(self.target.model.device)
-        return u, v
+        drawn = torch.tensor([row.drawn for row in self.rows], device=self._u.device)
+        deepest = max(tree.depth for tree in trees)
+        places = (drawn[:, None] + torch.arange(1 + deepest, device=drawn.device)).clamp(max=self._u.shape[1] - 1)
+        return self._u.gather(1, places), self._v.gather(1, places)
 
-    def _say(self, row: Row, walk: Walk, hidden: Tensor, ahead: Tensor | None) -> None:
-        """Add a walk's tokens to its row, up to one that ends it."""
+    def _say(self, row: Row, walk: Walk) -> int:
+        """Add a walk's tokens to its row, up to one that ends it; how many of them were drafted."""
         before = len(row.ids)
         for token, logprob in zip(walk.tokens, walk.logprobs, strict=True):
             row.ids.append(token)
@@ -176,14 +176,11 @@ class Decoder:
                 row.finish_reason = "length"
             if row.finish_reason:
                 break
-        said = row.ids[before:]
-        accepted = said[: len(walk.nodes) - 1]
-        self.counts.tokens += len(said)
-        self.counts.accepted += len(accepted)
-        with blamed(self.drafter):
-            last = walk.nodes[len(accepted)]
-            at_last = None if ahead is None else ahead[last]
-            self.drafter.observe(row, accepted, hidden[walk.nodes[: 1 + len(accepted)]], at_last)
+        said = len(row.ids) - before
+        accepted = min(said, len(walk.nodes) - 1)
+        self.counts.tokens += said
+        self.counts.accepted += accepted
+        return accepted
 
     def _stops(self, row: Row) -> bool:
         """By its last token."""
@@ -206,5 +203,9 @@ class Decoder:
 
     def _settle(self) -> None:
         """What depends on which rows there are."""
-        samplings = [row.request.sampling for row in self.rows]
-        self._settings = SamplingRows.of(samplings, self.target.vocabulary, self.target.model.device)
+        if not self.rows:
+            return
+        samplings, device = [row.request.sampling for row in self.rows], self.target.model.device
+        self._settings = SamplingRows.of(samplings, self.target.vocabulary, device)
+        self._u = pad_sequence([torch.from_numpy(row.u) for row in self.rows], batch_first=True).to(device)
+        self._v = pad_sequence([torch.from_numpy(row.v) for row in self.rows], batch_first=True).to(device)

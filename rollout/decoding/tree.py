@@ -27,6 +27,7 @@ class Tree:
     parents: Sequence[int]
     q: Mapping[int, Tensor] = field(default_factory=dict)
     depths: list[int] = field(init=False)  # of every node; the root's is 0
+    depth: int = field(init=False)  # of the deepest
     children: list[dict[int, int]] = field(init=False)  # of every node, by their token and in their order
 
     def __post_init__(self) -> None:
@@ -44,6 +45,7 @@ class Tree:
         if missing := [node for node in self.q if not 0 <= node < len(self.tokens)]:
             raise ValueError(f"a tree of {len(self.tokens)} nodes has distributions for the nodes {missing}")
         object.__setattr__(self, "depths", depths)
+        object.__setattr__(self, "depth", max(depths))
         object.__setattr__(self, "children", children)
 
     @classmethod

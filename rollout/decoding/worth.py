@@ -14,12 +14,13 @@ they were drawn at random (`Drafter.draws`) they are not, and a run would not co
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 MEMORY = 16  # rounds after which one counts 1/e
 SPENT = 0.02
-PAUSE = 3  # times the usual: what is slower than that was held up (another process, a cache that grew), and counts as this
-FIRST = 3  # rounds of each kind before they are compared
+HELD_UP = 3  # times the usual: what is slower than that was held up (another process, a cache that grew), and counts as this
+FIRST = 4  # rounds of each kind before they are compared
+STRETCH = 2  # rounds of a kind in a row: what is carried along for the next draft is there in the second one only
 
 
 @dataclass
@@ -33,7 +34,7 @@ class _Kind:
 
     def note(self, seconds: float, tokens: int) -> None:
         if self.rounds:
-            seconds = min(seconds, PAUSE * self.seconds / self.rounds)
+            seconds = min(seconds, HELD_UP * self.seconds / self.rounds)
         kept = 1 - 1 / MEMORY if self.rounds >= FIRST else 1.0
         self.rounds = kept * self.rounds + 1
         self.seconds, self.tokens = kept * self.seconds + seconds, kept * self.tokens + tokens
@@ -49,26 +50,42 @@ class _Kind:
         return min((self.seconds - cost * self.tokens) / self.rounds, seconds - cost * tokens)
 
 
+@dataclass
+class _Size:
+    """Rounds over about so many rows."""
+
+    without: _Kind = field(default_factory=_Kind)
+    within: _Kind = field(default_factory=_Kind)
+    waited: float = 0.0  # seconds since the dearer kind was tried
+
+    def drafts(self) -> bool:
+        if min(self.without.rounds, self.within.rounds) < FIRST:
+            return self.within.rounds <= self.without.rounds
+        cheaper, dearer = sorted((self.without, self.within), key=lambda kind: kind.cost)
+        trying = STRETCH * dearer.loses(cheaper.cost) <= SPENT * self.waited
+        return (dearer if trying else cheaper) is self.within
+
+    def note(self, drafted: bool, seconds: float, tokens: int) -> None:
+        kind, other = (self.within, self.without) if drafted else (self.without, self.within)
+        kind.note(seconds, tokens)
+        dearer = bool(other.rounds) and kind.cost > other.cost
+        self.waited = 0.0 if dearer else self.waited + seconds
+
+
 class Worth:
     """Of one decoder's drafts."""
 
     def __init__(self) -> None:
-        self._kinds: defaultdict[int, tuple[_Kind, _Kind]] = defaultdict(lambda: (_Kind(), _Kind()))
-        self._waited: defaultdict[int, float] = defaultdict(float)  # seconds since the dearer kind was tried
+        self._sizes: defaultdict[int, _Size] = defaultdict(_Size)
+        self._drafts, self._left = False, 0  # what was chosen, and for how many rounds more
 
     def drafts(self, rows: int) -> bool:
-        """Whether a round of so many rows is to have drafts."""
-        without, within = self._kinds[rows.bit_length()]
-        if min(without.rounds, within.rounds) < FIRST:
-            return within.rounds <= without.rounds
-        cheaper, dearer = sorted((without, within), key=lambda kind: kind.cost)
-        trying = dearer.loses(cheaper.cost) <= SPENT * self._waited[rows.bit_length()]
-        return (dearer if trying else cheaper) is within
+        """Whether a round of so many rows is to have drafts. To be asked once a round."""
+        if not self._left:
+            self._drafts, self._left = self._sizes[rows.bit_length()].drafts(), STRETCH
+        self._left -= 1
+        return self._drafts
 
     def note(self, rows: int, drafted: bool, seconds: float, tokens: int) -> None:
         """What a round took, and brought."""
-        kinds, size = self._kinds[rows.bit_length()], rows.bit_length()
-        kinds[drafted].note(seconds, tokens)
-        other = kinds[not drafted]
-        dearer = bool(other.rounds) and kinds[drafted].cost > other.cost
-        self._waited[size] = 0.0 if dearer else self._waited[size] + seconds
+        self._sizes[rows.bit_length()].note(drafted, seconds, tokens)

@@ -60,6 +60,8 @@ class Transformers(Engine):
         always_draft: bool = False,
     ) -> None:
         latent = load_latent(spec.location)
+        if always_draft and drafter is None:
+            raise UserError("always_draft: there is no drafter; leave it out, or set rollout.drafter")
         if latent is None:
             refuse_code(code, spec.location)
         elif drafter is not None:

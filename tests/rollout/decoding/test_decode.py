@@ -17,6 +17,7 @@ from rlcore.plugins import find, names
 from rlcore.types import Prefix, Request, Sampling
 from rollout.decoding.decode import Decoder, decode
 from rollout.decoding.drafter import Drafter, Row
+from rollout.decoding.model import Read
 from rollout.decoding.tree import Tree
 from rollout.engines.transformers import Transformers
 
@@ -270,9 +271,9 @@ def test_a_drafter_sees_the_targets_hidden_states(
             for row, states in zip(rows, hidden, strict=True):
                 seen[row] = [states]
 
-        def observe(self, row: Row, accepted: Sequence[int], hidden: torch.Tensor, ahead: torch.Tensor | None) -> None:
-            assert row.tokens[-1 - len(accepted) :][: len(accepted)] == list(accepted) or row.tokens[-1] in STOP
-            seen[row].append(hidden)
+        def observe(self, rows: Sequence[Row], paths: Sequence[Sequence[int]], read: Read) -> None:
+            for row, path, hidden in zip(rows, paths, read.hidden, strict=True):
+                seen[row].append(hidden[list(path)])
 
         def forget(self, row: Row) -> None:
             forgotten.append(row)

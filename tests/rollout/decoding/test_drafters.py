@@ -71,19 +71,24 @@ def places(text: Sequence[int], piece: Sequence[int]) -> int:
 
 
 @settings(deadline=None)
-@given(sequences, sequences)
-def test_the_automaton_knows_every_suffix_and_how_often_it_stands(sequence: list[int], text: list[int]) -> None:
-    automaton = SuffixAutomaton(sequence)
+@given(st.lists(sequences, max_size=4), sequences)
+def test_the_automaton_knows_every_suffix_and_how_often_it_stands(texts: list[list[int]], growing: list[int]) -> None:
+    def stands(piece: Sequence[int]) -> int:
+        return sum(places(text, piece) for text in texts)
+
+    automaton = SuffixAutomaton()
+    for text in texts:
+        automaton.add(text)
     state, matched = 0, 0
-    for end, token in enumerate(text, 1):
+    for end, token in enumerate(growing, 1):
         state, matched = automaton.advance(state, matched, token)
-        longest = next(n for n in range(end, -1, -1) if n == 0 or places(sequence, text[end - n : end]))
+        longest = next(n for n in range(end, -1, -1) if n == 0 or stands(growing[end - n : end]))
         assert matched == longest
         if matched:
-            piece = text[end - matched : end]
-            assert automaton.count[state] == places(sequence, piece)
+            piece = growing[end - matched : end]
+            assert automaton.count[state] == stands(piece)
             for after, following in automaton.following[state].items():
-                assert automaton.count[following] == places(sequence, [*piece, after])
+                assert automaton.count[following] == stands([*piece, after])
 
 
 def test_history_continues_what_was_said_most_often_until_it_is_improbable() -> None:
