@@ -9,8 +9,7 @@ sync_bytes                            of weights that an engine is sent after a 
 kl_rollout                            KL of what sampled to the learner, nats a token (k3)
 capped                                share of tokens whose importance weight was out of bounds
 generate_s, learn_s, sync_s           seconds of a step
-generate_again_s                      seconds of generation of a step whose problems had all come in earlier steps: from the second
-                                      epoch on; None where there is none
+generate_again_s                      seconds of generation of a step whose problems all came before: from the second epoch on
 tokens_per_pass                       that a pass of the policy over a completion's drafts brought; None without a drafter
 fingerprint                           a number of 32 bits made of all completions sampled for training, and of what they were
                                       worth: two runs that sampled the same have the same one
@@ -153,7 +152,7 @@ def collect(folder: Path, recipe: Recipe, target: float) -> Result:
         "length_sampled": _mean(sampled["length_sampled"]),
         "steps_after": _mean(written[-LAST:]),
         **{name: _mean(list(_by_step(run.metrics.get(of)).values())) for name, of in OVER_STEPS.items()},
-        "generate_again_s": _mean([float(sampling[step]) for step in _again(folder, times)]),
+        "generate_again_s": _mean([sampling[step] for step in _again(folder, times)]),
         "fingerprint": _fingerprint(folder, times),
         "alarms": len(raised),
         "lost_at_alarm": _lost(evaluations, min(raised)) if raised else None,
@@ -213,12 +212,16 @@ def _lost(evaluations: Mapping[int, float], step: int) -> float:
 
 def _sampled(run: Run) -> dict[str, Sequence[float]]:
     """What was sampled in each training step of which something could be judged."""
-    wanted = {"accuracy_sampled": "accuracy", "length_sampled": "length/mean", "generate_s": "time/generate"}
-    found = {name: _by_step(run.metrics.get(of)) for name, of in wanted.items()}
-    steps = [step for step in found["accuracy_sampled"] if all(step in series for series in found.values())]
-    if passes := _by_step(run.metrics.get("drafter/tokens_per_pass")):
-        found["tokens_per_pass"] = passes
-    return {"step": steps, **{name: [series[step] for step in steps] for name, series in found.items()}}
+    accuracy, length = (_by_step(run.metrics.get(name)) for name in ("accuracy", "length/mean"))
+    steps = [step for step in accuracy if step in length]
+    beside = {"generate_s": "time/generate", "tokens_per_pass": "drafter/tokens_per_pass"}
+    found = {name: _by_step(run.metrics.get(of)) for name, of in beside.items() if of in run.metrics}
+    return {
+        "step": steps,
+        "accuracy_sampled": [accuracy[step] for step in steps],
+        "length_sampled": [length[step] for step in steps],
+        **{name: [series[step] for step in steps] for name, series in found.items()},
+    }
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -1,5 +1,5 @@
-"""The suffix automaton of texts: every place where a piece of them stands, in linear space, and the longest piece that a growing
-text ends with (Blumer et al. 1985). Used by the `history` drafter.
+"""The suffix automaton of texts: every place where a piece of them stands, in linear space, and the longest piece that a
+growing text ends with (Blumer et al. 1985). Used by the `history` drafter.
 
 A state is a set of pieces that end at the same places; its `link` is the state of their longest suffix that ends at more.
 """

@@ -18,9 +18,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlcore.errors import UserError
 from rlcore.types import FinishReason, Request
-from rollout.decoding.drafter import Drafter, Row, blamed, proposed
+from rollout.decoding.drafter import Drafter, Row, blamed, proposed, undrafted
 from rollout.decoding.model import BranchedModel
-from rollout.decoding.tree import Tree, root
+from rollout.decoding.tree import Tree
 from rollout.decoding.verify import Walk, verify
 from rollout.decoding.worth import Worth
 from rollout.sampling import SamplingRows
@@ -105,9 +105,7 @@ class Decoder:
         began, before = time.perf_counter(), self.counts.tokens
         forwards, read_before = self.drafter.forwards, self.drafter.read
         asking = self.worth is None or self.worth.drafts(len(self.rows))
-        trees = (
-            proposed(self.drafter, self.rows, self.target.vocabulary) if asking else [root(row.ids[-1]) for row in self.rows]
-        )
+        trees = proposed(self.drafter, self.rows, self.target.vocabulary) if asking else undrafted(self.rows)
         drafted = time.perf_counter()
         read = self.target.read([(tree.tokens, tree.parents) for tree in trees], self.drafter.carried if asking else None)
         walks = verify(read.logits, trees, self._settings, *self._randomness(trees))

@@ -18,7 +18,7 @@ from rlcore.models import ModelSpec
 from rlcore.types import FinishReason, Request, seed_from
 from rollout.decoding.heads import Carried
 from rollout.decoding.model import Read
-from rollout.decoding.tree import Tree
+from rollout.decoding.tree import Tree, root
 from rollout.sampling import uniforms
 
 
@@ -131,6 +131,11 @@ def proposed(drafter: Drafter, rows: Sequence[Row], vocabulary: int) -> list[Tre
             _refuse_unfit(tree, row, vocabulary)
         _refuse_distributions(trees, vocabulary)
     return trees
+
+
+def undrafted(rows: Sequence[Row]) -> list[Tree]:
+    """Trees of nothing but the rows' last tokens."""
+    return [root(row.ids[-1]) for row in rows]
 
 
 def _refuse_unfit(tree: Tree, row: Row, vocabulary: int) -> None:

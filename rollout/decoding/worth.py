@@ -4,8 +4,9 @@ A round over so many rows, to the next power of two, costs seconds a token:
 
     c = Σ seconds / Σ tokens        with drafts, and without; over the latest rounds of each kind, about `MEMORY` of them
 
-The cheaper kind is chosen, and the dearer one tried now and then, since drafts get better and batches change: once what that is
-expected to lose is at most the share `SPENT` of the time since the last try. A try that turns out cheaper is followed by another.
+The cheaper kind is chosen, and the dearer one tried now and then, since drafts get better and batches change: once what that
+is expected to lose is at most the share `SPENT` of the time since the last try. A try that turns out cheaper is followed by
+another.
 
 The clock decides only whether drafts are read. Where they are verified by matching, the tokens are the same either way; where
 they were drawn at random (`Drafter.draws`) they are not, and a run would not come out the same twice: those are always read.

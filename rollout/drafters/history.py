@@ -6,13 +6,14 @@ suffix that stands there, its own start included, and continued by what follows 
 
     P(x | suffix) = trust(length of the suffix) · count(suffix · x) / count(suffix)
 
-until the product of these falls below a threshold. What stood there once counts as certain, which is true of a policy that says
-much the same each time and of long suffixes, and not of others; so the run itself tells how far to trust it: of all guesses so far
-after suffixes of about that length (to the next power of two),
+until the product of these falls below a threshold. What stood there once counts as certain, which is true of a policy that
+says much the same each time and of long suffixes, and not of others; so the run itself tells how far to trust it: of all
+guesses so far after suffixes of about that length (to the next power of two),
 
     trust = min(1, (those that came true + PRIOR) / (Σ count(suffix · x) / count(suffix) + PRIOR))
 
-SuffixDecoding limits a draft to the length of its suffix instead; where a policy is sure of what it says, that cuts good drafts.
+SuffixDecoding limits a draft to the length of its suffix instead; where a policy is sure of what it says, that cuts good
+drafts.
 
 A row that is done is history once no other row of its prompt is under way: those that are would be guessed by the shortest of
 their kind. Other weights forget nothing of it: what an older policy said is as good a guess as it is like the newer one.
