@@ -9,6 +9,10 @@ sync_bytes                            of weights that an engine is sent after a 
 kl_rollout                            KL of what sampled to the learner, nats a token (k3)
 capped                                share of tokens whose importance weight was out of bounds
 generate_s, learn_s, sync_s           seconds of a step
+generate_again_s                      seconds of generation of a step whose problems all came before: from the second epoch on
+tokens_per_pass                       that a pass of the policy over a completion's drafts brought; None without a drafter
+fingerprint                           a number of 32 bits made of all completions sampled for training, and of what they were
+                                      worth: two runs that sampled the same have the same one
 alarms                                that the hack monitor raised
 lost_at_alarm                         how far the evaluated accuracy was below its best when the first alarm was raised, on the
                                       straight line between evaluations; None where none was
@@ -21,7 +25,9 @@ samples_to_target, wall_to_target     where the evaluated accuracy first is at t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -56,6 +62,9 @@ METRICS = (
         "generate_s",
         "learn_s",
         "sync_s",
+        "generate_again_s",
+        "tokens_per_pass",
+        "fingerprint",
         "alarms",
         "lost_at_alarm",
     ),
@@ -69,7 +78,10 @@ OVER_STEPS = {  # metrics of a run, by what their means over steps are called he
     "generate_s": "time/generate",
     "learn_s": "time/learn",
     "sync_s": "time/sync",
+    "tokens_per_pass": "drafter/tokens_per_pass",
 }
+SYNCED = ("sync_bytes", "kl_rollout", "capped", "generate_s", "learn_s", "sync_s")  # told of arms that sync in different ways
+DRAFTED = ("tokens_per_pass", "generate_again_s")  # told where an arm has a drafter
 LAST = 5  # training steps that `steps_after` is the mean of
 EARLY = 5  # that share of the steps is early
 COLUMNS = {  # of the table of arms
@@ -92,6 +104,8 @@ COLUMNS = {  # of the table of arms
     "generate_s": "seconds of generation a step",
     "learn_s": "of learning",
     "sync_s": "of the sync",
+    "tokens_per_pass": "tokens a pass",
+    "generate_again_s": "seconds of generation a step, from the second epoch on",
     "alarms": "alarms",
     "lost_at_alarm": "accuracy lost at the first",
 }
@@ -102,6 +116,8 @@ PANELS = {
     "wall_s": Panel("wall_s", "accuracy", "seconds of training", "held-out accuracy"),
     "accuracy": Panel("step", "accuracy_sampled", "training step", "accuracy of the completions sampled"),
     "length": Panel("step", "length_sampled", "training step", "tokens a completion"),
+    "generate": Panel("step", "generate_s", "training step", "seconds of generation"),
+    "drafts": Panel("step", "tokens_per_pass", "training step", "tokens a pass over a completion"),
 }
 SHOWN = ("samples", "wall_s")  # where an experiment names no others
 
@@ -109,7 +125,9 @@ SHOWN = ("samples", "wall_s")  # where an experiment names no others
 def collect(folder: Path, recipe: Recipe, target: float) -> Result:
     assert isinstance(recipe, RL)  # `rlcore.repro.experiment` plans no others for it
     run = read_run(folder)
-    times, tokens, shared = (_by_step(run.metrics.get(name)) for name in ("time/step", "tokens", "tree/shared"))
+    times, sampling, tokens, shared = (
+        _by_step(run.metrics.get(name)) for name in ("time/step", "time/generate", "tokens", "tree/shared")
+    )
     samples = {step: _completions(folder, step) * _greedy_too(recipe) for step in times}
     evaluations = _by_step(run.metrics["eval/accuracy"])
     accuracy = list(evaluations.values())
@@ -134,6 +152,8 @@ def collect(folder: Path, recipe: Recipe, target: float) -> Result:
         "length_sampled": _mean(sampled["length_sampled"]),
         "steps_after": _mean(written[-LAST:]),
         **{name: _mean(list(_by_step(run.metrics.get(of)).values())) for name, of in OVER_STEPS.items()},
+        "generate_again_s": _mean([sampling[step] for step in _again(folder, times)]),
+        "fingerprint": _fingerprint(folder, times),
         "alarms": len(raised),
         "lost_at_alarm": _lost(evaluations, min(raised)) if raised else None,
     }
@@ -159,7 +179,9 @@ def table(result: Mapping[str, Any]) -> tuple[Sequence[str], Iterable[Sequence[s
     arms = result["arms"]
     measured = set.intersection(*(set(values) for values in arms.values()))  # a result may be older than a metric
     sent = {values["sync_bytes"]["mean"] for values in arms.values()} if "sync_bytes" in measured else set()
-    told = [metric for metric in COLUMNS if metric not in OVER_STEPS or len(sent) > 1]  # how arms sync, where they differ in it
+    drafted = any(values["tokens_per_pass"]["seeds"] for values in arms.values()) if "tokens_per_pass" in measured else False
+    untold = {*(SYNCED if len(sent) < 2 else ()), *(DRAFTED if not drafted else ())}  # in which arms do not differ
+    told = [metric for metric in COLUMNS if metric not in untold]
     shown = [metric for metric in told if metric in measured and any(values[metric]["seeds"] for values in arms.values())]
     rows = ([arm, *(cell(values[metric], len(result["seeds"])) for metric in shown)] for arm, values in arms.items())
     return ["arm", *(COLUMNS[metric] for metric in shown)], rows
@@ -192,10 +214,13 @@ def _sampled(run: Run) -> dict[str, Sequence[float]]:
     """What was sampled in each training step of which something could be judged."""
     accuracy, length = (_by_step(run.metrics.get(name)) for name in ("accuracy", "length/mean"))
     steps = [step for step in accuracy if step in length]
+    beside = {"generate_s": "time/generate", "tokens_per_pass": "drafter/tokens_per_pass"}
+    found = {name: _by_step(run.metrics.get(of)) for name, of in beside.items() if of in run.metrics}
     return {
         "step": steps,
         "accuracy_sampled": [accuracy[step] for step in steps],
         "length_sampled": [length[step] for step in steps],
+        **{name: [series[step] for step in steps] for name, series in found.items()},
     }
 
 
@@ -209,10 +234,32 @@ def _by_step(series: Any) -> dict[int, float]:
 
 def _completions(folder: Path, step: int) -> int:
     """How many completions a step's ledger holds: also those that were not judged, or sampled and not trained on."""
+    components = _ledger(folder, step, "component")["component"]
+    return len(components) // len(components.unique())
+
+
+def _again(folder: Path, steps: Iterable[int]) -> Iterator[int]:
+    """The steps whose problems had all come in earlier steps."""
+    seen: set[str] = set()
+    for step in steps:
+        problems = set(_ledger(folder, step, "problem_id")["problem_id"].to_pylist())
+        if problems <= seen:
+            yield step
+        seen |= problems
+
+
+def _fingerprint(folder: Path, steps: Iterable[int]) -> int:
+    made = hashlib.sha256()
+    for step in steps:
+        rows = _ledger(folder, step, "problem_id", "sample", "completion", "length", "component", "value")
+        made.update(json.dumps(rows.to_pylist()).encode())
+    return int.from_bytes(made.digest()[:4], "big")
+
+
+def _ledger(folder: Path, step: int, *columns: str) -> Any:
     import pyarrow.parquet as pq
 
-    components = pq.read_table(folder / "ledger" / f"step-{step:06d}.parquet", columns=["component"])["component"]
-    return len(components) // len(components.unique())
+    return pq.read_table(folder / "ledger" / f"step-{step:06d}.parquet", columns=list(columns))
 
 
 def _greedy_too(recipe: RL) -> float:

@@ -38,7 +38,7 @@ from rlcore.run.folder import Run
 from rlcore.types import Problem, Request, Sampling, seed_from
 from rollout.admission import refuse_unfit
 from rollout.decoding.decode import Counts, Decoder
-from rollout.decoding.drafter import Drafter, Row
+from rollout.decoding.drafter import Drafter, Row, undrafted
 from rollout.decoding.tree import Tree
 from rollout.drafting import make_drafter
 from rollout.engines.transformers import Transformers
@@ -122,7 +122,7 @@ class Plain(Drafter):
     """Drafts nothing."""
 
     def propose(self, rows: Sequence[Row]) -> list[Tree]:
-        return [Tree.chain(row.ids[-1:]) for row in rows]
+        return undrafted(rows)
 
 
 class Method(Protocol):

@@ -13,15 +13,16 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlcore.batch import pad
 from rlcore.errors import UserError
 from rlcore.types import FinishReason, Request
-from rollout.decoding.drafter import Drafter, Row, blamed, proposed
+from rollout.decoding.drafter import Drafter, Row, blamed, proposed, undrafted
 from rollout.decoding.model import BranchedModel
 from rollout.decoding.tree import Tree
 from rollout.decoding.verify import Walk, verify
+from rollout.decoding.worth import Worth
 from rollout.sampling import SamplingRows
 from rollout.stop_strings import ends_with
 
@@ -43,6 +44,7 @@ class Counts:
     draft_forwards: int = 0
     draft_read: int = 0  # tokens, by these
     trees: int = 0  # read by the target: one for each row and round
+    asked: int = 0  # of these, from the drafter
     drafted: int = 0
     accepted: int = 0
     seconds: float = 0.0
@@ -69,7 +71,7 @@ def _decoded(row: Row) -> Decoded:
 
 class Decoder:
     """Requests under way, a row each. Raises UserError, with the drafter's name, where the drafter fails. `tokenizer`: reads
-    completions that have stop strings; without it they are refused."""
+    completions that have stop strings; without it they are refused. `worth` decides which rounds have drafts; None: all."""
 
     def __init__(
         self,
@@ -77,9 +79,10 @@ class Decoder:
         drafter: Drafter,
         stop_ids: Collection[int],
         tokenizer: PreTrainedTokenizerBase | None = None,
+        worth: Worth | None = None,
     ) -> None:
         self.target, self.drafter, self.stop_ids = BranchedModel(model), drafter, frozenset(stop_ids)
-        self.tokenizer = tokenizer
+        self.tokenizer, self.worth = tokenizer, worth
         self.rows: list[Row] = []  # in the target's order
         self.counts = Counts()
         with blamed(drafter):
@@ -99,24 +102,31 @@ class Decoder:
     def round(self) -> list[Row]:
         """One forward pass of the target for all rows, of which there is one at least; those that are done leave, and are
         returned."""
-        began, forwards, read_before = time.perf_counter(), self.drafter.forwards, self.drafter.read
-        trees = proposed(self.drafter, self.rows, self.target.vocabulary)
+        began, before = time.perf_counter(), self.counts.tokens
+        forwards, read_before = self.drafter.forwards, self.drafter.read
+        asking = self.worth is None or self.worth.drafts(len(self.rows))
+        trees = proposed(self.drafter, self.rows, self.target.vocabulary) if asking else undrafted(self.rows)
         drafted = time.perf_counter()
-        read = self.target.read([(tree.tokens, tree.parents) for tree in trees], self.drafter.carried)
+        read = self.target.read([(tree.tokens, tree.parents) for tree in trees], self.drafter.carried if asking else None)
         walks = verify(read.logits, trees, self._settings, *self._randomness(trees))
         self.target.keep([walk.nodes for walk in walks])
 
-        for place, (row, walk) in enumerate(zip(self.rows, walks, strict=True)):
-            self._say(row, walk, read.hidden[place], None if read.ahead is None else read.ahead[place])
+        paths = [walk.nodes[: 1 + self._say(row, walk)] for row, walk in zip(self.rows, walks, strict=True)]
+        with blamed(self.drafter):
+            self.drafter.observe(self.rows, paths, read)
         done = [row for row in self.rows if row.finish_reason]
         self._leave(done)
         self.counts.target_forwards += 1
         self.counts.trees += len(trees)
+        self.counts.asked += asking * len(trees)
         self.counts.draft_forwards += self.drafter.forwards - forwards
         self.counts.draft_read += self.drafter.read - read_before
         self.counts.drafted += sum(len(tree.tokens) - 1 for tree in trees)
         self.counts.draft_seconds += drafted - began
-        self.counts.seconds += time.perf_counter() - began
+        seconds = time.perf_counter() - began
+        self.counts.seconds += seconds
+        if self.worth is not None:
+            self.worth.note(len(trees), asking, seconds, self.counts.tokens - before)
         return done
 
     @torch.inference_mode()
@@ -147,13 +157,13 @@ class Decoder:
 
     def _randomness(self, trees: Sequence[Tree]) -> tuple[Tensor, Tensor]:
         """`u` and `v` of the positions that a walk can draw: (rows, 1 + the depth of the deepest tree)."""
-        spans = [(row.drawn, row.drawn + 1 + max(tree.depths)) for row, tree in zip(self.rows, trees, strict=True)]
-        u = pad([row.u[a:b].tolist() for row, (a, b) in zip(self.rows, spans, strict=True)], torch.float32)
-        v = pad([row.v[a:b].tolist() for row, (a, b) in zip(self.rows, spans, strict=True)], torch.float32)
-        return u.to(self.target.model.device), v.to(self.target.model.device)
+        drawn = torch.tensor([row.drawn for row in self.rows], device=self._u.device)
+        deepest = max(tree.depth for tree in trees)
+        places = (drawn[:, None] + torch.arange(1 + deepest, device=drawn.device)).clamp(max=self._u.shape[1] - 1)
+        return self._u.gather(1, places), self._v.gather(1, places)
 
-    def _say(self, row: Row, walk: Walk, hidden: Tensor, ahead: Tensor | None) -> None:
-        """Add a walk's tokens to its row, up to one that ends it."""
+    def _say(self, row: Row, walk: Walk) -> int:
+        """Add a walk's tokens to its row, up to one that ends it; how many of them were drafted."""
         before = len(row.ids)
         for token, logprob in zip(walk.tokens, walk.logprobs, strict=True):
             row.ids.append(token)
@@ -164,14 +174,11 @@ class Decoder:
                 row.finish_reason = "length"
             if row.finish_reason:
                 break
-        said = row.ids[before:]
-        accepted = said[: len(walk.nodes) - 1]
-        self.counts.tokens += len(said)
-        self.counts.accepted += len(accepted)
-        with blamed(self.drafter):
-            last = walk.nodes[len(accepted)]
-            at_last = None if ahead is None else ahead[last]
-            self.drafter.observe(row, accepted, hidden[walk.nodes[: 1 + len(accepted)]], at_last)
+        said = len(row.ids) - before
+        accepted = min(said, len(walk.nodes) - 1)
+        self.counts.tokens += said
+        self.counts.accepted += accepted
+        return accepted
 
     def _stops(self, row: Row) -> bool:
         """By its last token."""
@@ -194,5 +201,9 @@ class Decoder:
 
     def _settle(self) -> None:
         """What depends on which rows there are."""
-        samplings = [row.request.sampling for row in self.rows]
-        self._settings = SamplingRows.of(samplings, self.target.vocabulary, self.target.model.device)
+        if not self.rows:
+            return
+        samplings, device = [row.request.sampling for row in self.rows], self.target.model.device
+        self._settings = SamplingRows.of(samplings, self.target.vocabulary, device)
+        self._u = pad_sequence([torch.from_numpy(row.u) for row in self.rows], batch_first=True).to(device)
+        self._v = pad_sequence([torch.from_numpy(row.v) for row in self.rows], batch_first=True).to(device)

@@ -18,7 +18,8 @@ from rlcore.models import ModelSpec
 from rlcore.protocols import Tokens
 from rlcore.types import FinishReason, Request, seed_from
 from rollout.decoding.heads import Carried
-from rollout.decoding.tree import Tree
+from rollout.decoding.model import Read
+from rollout.decoding.tree import Tree, root
 from rollout.sampling import uniforms
 
 
@@ -100,10 +101,10 @@ class Drafter(ABC):
         """These rows enter. `hidden` (tokens, H) of each: the target's last hidden states of all but its last token; vLLM has
         none to give, and calls no `observe`."""
 
-    def observe(self, row: Row, accepted: Tokens, hidden: Tensor, ahead: Tensor | None) -> None:  # noqa: B027 - a hook
-        """Of the row's tree so many tokens were `accepted`, before the target drew the row's last one. `hidden`
-        (1 + accepted, H): the target's last hidden states at the root and at these; `ahead` (k, H): what was carried along
-        at the last of them."""
+    def observe(self, rows: Sequence[Row], paths: Sequence[Sequence[int]], read: Read) -> None:  # noqa: B027 - a hook
+        """The target has `read` a tree of each row. `paths` are the nodes that came true, the root first: the row has their
+        tokens now, and one more that the target drew itself. In a round without drafts the trees are roots, and nothing was
+        carried along."""
 
     def synced(self) -> None:  # noqa: B027 - a hook
         """The target has other weights than before. No rows are under way; gradients are recorded."""
@@ -137,6 +138,11 @@ def proposed(drafter: Drafter, rows: Sequence[Row], vocabulary: int) -> list[Tre
     return trees
 
 
+def undrafted(rows: Sequence[Row]) -> list[Tree]:
+    """Trees of nothing but the rows' last tokens."""
+    return [root(row.ids[-1]) for row in rows]
+
+
 def _refuse_unfit(tree: Tree, row: Row, vocabulary: int) -> None:
     if not isinstance(tree, Tree):
         raise TypeError(f"it proposed a {type(tree).__name__} where a Tree is due")
@@ -144,8 +150,8 @@ def _refuse_unfit(tree: Tree, row: Row, vocabulary: int) -> None:
         raise ValueError(f"its tree grows from token {tree.tokens[0]}; the row's last is {row.ids[-1]}")
     if outside := [token for token in tree.tokens if not 0 <= token < vocabulary]:
         raise ValueError(f"it proposed the token {outside[0]}; the target's vocabulary has {vocabulary}")
-    if max(tree.depths) > row.room:
-        raise ValueError(f"its tree is {max(tree.depths)} deep; the row has room for {row.room}")
+    if tree.depth > row.room:
+        raise ValueError(f"its tree is {tree.depth} deep; the row has room for {row.room}")
 
 
 def _refuse_distributions(trees: Sequence[Tree], vocabulary: int) -> None:

@@ -11,6 +11,7 @@ other branches are cut off.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
@@ -163,14 +164,13 @@ class BranchedModel:
         columns, nodes = torch.arange(width, device=device), torch.arange(count, device=device)
         settled = (columns < lengths[:, None])[:, None, :]
         seen = settled | (columns == (starts[:, None] + nodes)[:, :, None])
-        ancestors = [
-            (row, node, self.lengths[row] + each)
-            for row, lines in enumerate(new)
-            for node, line in enumerate(lines)
-            for each in line[:-1]
-        ]
-        if ancestors:
-            seen[tuple(torch.tensor(ancestors, device=device).T)] = True
+        every = list(itertools.chain.from_iterable(new))
+        if max(map(len, every)) > 1:
+            long = torch.tensor([len(line) for line in every])
+            row = torch.tensor([row for row, lines in enumerate(new) for _ in lines]).repeat_interleave(long)
+            node = torch.tensor([node for lines in new for node in range(len(lines))]).repeat_interleave(long)
+            column = torch.tensor(list(itertools.chain.from_iterable(every))) + torch.tensor(self.lengths)[row]
+            seen[row.to(device), node.to(device), column.to(device)] = True
         return seen
 
     def _hidden(self, tokens: Tensor, positions: Tensor, seen: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ class Tree:
     q: Mapping[int, Tensor] = field(default_factory=dict)
     chances: Sequence[float] = ()
     depths: list[int] = field(init=False)  # of every node; the root's is 0
+    depth: int = field(init=False)  # of the deepest
     children: list[dict[int, int]] = field(init=False)  # of every node, by their token and in their order
 
     def __post_init__(self) -> None:
@@ -48,6 +50,7 @@ class Tree:
         if self.chances and len(self.chances) != len(self.tokens):
             raise ValueError(f"a tree of {len(self.tokens)} nodes has the chances of {len(self.chances)}")
         object.__setattr__(self, "depths", depths)
+        object.__setattr__(self, "depth", max(depths))
         object.__setattr__(self, "children", children)
 
     @classmethod
@@ -88,3 +91,9 @@ class Tree:
             tokens.append(self.tokens[node])
             node = self.parents[node]
         return tokens[::-1]
+
+
+@functools.cache
+def root(token: int) -> Tree:
+    """It drafts nothing."""
+    return Tree.chain([token])

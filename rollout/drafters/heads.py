@@ -17,10 +17,10 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlcore.protocols import Tokens
 from rollout.decoding import teach
 from rollout.decoding.drafter import Drafter, Row
 from rollout.decoding.heads import Carried, Pointwise, load
+from rollout.decoding.model import Read
 from rollout.decoding.teach import Text
 from rollout.decoding.tree import Tree
 from rollout.sampling import SamplingRows, processed
@@ -62,11 +62,12 @@ class Heads(Drafter):
         if isinstance(self.heads, Pointwise):
             self._ahead |= {row: self.heads.ahead(of[-1]) for row, of in zip(rows, hidden, strict=True) if len(of)}
 
-    def observe(self, row: Row, accepted: Tokens, hidden: Tensor, ahead: Tensor | None) -> None:
+    def observe(self, rows: Sequence[Row], paths: Sequence[Sequence[int]], read: Read) -> None:
+        last = torch.arange(len(rows)), torch.tensor([path[-1] for path in paths])
         if isinstance(self.heads, Pointwise):
-            ahead = self.heads.ahead(hidden[-1])
-        assert ahead is not None
-        self._ahead[row] = ahead
+            self._ahead = dict(zip(rows, self.heads.ahead(read.hidden[last]), strict=True))
+        else:
+            self._ahead = {} if read.ahead is None else dict(zip(rows, read.ahead[last], strict=True))
 
     def forget(self, row: Row) -> None:
         self._ahead.pop(row, None)

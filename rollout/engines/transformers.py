@@ -30,6 +30,7 @@ from rollout.admission import refuse_unfit
 from rollout.cache import Decode, Prefill, SlotCache
 from rollout.decoding.decode import Counts, Decoder
 from rollout.decoding.drafter import Drafter, Row
+from rollout.decoding.worth import Worth
 from rollout.latent import LATENT_ASKED, LATENT_SYNCED, CodeChooser, refuse_code
 from rollout.sampling import SamplingRows, sample, uniforms
 from rollout.stop_strings import ends_with
@@ -41,7 +42,8 @@ DEFAULT_BATCH = 256
 class Transformers(Engine):
     """`batch_size` is the number of rows decoded together; memory grows with it times the longest request. `code`: the usual
     one of a model with latent codes (`rollout.latent`), which otherwise answers with the expected one. `drafter` guesses tokens
-    that the model verifies; it keeps what it learned over weight syncs. Raises UserError for a drafter where there are latent
+    that the model verifies; it keeps what it learned over weight syncs. It is asked where its drafts pay
+    (`rollout.decoding.worth`), or with `always_draft` in every round. Raises UserError for a drafter where there are latent
     codes, and for one that is not for this model."""
 
     verifies = Drafter
@@ -55,8 +57,11 @@ class Transformers(Engine):
         batch_size: PositiveInt = DEFAULT_BATCH,
         code: Code | None = None,
         drafter: Drafter | None = None,
+        always_draft: bool = False,
     ) -> None:
         latent = load_latent(spec.location)
+        if always_draft and drafter is None:
+            raise UserError("always_draft: there is no drafter; leave it out, or set rollout.drafter")
         if latent is None:
             refuse_code(code, spec.location)
         elif drafter is not None:
@@ -78,7 +83,8 @@ class Transformers(Engine):
         self._decoder: Decoder | None = None
         if drafter is not None:
             drafter.load(spec)
-            self._decoder = Decoder(model, drafter, stop_ids, tokenizer)
+            always = always_draft or drafter.draws
+            self._decoder = Decoder(model, drafter, stop_ids, tokenizer, None if always else Worth())
         self._release()
 
     @property
@@ -196,6 +202,7 @@ class Transformers(Engine):
         return {
             "drafter/accepted": Mean(counts.accepted, counts.drafted),
             "drafter/tokens_per_pass": Mean(counts.tokens, counts.trees),
+            "drafter/used": Mean(counts.asked, counts.trees),
         }
 
     def close(self) -> None:

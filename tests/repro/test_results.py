@@ -27,18 +27,48 @@ def run_folder(folder: Path, rows: list[dict[str, float]], completions: dict[int
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "summary.json").write_text(json.dumps({"accuracy_before": 0.2, "accuracy_after": 0.8, "wall_s": 60.0}))
     for step, count in completions.items():
-        table = pa.table({"component": ["answer", "format"] * count})
-        pq.write_table(table, folder / "ledger" / f"step-{step:06d}.parquet")
+        rows = [(component, i) for i in range(count) for component in ("answer", "format")]
+        ledger = {
+            **{"problem_id": [f"p{i // 8}" for _, i in rows], "sample": [i % 8 for _, i in rows]},
+            **{"component": [component for component, _ in rows], "value": [1.0 for _ in rows]},
+            **{"completion": [f"{i}" for _, i in rows], "length": [1 for _ in rows]},
+        }
+        pq.write_table(pa.table(ledger), folder / "ledger" / f"step-{step:06d}.parquet")
     return folder
 
 
 ROWS: list[dict[str, float]] = [
     {"step": 0, "eval/accuracy": 0.2},
-    {"step": 1, "tokens": 100, "time/step": 2.0, "monitor/steps": 3.0, "accuracy": 0.1, "length/mean": 10.0},
-    {"step": 2, "tokens": 300, "time/step": 4.0, "tree/shared": 0.5, "accuracy": 0.6, "length/mean": 15.0},
+    {
+        "step": 1,
+        "tokens": 100,
+        "time/step": 2.0,
+        "time/generate": 0.9,
+        "monitor/steps": 3.0,
+        "accuracy": 0.1,
+        "length/mean": 10.0,
+    },
+    {
+        "step": 2,
+        "tokens": 300,
+        "time/step": 4.0,
+        "time/generate": 0.7,
+        "tree/shared": 0.5,
+        "accuracy": 0.6,
+        "length/mean": 15.0,
+    },
     {"step": 2, "eval/accuracy": 0.6},
-    {"step": 3, "tokens": 50, "time/step": 1.0, "monitor/steps": 4.0, "accuracy": 0.8, "length/mean": 6.5},
+    {
+        "step": 3,
+        "tokens": 50,
+        "time/step": 1.0,
+        "time/generate": 0.5,
+        "monitor/steps": 4.0,
+        "accuracy": 0.8,
+        "length/mean": 6.5,
+    },
     {"step": 3, "eval/accuracy": 0.8},
+    *({"step": step, "time/generate": seconds} for step, seconds in ((1, 0.9), (2, 0.7), (3, 0.5))),
 ]
 
 
@@ -49,6 +79,7 @@ def test_a_runs_numbers_by_hand(tmp_path: Path) -> None:
     assert result.curve == {
         **{"samples": [0, 30, 38], "wall_s": [0, 6.0, 7.0], "accuracy": [0.2, 0.6, 0.8]},
         **{"step": [1, 2, 3], "accuracy_sampled": [0.1, 0.6, 0.8], "length_sampled": [10.0, 15.0, 6.5]},
+        "generate_s": [0.9, 0.7, 0.5],
     }
     wanted = {"samples": 38, "tokens": 100 + 150 + 50, "wall_s": 7.0, "accuracy_before": 0.2, "accuracy_after": 0.8}
     assert {name: result.metrics[name] for name in wanted} == wanted
@@ -59,7 +90,24 @@ def test_a_runs_numbers_by_hand(tmp_path: Path) -> None:
     assert result.metrics["accuracy_sampled"] == pytest.approx(0.5)  # each step counts alike, however much it sampled
     assert result.metrics["length_sampled"] == pytest.approx(10.5)
     assert result.metrics["accuracy_sampled_early"] == 0.1  # a fifth of three steps is the first
+    assert result.metrics["generate_again_s"] == 0.5  # the third step's problem had come, the second's third one had not
+    assert result.metrics["tokens_per_pass"] is None
     assert result.elapsed_s == 60.0
+
+
+def test_runs_that_sampled_the_same_have_the_same_fingerprint(tmp_path: Path) -> None:
+    found = []
+    for name, at in (("one", None), ("two", None), ("three", 3)):
+        folder = run_folder(tmp_path / name, ROWS, {1: 10, 2: 20, 3: 8})
+        if at:
+            file = folder / "ledger" / f"step-{at:06d}.parquet"
+            ledger = pq.read_table(file)
+            said = ledger["completion"].to_pylist()
+            changed = pa.array([*said[:-1], f"{said[-1]}!"])
+            pq.write_table(ledger.set_column(ledger.column_names.index("completion"), "completion", changed), file)
+        metrics = collect(folder, load(["quickstart"]).recipe, target=0.7).metrics  # type: ignore[arg-type]
+        found.append(metrics["fingerprint"])
+    assert found[0] == found[1] != found[2]
 
 
 def test_what_was_lost_when_the_monitor_spoke(tmp_path: Path) -> None:

@@ -19,13 +19,15 @@ from rlcore import plugins
 from rlcore.errors import UserError
 from rlcore.models import ModelSpec, configuration
 from rlcore.recipe.load import load
-from rlcore.recipe.schema import RL
+from rlcore.recipe.schema import RL, Anytime
 from rlcore.run.metrics import Mean, values
 from rlcore.types import Completion, Prefix, Request, Sampling, seed_from
+from rollout.anytime import AnytimeEngine, Forced
 from rollout.decoding import heads
 from rollout.decoding.drafter import Drafter, Row
 from rollout.decoding.tree import Tree
 from rollout.engines.transformers import Transformers
+from rollout.tree import TreeEngine
 from tests.rollout.test_contract import expected_logprobs, going_on, interrupted, updating, weights
 from trainers.plan import plan
 
@@ -77,7 +79,8 @@ def start(
     def started(drafter: str | Drafter | None = None, batch_size: int = 16) -> Transformers:
         if isinstance(drafter, str):
             drafter = plugins.bind("rollout.drafters", drafter, options.get(drafter, {}))()
-        return Transformers(sharp, tokenizer, [tokenizer.eos_token_id], batch_size=batch_size, drafter=drafter)
+        stops, always = [tokenizer.eos_token_id], drafter is not None  # so that no clock decides what is tested
+        return Transformers(sharp, tokenizer, stops, batch_size=batch_size, drafter=drafter, always_draft=always)
 
     return started
 
@@ -127,6 +130,58 @@ def test_completions_are_those_without_a_drafter(
     assert told["drafter/tokens_per_pass"].total == 2 * sampled
     assert told["drafter/tokens_per_pass"].count < 2 * sampled
     assert values(engine.metrics()) == {}  # told once
+
+
+def around(engine: Transformers, how: str) -> TreeEngine | AnytimeEngine:
+    """What grows trees of completions, or cuts thoughts at budgets."""
+    if how == "tree":
+        return TreeEngine(engine, leaves=4, segment=5, first=2, branches=2)
+    thoughts = Anytime(budgets=[4, 9], summaries=2, summary_tokens=5, ends_thought="#### ")
+    return AnytimeEngine(engine, engine.tokenizer, thoughts, Forced(cut=(9, 8), ended=(8,)))
+
+
+@pytest.mark.parametrize("how", ["tree", "anytime"])
+@pytest.mark.parametrize("name", ["history", "ngram"])
+def test_trees_and_budgets_are_those_without_a_drafter(start: Callable, name: str, how: str) -> None:
+    """The second time by what was learned of the first: segments of trees, and thoughts with what was forced after them."""
+    sampling = Sampling(max_new_tokens=18)
+    requests = [Request(f"p{i // 4}", i % 4, seed_from(how, i), (5 + i // 4, 6, 7), sampling) for i in range(12)]
+    engine = start(name)
+    expected, drafted = around(start(), how).generate(requests), around(engine, how)
+    for _ in range(2):
+        assert_same(drafted.generate(requests), expected)
+    assert engine.metrics()["drafter/accepted"].total > 0
+
+
+def test_a_clock_decides_which_rounds_have_drafts_and_nothing_else(
+    sharp: ModelSpec, tokenizer: PreTrainedTokenizerBase, plainly: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drafts that take an hour are left out after a few rounds; unless they are drawn at random, as tokens depend on these."""
+
+    class Slow(Drafter):
+        def propose(self, rows: Sequence[Row]) -> list[Tree]:
+            clock[0] += 3600
+            return [Tree.chain([row.ids[-1], *[7] * min(3, row.room)]) for row in rows]
+
+    class Drawing(Slow):
+        draws = True
+
+    def ticking() -> float:
+        clock[0] += 1e-3
+        return clock[0]
+
+    clock = [0.0]
+    monkeypatch.setattr("rollout.decoding.decode.time.perf_counter", ticking)
+    for drafter, always, most in ((Slow(), False, 0.5), (Slow(), True, 1.0), (Drawing(), False, 1.0)):
+        engine = Transformers(sharp, tokenizer, [tokenizer.eos_token_id], batch_size=4, drafter=drafter, always_draft=always)
+        assert_same(engine.generate(asked(0.0)), plainly(0.0))
+        used = engine.metrics()["drafter/used"].value
+        assert used == 1.0 if most == 1.0 else 0 < used < most
+
+
+def test_drafts_of_no_drafter_are_refused(sharp: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(UserError, match=r"^always_draft: there is no drafter"):
+        Transformers(sharp, tokenizer, [tokenizer.eos_token_id], always_draft=True)
 
 
 def test_what_is_asked_ends_in_every_way(plainly: Callable, tokenizer: PreTrainedTokenizerBase) -> None:

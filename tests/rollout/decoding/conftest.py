@@ -17,6 +17,7 @@ from rlcore.types import Request, Sampling
 from rollout.decoding import heads
 from rollout.decoding.companion import Companion
 from rollout.decoding.drafter import Drafter, Row
+from rollout.decoding.model import Read
 from rollout.decoding.tree import Tree
 
 CONTEXT = 64
@@ -150,8 +151,8 @@ class Wild(Drafter):
     def propose(self, rows: Sequence[Row]) -> list[Tree]:
         return [self._tree(row) for row in rows]
 
-    def observe(self, row: Row, accepted: Sequence[int], hidden: torch.Tensor, ahead: torch.Tensor | None) -> None:
-        self.accepted.append(len(accepted))
+    def observe(self, rows: Sequence[Row], paths: Sequence[Sequence[int]], read: Read) -> None:
+        self.accepted += [len(path) - 1 for path in paths]
 
     def _tree(self, row: Row) -> Tree:
         draw = random.Random(f"{row.request.seed} {row.drawn}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -17,7 +18,9 @@ from rlcore.plugins import find, names
 from rlcore.types import Prefix, Request, Sampling
 from rollout.decoding.decode import Decoder, decode
 from rollout.decoding.drafter import Drafter, Row
+from rollout.decoding.model import Read
 from rollout.decoding.tree import Tree
+from rollout.decoding.worth import Worth
 from rollout.engines.transformers import Transformers
 
 STOP = [3, 7]
@@ -118,6 +121,37 @@ def test_matched_drafts_give_the_very_completions_of_the_engine(
             assert each.token_ids == completion.token_ids[kept:]
             assert each.finish_reason == completion.finish_reason
             assert each.logprobs == pytest.approx(completion.logprobs[kept:], abs=1e-5)
+
+
+@pytest.mark.parametrize(("name", "options"), [(name, each) for name, each in DRAFTERS if name != "draft_model"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_which_rounds_have_drafts_changes_nothing(
+    made: Callable,
+    target: PreTrainedModel,
+    draft: PreTrainedModel,
+    ask: Callable,
+    name: str,
+    options: dict[str, Any],
+    temperature: float,
+) -> None:
+    """Chosen at random, where a run's clock would."""
+
+    class Chance(Worth):
+        def drafts(self, rows: int) -> bool:
+            return draw.random() < 0.6
+
+    draw, drafter = random.Random(0), made(name, options, draft)
+    requests = ask(16, temperature=temperature)
+    expected = [each.token_ids for each in decode(target, requests, Plain(), STOP)[0]]
+    decode(target, requests, drafter, STOP)  # what learns has learned
+    decoder = Decoder(target, drafter, STOP, worth=Chance())
+    decoder.enter(requests)
+    rows = list(decoder.rows)
+    while decoder.rows:
+        decoder.round()
+    assert [tuple(row.sampled) for row in rows] == expected
+    assert 0 < decoder.counts.asked < decoder.counts.trees
+    assert decoder.counts.drafted
 
 
 @pytest.mark.parametrize(("name", "options"), DRAFTERS)
@@ -270,9 +304,9 @@ def test_a_drafter_sees_the_targets_hidden_states(
             for row, states in zip(rows, hidden, strict=True):
                 seen[row] = [states]
 
-        def observe(self, row: Row, accepted: Sequence[int], hidden: torch.Tensor, ahead: torch.Tensor | None) -> None:
-            assert row.tokens[-1 - len(accepted) :][: len(accepted)] == list(accepted) or row.tokens[-1] in STOP
-            seen[row].append(hidden)
+        def observe(self, rows: Sequence[Row], paths: Sequence[Sequence[int]], read: Read) -> None:
+            for row, path, hidden in zip(rows, paths, read.hidden, strict=True):
+                seen[row].append(hidden[list(path)])
 
         def forget(self, row: Row) -> None:
             forgotten.append(row)

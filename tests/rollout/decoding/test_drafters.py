@@ -71,19 +71,24 @@ def places(text: Sequence[int], piece: Sequence[int]) -> int:
 
 
 @settings(deadline=None)
-@given(sequences, sequences)
-def test_the_automaton_knows_every_suffix_and_how_often_it_stands(sequence: list[int], text: list[int]) -> None:
-    automaton = SuffixAutomaton(sequence)
+@given(st.lists(sequences, max_size=4), sequences)
+def test_the_automaton_knows_every_suffix_and_how_often_it_stands(texts: list[list[int]], growing: list[int]) -> None:
+    def stands(piece: Sequence[int]) -> int:
+        return sum(places(text, piece) for text in texts)
+
+    automaton = SuffixAutomaton()
+    for text in texts:
+        automaton.add(text)
     state, matched = 0, 0
-    for end, token in enumerate(text, 1):
+    for end, token in enumerate(growing, 1):
         state, matched = automaton.advance(state, matched, token)
-        longest = next(n for n in range(end, -1, -1) if n == 0 or places(sequence, text[end - n : end]))
+        longest = next(n for n in range(end, -1, -1) if n == 0 or stands(growing[end - n : end]))
         assert matched == longest
         if matched:
-            piece = text[end - matched : end]
-            assert automaton.count[state] == places(sequence, piece)
+            piece = growing[end - matched : end]
+            assert automaton.count[state] == stands(piece)
             for after, following in automaton.following[state].items():
-                assert automaton.count[following] == places(sequence, [*piece, after])
+                assert automaton.count[following] == stands([*piece, after])
 
 
 def test_history_continues_what_was_said_most_often_until_it_is_improbable() -> None:
@@ -115,12 +120,31 @@ def test_history_is_of_rows_that_are_done_and_forgets_the_oldest() -> None:
     at.finish_reason = "interrupted"
     drafter.forget(at)
     assert [list(said) for said in drafter._said[(1,)]] == [[7, 8], [7, 9]]
+    assert not drafter._automata  # which are large, while no row needs them
     drafter.begin([row((1,))], [])
-    assert SuffixAutomaton([START, 5]).following[0].keys() == {START, 5}
-    assert 5 not in drafter._automata[(1,)].following[0]
+    assert drafter._automata[(1,)].following[0].keys() == {START, 7, 8, 9}
     drafter.learn((2,), [1])
     drafter.learn((3,), [1])
     assert list(drafter._said) == [(2,), (3,)]
+
+
+def test_history_is_trusted_as_far_as_it_came_true() -> None:
+    """What stood there once was followed by something else, again and again: it is not guessed any more, and long suffixes,
+    which were never tried, still are."""
+    drafter = History(probable=0.5)
+    drafter.learn((1,), [5, 6, 7, 8, 9, 5, 7])
+    at = row((1,), limit=100)
+    drafter.begin([at], [])
+    at.ids += [9]
+    assert proposed(drafter, at) == [5, 7]
+    for _ in range(4):
+        at.ids += [4, 9]
+        guesses = proposed(drafter, at)
+    assert guesses == []
+    other = row((1,))
+    drafter.begin([other], [])
+    other.ids += [5, 6, 7]
+    assert proposed(drafter, other) == [8, 9, 5, 7]
 
 
 # -- draft models ---------------------------------------------------------------------------------------------------------
