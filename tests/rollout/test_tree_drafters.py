@@ -144,7 +144,7 @@ def around(engine: Transformers, how: str) -> TreeEngine | AnytimeEngine:
 @pytest.mark.parametrize("name", ["history", "ngram"])
 def test_trees_and_budgets_are_those_without_a_drafter(start: Callable, name: str, how: str) -> None:
     """The second time by what was learned of the first: segments of trees, and thoughts with what was forced after them."""
-    sampling = Sampling(max_new_tokens=18)
+    sampling = Sampling(temperature=0.4, max_new_tokens=18)
     requests = [Request(f"p{i // 4}", i % 4, seed_from(how, i), (5 + i // 4, 6, 7), sampling) for i in range(12)]
     engine = start(name)
     expected, drafted = around(start(), how).generate(requests), around(engine, how)
