@@ -165,7 +165,7 @@ class BranchedModel:
         settled = (columns < lengths[:, None])[:, None, :]
         seen = settled | (columns == (starts[:, None] + nodes)[:, :, None])
         every = list(itertools.chain.from_iterable(new))
-        if max(map(len, every)) > 1:
+        if max(map(len, every), default=0) > 1:
             long = torch.tensor([len(line) for line in every])
             row = torch.tensor([row for row, lines in enumerate(new) for _ in lines]).repeat_interleave(long)
             node = torch.tensor([node for lines in new for node in range(len(lines))]).repeat_interleave(long)

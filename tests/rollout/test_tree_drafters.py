@@ -360,4 +360,8 @@ def test_the_counts_are_of_what_happened(start: Callable) -> None:
     assert {len(tokens) for tokens in truth.values()} == {9}  # else change the prompt
     engine = start(Oracle(truth))
     engine.generate(requests)
-    assert engine.metrics() == {"drafter/accepted": Mean(24, 27), "drafter/tokens_per_pass": Mean(27, 3)}
+    assert engine.metrics() == {
+        "drafter/accepted": Mean(24, 27),
+        "drafter/tokens_per_pass": Mean(27, 3),
+        "drafter/used": Mean(3, 3),
+    }

@@ -108,7 +108,10 @@ def test_what_was_said_an_epoch_ago_drafts_what_is_said_now(
     cold = [f"model={model.location}", "rollout.temperature=0.02", "optimizer.learning_rate=1e-9", "data.count=8", "eval=null"]
     plain, rows = (
         [row for row in metrics(launch(name, *cold, *drafter)) if "parity" in row]
-        for name, drafter in (("plain", []), ("drafted", ["rollout.drafter=history"]))
+        for name, drafter in (
+            ("plain", []),
+            ("drafted", ["rollout.drafter=history", "rollout.engine={name: transformers, always_draft: true}"]),
+        )
     )
     assert len(rows) == 4
     for without, row in zip(plain, rows, strict=True):
